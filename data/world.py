@@ -1,0 +1,44 @@
+"""The closed little world that the shipped text, pictures and speech all talk about.
+
+Every script in this folder takes its words from here, so that a word the ears learn is a word the eyes and the
+Thinker know too.
+"""
+
+COLORS = {  # name -> RGB; drawn with some jitter, so a colour is a neighbourhood and not one value
+    "red": (214, 40, 40), "green": (46, 160, 67), "blue": (40, 90, 220), "yellow": (245, 210, 40),
+    "orange": (245, 135, 30), "purple": (140, 60, 180), "pink": (250, 150, 190), "brown": (125, 80, 45),
+    "black": (25, 25, 28), "white": (245, 245, 245),
+}
+ANIMALS = ("cat", "dog", "fish", "bird", "rabbit", "turtle", "snake", "butterfly")
+SHAPES = ("circle", "square", "triangle", "star", "heart")
+THINGS = ("tree", "house", "car", "boat")
+KINDS = ANIMALS + SHAPES + THINGS
+PLACES = ("grass", "sky", "water", "sand", "snow", "room")  # backgrounds
+SIGNS = (  # words to read in pictures
+    "stop", "open", "exit", "milk", "tea", "shop", "bus", "park", "zoo", "help",
+    "bank", "cafe", "sale", "gold", "moon", "lion", "jump", "wind", "fire", "kite",
+)
+NUMBER_WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+)
+
+# Combinations of kind and color that no training picture holds and every held-out picture does: one color a kind,
+# so that each color and each kind is seen in training, only never together.
+HELD_OUT_PAIRS = frozenset(
+    (kind, tuple(COLORS)[(3 * i + 1) % len(COLORS)]) for i, kind in enumerate(KINDS)
+)
+
+
+def plural(noun: str) -> str:
+    """The plural of one of this world's nouns: dog -> dogs, fish -> fish, butterfly -> butterflies."""
+    if noun == "fish":
+        return noun
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+
+
+def article(noun: str) -> str:
+    """`a` or `an` with the noun: "a cat", "an orange cat"."""
+    return ("an " if noun[0] in "aeiou" else "a ") + noun

@@ -1,0 +1,89 @@
+"""Samples -> a right-padded `Batch`."""
+
+from collections.abc import Sequence
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from omni import audio, image
+from omni.batch import IGNORE, Batch, Sample
+from omni.tokenizer import Tokenizer
+
+
+class MediaReader:
+    """Reads a picture or a clip as an encoder wants it. Take 0 is the medium as it is, higher takes are varied.
+
+    A take is a pure function of (seed, take, file name), so any process gets the same one at any time.
+    """
+
+    def __init__(self, image_size: int, seed: int = 0):
+        self.image_size, self.seed = image_size, seed
+
+    def pixels(self, path: str, take: int = 0) -> torch.Tensor:
+        """(3, image_size, image_size)."""
+        picture = image.load(path, self.image_size)
+        return image.augment(picture, self.rng(path, take)) if take else picture
+
+    def mel(self, path: str, take: int = 0) -> torch.Tensor:
+        """(F, MELS) log-mel."""
+        power = audio.mel_power(audio.load(path))
+        return audio.log_mel(audio.augment(power, self.rng(path, take)) if take else power)
+
+    def rng(self, path: str, take: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, take, crc32(path.rsplit("/", 1)[-1].encode())])
+
+
+def pad_mels(mels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clips (F, MELS) -> (N, longest F, MELS) with zeros behind, and their lengths (N,)."""
+    return pad_sequence(list(mels), batch_first=True), torch.tensor([len(m) for m in mels])
+
+
+class Collator:
+    """Tokenises conversations, fetches their media (frozen features if `features` has them) and pads to the right.
+
+    `image_tokens` is the number of the Thinker's tokens a picture, `audio_tokens` maps mel frames to tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, reader: MediaReader, image_tokens: int, audio_tokens, max_length: int,
+                 features=None):
+        self.tokenizer, self.reader, self.features = tokenizer, reader, features
+        self.image_tokens, self.audio_tokens, self.max_length = image_tokens, audio_tokens, max_length
+
+    def __call__(self, samples: Sequence[Sample], takes: Sequence[int] | None = None, prompt_only=False) -> Batch:
+        """`takes` (B,) names each sample's variation of its media; `prompt_only` leaves the last answer off."""
+        takes = takes or [0] * len(samples)
+        images = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.images]
+        audios = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.audios]
+        media = {}
+        if self.features is not None:
+            clips = [self.features.audio(*key) for key in audios]
+            audio_lengths = iter([len(c) for c in clips])
+            media = {"image_features": torch.stack([self.features.image(*k) for k in images]) if images else None,
+                     "audio_features": torch.cat(clips) if clips else None}
+        else:
+            mels = [self.reader.mel(*key) for key in audios]
+            audio_lengths = iter([self.audio_tokens(len(m)) for m in mels])
+            media["pixels"] = torch.stack([self.reader.pixels(*k) for k in images]) if images else None
+            media["mels"], media["mel_lengths"] = pad_mels(mels) if mels else (None, None)
+        rows = []
+        for sample in samples:
+            messages = sample.messages[:-1] if prompt_only else sample.messages
+            ids, labels = self.tokenizer.chat(
+                messages, [self.image_tokens] * len(sample.images), [next(audio_lengths) for _ in sample.audios])
+            rows.append(self.fit(ids, labels))
+        ids, labels = ([torch.tensor(row[i]) for row in rows] for i in (0, 1))
+        return Batch(pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad),
+                     pad_sequence(labels, batch_first=True, padding_value=IGNORE),
+                     torch.tensor([len(row) for row in ids]), **media)
+
+    def fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
+        """Cut to `max_length` at the front of the text, never at the end, where the answer is; media stay whole."""
+        excess = len(ids) - self.max_length
+        if excess <= 0:
+            return ids, labels
+        media = {self.tokenizer.image, self.tokenizer.audio}
+        drop = [i for i in range(1, len(ids)) if ids[i] not in media][:excess]
+        kept = sorted(set(range(len(ids))) - set(drop))
+        return [ids[i] for i in kept], [labels[i] for i in kept]

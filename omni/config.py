@@ -1,0 +1,283 @@
+"""The JSON configs as frozen dataclasses: every key, its type, its default and its check live here and nowhere else.
+
+A config file is JSON in which `//` and `/* */` comments and trailing commas are welcome. Anything wrong with it is
+one line that names the key, what was given and what is allowed, before anything heavy is loaded.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user gave can't be used. The message is one line: what, where, what to do. Ends in exit code 2."""
+
+
+def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choices=None, factory=None):
+    """A dataclass field with its range: low <= value <= high, value > above, or one of `choices`."""
+    check = {"low": low, "high": high, "above": above, "choices": choices}
+    if factory is not None:
+        return field(default_factory=factory, metadata=check)
+    return field(metadata=check) if default is dataclasses.MISSING else field(default=default, metadata=check)
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Stage E, `sft_omni.py`: multimodal supervised fine-tuning."""
+
+    # Parts
+    thinker_ckpt: str = "checkpoints/thinker_tiny/thinker_best.pt"
+    audio_ckpt: str = "checkpoints/audio_enc_tiny/audio_enc.pt"
+    vision_ckpt: str = "checkpoints/vision_tiny/vision.pt"
+    # Data: name -> weight, or name -> {"weight": w, "train": PATH, "val": PATH}
+    data_mix: dict = _key(factory=lambda: {"text_only": 0.4, "image_text": 0.3, "audio_text": 0.3})
+    data_dir: str = "data/tiny"
+    samples_per_epoch: int | None = _key(None, low=1)  # None: the number of training samples in the mix
+    max_length: int = _key(512, low=16)  # tokens a sample; a longer prompt loses its front, never its answer
+    augment_takes: int = _key(2, low=1)  # versions of each training picture and clip: the first plain, others varied
+    allow_outside_paths: bool = False  # media outside the manifest's folder
+    max_skipped: float = _key(0.05, low=0.0, high=1.0)  # share of unusable samples a source may have
+    # Optimisation
+    freeze_encoders: bool = True
+    batch_size: int = _key(8, low=1)  # samples a step, over all micro-batches
+    gradient_accumulation_steps: int = _key(1, low=1)  # micro-batches a step
+    num_epochs: int = _key(5, low=1)
+    learning_rate: float = _key(1e-4, above=0.0, high=1.0)
+    projector_learning_rate: float = _key(1e-3, above=0.0, high=1.0)
+    encoder_learning_rate: float = _key(1e-5, above=0.0, high=1.0)  # with freeze_encoders: false
+    warmup_steps: int = _key(100, low=0)
+    min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # where the cosine ends, as a share of the peak
+    weight_decay: float = _key(0.01, low=0.0)
+    grad_clip: float = _key(1.0, above=0.0)
+    # Evaluation
+    eval_batch_size: int = _key(64, low=1)
+    eval_samples: int | None = _key(None, low=1)  # held-out samples a source; None: all
+    max_new_tokens: int = _key(48, low=1)
+    # The run
+    save_dir: str | None = None  # None: checkpoints/<config name>
+    save_every_steps: int = _key(500, low=1)
+    keep_checkpoints: int = _key(2, low=1)
+    log_every_steps: int = _key(20, low=1)
+    feature_cache_gb: float = _key(1.0, low=0.0)  # memory for frozen features; 0 encodes every batch anew
+    num_workers: int = _key(0, low=0)
+    device: str = _key("auto", choices=("auto", "cpu", "cuda"))
+    precision: str = _key("auto", choices=("auto", "fp32", "bf16"))
+    seed: int = _key(0, low=0)
+
+
+@dataclass(frozen=True)
+class ThinkerArch:
+    """Shape of the Thinker. Maps by name on Llama (qk_norm false) and Qwen3 (qk_norm true)."""
+
+    vocab_size: int = _key(0, low=0)  # 0 in a pretraining config: as the tokenizer has it
+    width: int = _key(256, low=8)
+    layers: int = _key(4, low=1)
+    heads: int = _key(8, low=1)
+    kv_heads: int = _key(4, low=1)
+    head_dim: int = _key(32, low=2)
+    mlp_width: int = _key(704, low=1)
+    qk_norm: bool = True
+    tied_head: bool = True
+    rope_theta: float = _key(10000.0, above=0.0)
+    norm_eps: float = _key(1e-6, above=0.0)
+
+
+@dataclass(frozen=True)
+class AudioArch:
+    """Shape of the audio encoder: convolutions to 12.5 or 25 frames/s, then transformer layers."""
+
+    width: int = _key(192, low=8)
+    layers: int = _key(4, low=1)
+    heads: int = _key(6, low=1)
+    mlp_width: int = _key(512, low=1)
+    stem_channels: int = _key(32, low=1)
+    conv_kernel: int = _key(9, low=1)  # depthwise convolution inside each layer, in frames
+    frames_per_second: float = _key(12.5, choices=(12.5, 25.0))
+
+
+@dataclass(frozen=True)
+class VisionArch:
+    """Shape of the vision encoder (ViT with a convolutional patch stem)."""
+
+    image_size: int = _key(128, low=32)
+    patch_size: int = _key(16, choices=(8, 16, 32))
+    width: int = _key(192, low=8)
+    layers: int = _key(4, low=1)
+    heads: int = _key(6, low=1)
+    mlp_width: int = _key(512, low=1)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Stages A, B and C, `python -m omni.pretrain`: what the three have in common."""
+
+    stage: str = _key("thinker", choices=("thinker", "audio", "vision"))
+    train: str | list = ""  # a manifest, or several
+    val: str | list = ""
+    output: str = ""
+    arch: dict = _key(factory=dict)
+    num_epochs: int = _key(10, low=1)
+    batch_size: int = _key(32, low=1)
+    learning_rate: float = _key(1e-3, above=0.0, high=1.0)
+    warmup_steps: int = _key(100, low=0)
+    min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)
+    weight_decay: float = _key(0.05, low=0.0)
+    grad_clip: float = _key(1.0, above=0.0)
+    max_length: int = _key(512, low=16)
+    allow_outside_paths: bool = False
+    device: str = _key("auto", choices=("auto", "cpu", "cuda"))
+    precision: str = _key("auto", choices=("auto", "fp32", "bf16"))
+    seed: int = _key(0, low=0)
+    # Stages A and C
+    vocab_size: int = _key(1200, low=300)  # of the byte-level BPE trained on `train`
+    # Stage A
+    reading_share: float = _key(0.3, low=0.0, high=1.0)  # of the samples: noisy pieces of speech -> the words
+    # Stages A and B: pieces of words that the audio encoder names and the Thinker learns to read
+    speech_pieces: int = _key(192, low=30)
+    decoder: dict = _key(factory=dict)  # Stage C: the throw-away decoder that captions while the encoder learns
+
+
+def parse_json(text: str, where: str):
+    """JSON with `//`, `/* */` and trailing commas; duplicate keys and NaN are errors, as they hide mistakes."""
+    token = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.S)
+    # Comments become blanks of their own length, so that the line and column of an error stay true.
+    blank = token.sub(lambda m: m[0] if m[0][0] == '"' else re.sub(r"[^\n]", " ", m[0]), text.removeprefix("\ufeff"))
+    comma = re.compile(r'"(?:\\.|[^"\\\n])*"|,(?=\s*[}\]])', re.S)
+    plain = comma.sub(lambda m: m[0] if m[0][0] == '"' else " ", blank)
+
+    def unique(pairs):
+        names = [name for name, _ in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UserError(f'{where}: the key "{twice}" stands twice; keep one of them')
+        return dict(pairs)
+
+    def not_a_number(name):
+        raise UserError(f"{where}: {name} is not a number that can be used; give a finite one")
+
+    try:
+        return json.loads(plain, object_pairs_hook=unique, parse_constant=not_a_number)
+    except json.JSONDecodeError as err:
+        raise UserError(f"{where}, line {err.lineno}, column {err.colno}: not valid JSON ({err.msg})") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply") from None
+
+
+def _type_name(kind) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object {...}",
+             list: "a list", types.NoneType: "null"}
+    return " or ".join(names[k] for k in (typing.get_args(kind) or (kind,)))
+
+
+def _check_value(f: dataclasses.Field, kind, value):
+    """The value converted to the field's type, or a ValueError that says what is allowed."""
+    allowed = typing.get_args(kind) or (kind,)
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"must be {_type_name(kind)}")
+    m = f.metadata
+    if value is None or not m:
+        return value
+    if m["choices"] is not None and value not in m["choices"]:
+        raise ValueError(f"must be one of {', '.join(map(str, m['choices']))}")
+    if m["low"] is not None and value < m["low"]:
+        raise ValueError(f"must be at least {m['low']}")
+    if m["above"] is not None and value <= m["above"]:
+        raise ValueError(f"must be above {m['above']:g}")
+    if m["high"] is not None and value > m["high"]:
+        raise ValueError(f"must be at most {m['high']:g}")
+    return value
+
+
+def build(cls, values, where: str):
+    """An instance of the dataclass `cls` from the dict `values`; every problem found is told in one UserError line."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: must be an object {{...}}, and it is {json.dumps(values)[:60]}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    kinds = typing.get_type_hints(cls)
+    checked, problems = {}, []
+    for name, value in values.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+            hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(fields)}"
+            problems.append(f'unknown key "{name}"; {hint}')
+            continue
+        try:
+            checked[name] = _check_value(fields[name], kinds[name], value)
+        except ValueError as err:
+            problems.append(f'"{name}" {err}, and {json.dumps(value)[:80]} was given')
+    if problems:
+        raise UserError(f"{where}: " + "; ".join(problems))
+    return cls(**checked)
+
+
+def apply_override(values: dict, setting: str) -> None:
+    """One `--set key=value` (dotted for nested keys) written into `values`; the value is JSON, or else a text."""
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {setting}: write it as key=value, for example --set batch_size=16")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    *parents, last = key.split(".")
+    for name in parents:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise UserError(f'--set {setting}: "{name}" is not an object, so it has no key "{last}"')
+    values[last] = value
+
+
+def load_config(path: str, cls, overrides: list[str] = ()):
+    """Read the config file at `path` as the dataclass `cls`, with `--set` overrides applied on top."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file; the ones that come along are in configs/") from None
+    except (OSError, UnicodeDecodeError) as err:
+        raise UserError(f"{path}: can't be read as text ({err})") from None
+    values = parse_json(text, path)
+    if isinstance(values, dict):
+        for setting in overrides:
+            apply_override(values, setting)
+    config = build(cls, values, path)
+    if cls is SFTConfig:
+        check_mix(config, path)
+    return config
+
+
+def check_mix(config: SFTConfig, where: str) -> None:
+    """Every source of data_mix has a weight >= 0 and known keys, and some weight is above 0."""
+    problems, total = [], 0.0
+    for name, entry in config.data_mix.items():
+        weight = entry.get("weight") if isinstance(entry, dict) else entry
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e9:
+            problems.append(f'"data_mix.{name}" needs a weight of 0 or more, and {json.dumps(entry)[:60]} was given')
+            continue
+        total += weight
+        if isinstance(entry, dict):
+            for key, value in entry.items():
+                if key not in ("weight", "train", "val"):
+                    problems.append(f'unknown key "data_mix.{name}.{key}"; known keys: weight, train, val')
+                elif key != "weight" and not isinstance(value, str):
+                    problems.append(f'"data_mix.{name}.{key}" must be the path of a manifest')
+    if not problems and total <= 0:
+        problems.append('"data_mix" needs at least one source with a weight above 0')
+    if problems:
+        raise UserError(f"{where}: " + "; ".join(problems))
+
+
+def mix_entry(config: SFTConfig, name: str) -> tuple[float, str, str]:
+    """Weight, train manifest and val manifest of the source `name`."""
+    entry = config.data_mix[name]
+    entry = entry if isinstance(entry, dict) else {"weight": entry}
+    folder = Path(config.data_dir) / name
+    return float(entry["weight"]), entry.get("train", str(folder / "train.jsonl")), entry.get(
+        "val", str(folder / "val.jsonl"))

@@ -1,0 +1,24 @@
+"""Where and in which precision a run computes."""
+
+import contextlib
+
+import torch
+
+from omni.config import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for a config's `device`: "auto" is CUDA if there is one, else the CPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError('"device" is cuda, and no CUDA device is available here; use "auto" or "cpu"')
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        torch.set_float32_matmul_precision("high")
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """bf16 autocast for "bf16", and for "auto" on a GPU that has it; otherwise plain fp32."""
+    on = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return torch.autocast(device.type, torch.bfloat16) if on else contextlib.nullcontext()

@@ -1,0 +1,123 @@
+"""Held-out figures, by real generation where an answer is asked for. Everything is returned, nothing printed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from tqdm import tqdm
+
+from omni.batch import Sample
+from omni.collate import Collator
+from omni.device import autocast
+from omni.model import OmniModel
+from omni.tasks import WordErrors, correct, word_errors
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a set of held-out samples of one task came to."""
+
+    task: str
+    media: tuple[str, ...] = ()  # "image", "audio": what the samples hold
+    samples: int = 0
+    loss: float = 0.0  # sum over answer tokens
+    tokens: int = 0  # answer tokens
+    hits: int = 0  # of them predicted exactly, given those before
+    right: int = 0  # generated answers that equal the reference
+    errors: WordErrors = WordErrors()  # of generated transcripts
+
+    @property
+    def figure(self) -> float:
+        """text: next-token accuracy; qa: share of answers that are right; asr: word error rate. 0 to 1."""
+        if self.task == "asr":
+            return self.errors.rate
+        return self.right / max(self.samples, 1) if self.task == "qa" else self.hits / max(self.tokens, 1)
+
+
+class Evaluator:
+    """Scores a model on held-out samples: {(source, group, task): Score}."""
+
+    def __init__(self, model: OmniModel, collate: Collator, batch_size: int, max_new_tokens: int, precision: str):
+        self.model, self.collate, self.precision = model, collate, precision
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self.device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def score(self, sources: dict[str, Sequence[Sample]], swapped: bool = False) -> dict[tuple[str, str, str], Score]:
+        """With `swapped`, each sample keeps its question and gets the media of another sample of its set."""
+        sets: dict[tuple[str, str, str], list[Sample]] = {}
+        for source, samples in sources.items():
+            for sample in samples:
+                sets.setdefault((source, sample.group, sample.task), []).append(sample)
+        if swapped:
+            sets = {key: swap_media(samples) for key, samples in sets.items() if samples[0].images or samples[0].audios}
+        self.model.eval()
+        scores = {}
+        with tqdm(total=sum(map(len, sets.values())), desc="swapped" if swapped else "held out", unit="sample",
+                  mininterval=2, disable=None, leave=False) as bar:
+            for key, samples in sets.items():
+                scores[key] = self._score_set(key[2], samples, bar)
+        self.model.train()
+        return scores
+
+    def _score_set(self, task: str, samples: Sequence[Sample], bar) -> Score:
+        loss = tokens = hits = right = 0
+        errors = WordErrors()
+        # Like lengths together: less padding, and a batch's generation ends with its longest answer.
+        samples = sorted(samples, key=lambda s: len(s.answer))
+        for start in range(0, len(samples), self.batch_size):
+            group = samples[start:start + self.batch_size]
+            with autocast(self.device, self.precision):
+                sums = self.model(self.collate(group).to(self.device))
+            loss, tokens, hits = (a + float(b) for a, b in zip((loss, tokens, hits), sums, strict=True))
+            for sample, answer in zip(group, self.answers(group), strict=True):
+                right += correct(answer, sample.answer)
+                if task == "asr":
+                    errors += word_errors(answer, sample.answer)
+            bar.update(len(group))
+        media = tuple(name for name, held in (("image", samples[0].images), ("audio", samples[0].audios)) if held)
+        return Score(task, media, len(samples), loss, int(tokens), int(hits), right, errors)
+
+    def answers(self, samples: Sequence[Sample]) -> list[str]:
+        """Greedy answers to the samples' last question."""
+        with autocast(self.device, self.precision):
+            ids = self.model.generate(self.collate(samples, prompt_only=True).to(self.device), self.max_new_tokens)
+        return [self.model.tokenizer.decode(row) for row in ids]
+
+
+def swap_media(samples: Sequence[Sample]) -> list[Sample]:
+    """Each sample with the media of the one half the set further on among those with as many of each kind."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, sample in enumerate(samples):
+        alike.setdefault((len(sample.images), len(sample.audios)), []).append(i)
+    swapped = list(samples)
+    for numbers in alike.values():
+        for place, i in enumerate(numbers):
+            other = samples[numbers[(place + len(numbers) // 2) % len(numbers)]]
+            swapped[i] = replace(samples[i], images=other.images, audios=other.audios)
+    return swapped
+
+
+def summarise(scores: dict[tuple[str, str, str], Score]) -> dict[str, float]:
+    """The epoch's figures: val_loss over all ungrouped samples, one figure a task, and each set by its own name."""
+    main = {key: score for key, score in scores.items() if not key[1]}
+    figures = {}
+    if main:
+        figures["val_loss"] = sum(s.loss for s in main.values()) / max(1, sum(s.tokens for s in main.values()))
+    for name, task, media in (("text_acc", "text", ()), ("image_qa", "qa", ("image",)),
+                              ("audio_wer", "asr", ("audio",))):
+        scored = [s for s in main.values() if (s.task, s.media) == (task, media)]
+        if scored:
+            figures[name] = _pool(scored).figure
+    for (source, group, task), score in scores.items():
+        suffix = {"text": "acc", "qa": "qa", "asr": "wer"}[task]
+        figures["/".join(filter(None, (source, group, suffix)))] = score.figure
+        if task == "text":
+            figures["/".join(filter(None, (source, group, "exact")))] = score.right / max(score.samples, 1)
+    return figures
+
+
+def _pool(scores: list[Score]) -> Score:
+    return Score(scores[0].task, scores[0].media, sum(s.samples for s in scores), sum(s.loss for s in scores),
+                 sum(s.tokens for s in scores), sum(s.hits for s in scores), sum(s.right for s in scores),
+                 sum((s.errors for s in scores), WordErrors()))

@@ -1,0 +1,67 @@
+"""One decoded, checked picture: RGB float in [-1, 1], square, of the size that the vision encoder wants."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from omni.audio import MediaError
+
+MAX_PIXELS = 40_000_000  # a larger picture is refused from its header, before it is decoded
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # the decoders that may run on users' files
+
+
+def load(path: str | Path, size: int) -> torch.Tensor:
+    """The picture at `path`: (3, size, size) float32. Raises MediaError with the reason.
+
+    Rotated as its EXIF says, transparency laid on white, 16-bit grey scaled to 8, the first frame of an animation.
+    A picture that is not square is fitted into the square and padded with white: nothing is cut off or distorted.
+    """
+    if not Path(path).is_file():
+        raise MediaError("no such file" if not Path(path).exists() else "not a regular file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as picture:
+                width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    raise MediaError(f"{width}x{height} pixels, the limit is {MAX_PIXELS // 1_000_000} megapixels")
+                picture.load()
+                rgb = _to_rgb(picture)
+    except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise MediaError("not a picture in a known format, or too large") from None
+    except (OSError, ValueError, SyntaxError, IndexError, EOFError) as err:
+        raise MediaError(f"not readable as a picture ({str(err)[:80]})") from None
+    if rgb.size != (size, size):
+        rgb = ImageOps.pad(rgb, (size, size), method=Image.Resampling.BICUBIC, color=(255, 255, 255))
+    pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    return pixels.float().div_(127.5).sub_(1)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith(("I;16", "I", "F")):  # Pillow's own conversion clips 16 bit: nearly all turns white
+        values = np.asarray(picture, dtype=np.float64)
+        return Image.fromarray((values / max(values.max(), 255) * 255).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def augment(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """A varied take of a picture (3, H, W): moved and scaled a little, brightness, contrast and noise.
+
+    No flips (left and right and letters have meaning) and no change of hue (colors have names).
+    """
+    height, width = pixels.shape[1:]
+    scale = rng.uniform(0.92, 1.08)
+    shift = rng.uniform(-0.06, 0.06, size=2)
+    theta = torch.tensor([[[1 / scale, 0, shift[0]], [0, 1 / scale, shift[1]]]], dtype=torch.float32)
+    grid = torch.nn.functional.affine_grid(theta, [1, 3, height, width], align_corners=False)
+    pixels = torch.nn.functional.grid_sample(pixels[None], grid, padding_mode="border", align_corners=False)[0]
+    pixels = pixels * rng.uniform(0.85, 1.15) + rng.uniform(-0.1, 0.1)
+    noise = torch.from_numpy(rng.standard_normal(pixels.shape, dtype=np.float32))
+    return (pixels + noise * rng.uniform(0, 0.04)).clamp(-1, 1)

@@ -1,0 +1,124 @@
+"""What the Thinker and both encoders are made of: RMSNorm, rotary positions, attention, SwiGLU, the block.
+
+Names and mathematics follow Llama and Qwen3 as `transformers` writes them, so that their state dicts map by renaming.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight (Zhang & Sennrich 2019)."""
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+def rope_table(positions: torch.Tensor, head_dim: int, theta: float = 10000.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of rotary positions (Su et al. 2021): positions (..., T) -> two of (..., T, head_dim), float32."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angles = positions[..., None].float() * frequencies
+    angles = torch.cat((angles, angles), dim=-1)  # the two halves of a head turn together, as in Llama
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Turn queries or keys (B, H, T, head_dim) by the table of `rope_table`."""
+    cos, sin = rope[0].to(x.dtype), rope[1].to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one layer: two (B, kv heads, T max, head_dim); row b is filled up to its own length."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def write(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
+        """Put new keys and values (B, kv heads, T, head_dim) at `positions` (B, T) of each row."""
+        index = positions[:, None, :, None].expand_as(keys)
+        self.keys.scatter_(2, index, keys)
+        self.values.scatter_(2, index, values)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with optional RMSNorm of queries and keys, without biases."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, qk_norm: bool, eps: float = 1e-6):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.q_proj = nn.Linear(width, heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
+        self.q_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
+
+    def forward(self, x, rope=None, *, causal=False, mask=None, cache: LayerCache | None = None, positions=None):
+        """x (B, T, width) -> (B, T, width).
+
+        `mask` (B, 1, T or 1, keys) is True where a query may look. With a `cache`, the new keys are written at
+        `positions` (B, T) and attention runs over the whole cache under `mask`.
+        """
+        B, T, _ = x.shape
+        q = self.q_norm(self.q_proj(x).view(B, T, self.heads, self.head_dim)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(x).view(B, T, self.kv_heads, self.head_dim)).transpose(1, 2)
+        v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+        if rope is not None:
+            q, k = apply_rope(q, rope), apply_rope(k, rope)
+        if cache is not None:
+            cache.write(k, v, positions)
+            if mask is not None:  # without one, the new keys are all there is: the prompt's own causal attention
+                k, v = cache.keys, cache.values
+        if self.kv_heads != self.heads:
+            k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)
+            v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then SwiGLU, each added to the residual stream."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, mlp_width: int, qk_norm: bool,
+                 eps: float = 1e-6):
+        super().__init__()
+        self.input_layernorm = RMSNorm(width, eps)
+        self.self_attn = Attention(width, heads, kv_heads, head_dim, qk_norm, eps)
+        self.post_attention_layernorm = RMSNorm(width, eps)
+        self.mlp = SwiGLU(width, mlp_width)
+
+    def forward(self, x: torch.Tensor, rope=None, **attention) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, **attention)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def init_weights(model: nn.Module, layers: int, std: float = 0.02) -> None:
+    """GPT-2's initialisation: normal(0, std), and 1/sqrt(2 layers) of it where a layer writes to the residual."""
+    for name, p in model.named_parameters():
+        if p.dim() == 2:
+            scaled = name.endswith(("o_proj.weight", "down_proj.weight"))
+            nn.init.normal_(p, 0.0, std / (2 * layers) ** 0.5 if scaled else std)

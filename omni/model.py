@@ -1,0 +1,176 @@
+"""`OmniModel`: Thinker, encoders and projectors in one; how features are fused in, the loss, and generation."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from omni import checkpoint
+from omni.audio_encoder import AudioEncoder
+from omni.batch import IGNORE, Batch
+from omni.config import AudioArch, SFTConfig, ThinkerArch, VisionArch
+from omni.log import say
+from omni.thinker import Thinker
+from omni.tokenizer import Tokenizer
+from omni.vision_encoder import VisionEncoder
+
+MERGE = 2  # patches of a MERGE x MERGE square become one token of the Thinker
+
+
+class Projector(nn.Module):
+    """A two-layer MLP from an encoder's features to the Thinker's embeddings."""
+
+    def __init__(self, features: int, width: int):
+        super().__init__()
+        self.up_proj = nn.Linear(features, 2 * width)
+        self.down_proj = nn.Linear(2 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.gelu(self.up_proj(x)))
+
+
+class OmniModel(nn.Module):
+    """A Thinker that also reads pictures and sound. An encoder may be absent (None): its media are then refused."""
+
+    def __init__(self, tokenizer: Tokenizer, thinker: Thinker, audio_encoder: AudioEncoder | None = None,
+                 vision_encoder: VisionEncoder | None = None, freeze_encoders: bool = True):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.thinker = thinker
+        self.audio_encoder = audio_encoder
+        self.vision_encoder = vision_encoder
+        self.freeze_encoders = freeze_encoders
+        width = thinker.arch.width
+        if audio_encoder is not None:
+            self.audio_projector = Projector(audio_encoder.arch.width, width)
+        if vision_encoder is not None:
+            self.vision_projector = Projector(MERGE ** 2 * vision_encoder.arch.width, width)
+            self.image_tokens = (vision_encoder.grid // MERGE) ** 2
+        if freeze_encoders:
+            for encoder in self.encoders():
+                encoder.requires_grad_(False)
+        self.train()
+
+    def encoders(self) -> list[nn.Module]:
+        return [e for e in (self.audio_encoder, self.vision_encoder) if e is not None]
+
+    def train(self, mode: bool = True) -> "OmniModel":
+        """As usual, but frozen encoders stay in eval mode."""
+        super().train(mode)
+        if self.freeze_encoders:
+            for encoder in self.encoders():
+                encoder.eval()
+        return self
+
+    def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(M, 3, H, W) -> (M, P, vision width), without gradient if frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoders):
+            return self.vision_encoder(pixels)
+
+    def encode_audio(self, mels: torch.Tensor, mel_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, F, MELS) -> the clips' true features end to end (sum of S, audio width), and their numbers (N,)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoders):
+            features, lengths = self.audio_encoder(mels, mel_lengths)
+            valid = torch.arange(features.shape[1], device=features.device) < lengths[:, None]
+            return features[valid], lengths
+
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """(B, T, D): token embeddings, with the projected features written once over their placeholders.
+
+        Each modality is encoded in one call; a batch without one never runs its encoder or its projector.
+        """
+        embeds = self.thinker.embed_tokens(batch.input_ids)
+        images = batch.image_features
+        if images is None and batch.pixels is not None:
+            images = self.encode_images(batch.pixels)
+        if images is not None:
+            embeds = self._scatter(embeds, batch.input_ids == self.tokenizer.image, self._project_images(images))
+        audio = batch.audio_features
+        if audio is None and batch.mels is not None:
+            audio, _ = self.encode_audio(batch.mels, batch.mel_lengths)
+        if audio is not None:
+            audio = self.audio_projector(audio.to(self.audio_projector.up_proj.weight.dtype))
+            embeds = self._scatter(embeds, batch.input_ids == self.tokenizer.audio, audio)
+        return embeds
+
+    def _project_images(self, patches: torch.Tensor) -> torch.Tensor:
+        """(M, P, width) -> (M * P / 4, D): squares of MERGE x MERGE neighbours side by side, then the MLP."""
+        M, P, W = patches.shape
+        half = self.vision_encoder.grid // MERGE
+        squares = patches.view(M, half, MERGE, half, MERGE, W).transpose(2, 3).reshape(M * half * half, -1)
+        return self.vision_projector(squares.to(self.vision_projector.up_proj.weight.dtype))
+
+    @staticmethod
+    def _scatter(embeds: torch.Tensor, places: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Features (n, D) in order over the n True places (B, T). A wrong count is an error: `index_put` sees it."""
+        return embeds.index_put((places,), features.to(embeds.dtype))
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sum of the loss over answer tokens, their number, and how many of them the model predicts exactly.
+
+        Logits are computed at answer positions only: the rest of (B, T, V) would be thrown away.
+        """
+        hidden = self.thinker.hidden(self.embed(batch))
+        answers = batch.labels != IGNORE
+        logits, labels = self.thinker.logits(hidden[answers]).float(), batch.labels[answers]
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        return loss, answers.sum(), (logits.detach().argmax(-1) == labels).sum()
+
+    @torch.inference_mode()
+    def generate(self, batch: Batch, max_new_tokens: int) -> list[list[int]]:
+        """Greedy continuation of each right-padded prompt, until `<|end|>`: a list of ids a row.
+
+        The prompt is read once and every later step reads one token a row against the KV cache.
+        """
+        lengths = batch.lengths
+        rows, longest = batch.input_ids.shape
+        embeds = self.embed(batch)
+        cache = self.thinker.new_cache(rows, longest + max_new_tokens, embeds)
+        positions = torch.arange(longest, device=lengths.device).expand(rows, -1)
+        hidden = self.thinker.extend(embeds, cache, positions)
+        hidden = hidden[torch.arange(rows, device=lengths.device), lengths - 1]  # (B, D) at the prompts' ends
+        done = torch.zeros(rows, dtype=torch.bool, device=lengths.device)
+        tokens = []
+        for step in range(max_new_tokens):
+            token = self.thinker.logits(hidden).argmax(-1)  # (B,)
+            tokens.append(token)
+            done |= token == self.tokenizer.end
+            if done.all():
+                break
+            embeds = self.thinker.embed_tokens(token)[:, None]
+            hidden = self.thinker.extend(embeds, cache, (lengths + step)[:, None])[:, 0]
+        answers = torch.stack(tokens, dim=1).tolist()
+        end = self.tokenizer.end
+        return [row[:row.index(end)] if end in row else row for row in answers]
+
+    def content(self) -> dict:
+        """The whole system for a checkpoint: what `from_content` rebuilds."""
+        parts = {"thinker": self.thinker, "audio_encoder": self.audio_encoder, "vision_encoder": self.vision_encoder}
+        projectors = {k: v for k, v in self.state_dict().items() if "_projector." in k}
+        return {"tokenizer": self.tokenizer.json_text, "projectors": projectors,
+                **{name: checkpoint.part(module) for name, module in parts.items()}}
+
+    @classmethod
+    def from_content(cls, content: dict, where: str) -> "OmniModel":
+        """The system that `content` describes, strictly loaded."""
+        parts = [checkpoint.build_part(module, arch, content[name], name, where)[0] for name, module, arch in (
+            ("thinker", Thinker, ThinkerArch), ("audio_encoder", AudioEncoder, AudioArch),
+            ("vision_encoder", VisionEncoder, VisionArch))]
+        model = cls(Tokenizer(content["tokenizer"]), *parts)
+        state = model.state_dict() | content["projectors"]
+        checkpoint.load_state(model, state, "omni", where)
+        return model.eval()
+
+
+def load_parts(config: SFTConfig) -> OmniModel:
+    """The three parts from their checkpoints, strictly and with a line said for each, and fresh projectors."""
+    parts, tokenizer = [], None
+    for path, kind, module, arch, made_by in (
+            (config.thinker_ckpt, "thinker", Thinker, ThinkerArch, "thinker_tiny"),
+            (config.audio_ckpt, "audio_encoder", AudioEncoder, AudioArch, "audio_enc_tiny"),
+            (config.vision_ckpt, "vision_encoder", VisionEncoder, VisionArch, "vision_tiny")):
+        content = checkpoint.load(path, kind, f"make it: python -m omni.pretrain --config configs/{made_by}.json")
+        part, line = checkpoint.build_part(module, arch, content, kind, path)
+        say(line)
+        parts.append(part)
+        tokenizer = tokenizer or Tokenizer(content["tokenizer"])
+    return OmniModel(tokenizer, *parts, freeze_encoders=config.freeze_encoders)

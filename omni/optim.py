@@ -1,0 +1,40 @@
+"""Parameter groups, and the learning rate as a function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+
+def lr_factor(step: int, total: int, warmup: int, floor: float) -> float:
+    """What the peak learning rate is multiplied with at `step` (from 0): linear warm-up, then cosine to `floor`."""
+    warmup = min(warmup, total // 2)  # a short run warms up for at most half of its steps
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.Module) -> torch.optim.AdamW:
+    """Fused AdamW over (module, learning rate) groups; matrices are decayed, norms and biases are not.
+
+    Every trainable parameter of `root` is in exactly one group and no frozen one is in any, or it raises.
+    """
+    parameter_groups = []
+    for module, rate in groups:
+        trained = [p for p in module.parameters() if p.requires_grad]
+        for decay, params in ((weight_decay, [p for p in trained if p.dim() >= 2]),
+                              (0.0, [p for p in trained if p.dim() < 2])):
+            if params:
+                parameter_groups.append({"params": params, "lr": rate, "peak_lr": rate, "weight_decay": decay})
+    grouped = [id(p) for g in parameter_groups for p in g["params"]]
+    trainable = [id(p) for p in root.parameters() if p.requires_grad]
+    if sorted(grouped) != sorted(trainable):
+        raise AssertionError(f"{len(trainable)} trainable parameters, {len(grouped)} in the optimizer")
+    return torch.optim.AdamW(parameter_groups, betas=(0.9, 0.98), fused=True)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Every group's learning rate is its peak times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor

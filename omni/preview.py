@@ -1,0 +1,52 @@
+"""What a run tells before it trains: what would be trained on what, and what `--dry-run` tries out."""
+
+import resource
+
+import torch
+
+from omni.collate import Collator
+from omni.config import SFTConfig
+from omni.dataset import Mix, Schedule
+from omni.device import autocast
+from omni.log import say
+from omni.model import OmniModel
+
+
+def describe(model: OmniModel, mix: Mix, schedule: Schedule, config: SFTConfig, device: torch.device) -> None:
+    """Say what is trained, on how many samples a source, for how many steps."""
+    parts = {"thinker": [model.thinker], "projectors": [model.audio_projector, model.vision_projector],
+             "encoders": model.encoders()}
+    for name, modules in parts.items():
+        trained = sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for m in modules for p in m.parameters() if not p.requires_grad)
+        say(f"{name}: {trained:,} parameters trained, {frozen:,} frozen")
+    total = sum(mix.weights.values())
+    for name, samples in mix.train.items():
+        say(f"source {name}: {mix.weights[name] / total:.1%} of the draws, {len(samples):,} training and "
+            f"{len(mix.val[name]):,} held-out samples")
+    for line in skipped_lines(mix):
+        say(line)
+    say(f"{schedule.epochs} epochs of {schedule.samples_per_epoch:,} draws = {schedule.steps:,} steps of "
+        f"{config.batch_size} samples, on {device.type}")
+
+
+def skipped_lines(mix: Mix) -> list[str]:
+    """A line a source on what was skipped and why."""
+    return [f"source {name}: {sum(reasons.values())} samples skipped"
+            + "".join(f"; {count}x {reason}" for reason, count in reasons.items())
+            for name, reasons in mix.skipped.items()]
+
+
+def dry_run(model: OmniModel, mix: Mix, collate: Collator, config: SFTConfig, device: torch.device) -> None:
+    """One batch of each source through forward and backward."""
+    for name, samples in mix.train.items():
+        batch = collate(samples[:config.batch_size]).to(device)
+        with autocast(device, config.precision):
+            loss, tokens, _ = model(batch)
+        (loss / tokens).backward()
+        model.zero_grad(set_to_none=True)
+        say(f"dry run of {name}: batch of {tuple(batch.input_ids.shape)} tokens, {int(tokens)} of them answers, "
+            f"loss {float(loss) / int(tokens):.3f}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+    gpu = f", {torch.cuda.max_memory_allocated() / 2 ** 30:.2f} GB on the GPU" if device.type == "cuda" else ""
+    say(f"dry run: all is well; peak memory {peak:.2f} GB{gpu}")

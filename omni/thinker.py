@@ -1,0 +1,61 @@
+"""The Thinker: a decoder-only language model with the mathematics and the names of Llama and Qwen3."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from omni.config import ThinkerArch
+from omni.layers import Block, LayerCache, RMSNorm, init_weights, rope_table
+
+
+class Thinker(nn.Module):
+    """Token embeddings, blocks, final norm and head. `model.` before a name is all that `transformers` adds."""
+
+    def __init__(self, arch: ThinkerArch):
+        super().__init__()
+        self.arch = arch
+        self.embed_tokens = nn.Embedding(arch.vocab_size, arch.width)
+        self.layers = nn.ModuleList(
+            Block(arch.width, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp_width, arch.qk_norm, arch.norm_eps)
+            for _ in range(arch.layers))
+        self.norm = RMSNorm(arch.width, arch.norm_eps)
+        if not arch.tied_head:
+            self.lm_head = nn.Linear(arch.width, arch.vocab_size, bias=False)
+        init_weights(self, arch.layers)
+
+    def hidden(self, embeds: torch.Tensor) -> torch.Tensor:
+        """(B, T, D) embeddings -> (B, T, D) last hidden states.
+
+        The batch is right-padded and attention is causal, so no true token ever sees padding: no mask is needed.
+        """
+        rope = rope_table(torch.arange(embeds.shape[1], device=embeds.device), self.arch.head_dim,
+                          self.arch.rope_theta)
+        x = embeds
+        for layer in self.layers:
+            x = layer(x, rope, causal=True)
+        return self.norm(x)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., V)."""
+        weight = self.embed_tokens.weight if self.arch.tied_head else self.lm_head.weight
+        return F.linear(hidden, weight)
+
+    def new_cache(self, rows: int, length: int, like: torch.Tensor) -> list[LayerCache]:
+        shape = (rows, self.arch.kv_heads, length, self.arch.head_dim)
+        return [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.layers]
+
+    def extend(self, embeds: torch.Tensor, cache: list[LayerCache], positions: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, T, D) of new tokens at `positions` (B, T), which are added to the cache.
+
+        The first call is the right-padded prompt from position 0; later calls add one token a row, each row at its
+        own position, overwriting what padding left there.
+        """
+        rope = rope_table(positions[:, None], self.arch.head_dim, self.arch.rope_theta)
+        mask, causal = None, embeds.shape[1] > 1
+        if not causal:
+            keys = torch.arange(cache[0].keys.shape[2], device=embeds.device)
+            mask = (keys <= positions[..., None])[:, None]  # (B, 1, 1, T max)
+        x = embeds
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x = layer(x, rope, causal=causal, mask=mask, cache=layer_cache, positions=positions)
+        return self.norm(x)
