@@ -18,9 +18,9 @@ from omni import checkpoint, optim
 from omni.collate import Collator, MediaReader
 from omni.config import SFTConfig, UserError, load_config
 from omni.dataset import Mix, Schedule, StepDataset, loader, read_mix
-from omni.device import autocast, choose_device
+from omni.device import autocast, choose_device, gpu_memory_gb
 from omni.evaluate import Evaluator, summarise
-from omni.features import FeatureStore
+from omni.features import FeatureStore, unusable_media
 from omni.folder import RunFolder
 from omni.log import MetricsFile, epoch_lines, say
 from omni.model import load_parts
@@ -44,18 +44,20 @@ def main(arguments: list[str] | None = None) -> None:
     # Data
     mix = read_mix(config)
     reader = MediaReader(model.vision_encoder.arch.image_size, config.seed)
-    features = None
-    if config.freeze_encoders and config.feature_cache_gb > 0:
-        features = FeatureStore(model, reader, config.feature_cache_gb)
-        for name in mix.train:
-            mix.drop(features.add(mix.train[name], config.augment_takes, f"{name}, training"))
-            mix.drop(features.add(mix.val[name], 1, f"{name}, held out"))
-    collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths, config.max_length,
-                       features)
+    keep = config.freeze_encoders and config.feature_cache_gb > 0
+    features = FeatureStore(model, reader, config.feature_cache_gb) if keep else None
+    for name in mix.train:
+        for samples, takes, what in ((mix.train[name], config.augment_takes, f"{name}, training"),
+                                     (mix.val[name], 1, f"{name}, held out")):
+            mix.drop(features.add(samples, takes, what) if keep else unusable_media(samples, reader, what))
+    mix.check(config.max_skipped)
+    collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths,
+                       config.max_length, features)
     sizes = {name: len(samples) for name, samples in mix.train.items()}
     sampler = WeightedSampler(sizes, mix.weights, config.seed)
     schedule = Schedule(config.samples_per_epoch or sum(sizes.values()), config.batch_size, config.num_epochs)
-    dataset = StepDataset(mix, sampler, schedule, collate, config.augment_takes, config.gradient_accumulation_steps)
+    dataset = StepDataset(mix, sampler, schedule, collate, config.augment_takes,
+                          config.gradient_accumulation_steps)
     evaluator = Evaluator(model, collate, config.eval_batch_size, config.max_new_tokens, config.precision)
 
     # Optimizer
@@ -94,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
     # The whole system
     if config.freeze_encoders:
         same = checkpoint.fingerprint(*model.encoders())
-        say(f"frozen encoders: {frozen_hash} before, {same} after: {'equal' if same == frozen_hash else 'CHANGED'}")
+        verdict = "equal" if same == frozen_hash else "CHANGED"
+        say(f"frozen encoders: {frozen_hash} before, {same} after: {verdict}")
     last = [row for row in metrics.rows() if row["event"] == "epoch"][-1]
     folder.save_system("omni_final.pt", model, config, last)
     for line in skipped_lines(mix):
@@ -108,10 +111,12 @@ def train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics
     trained = [p for p in model.parameters() if p.requires_grad]
     model.train()
     window_start, window_samples, window_tokens = time.time(), 0, 0
-    bar = tqdm(total=end - epoch * schedule.steps_per_epoch, initial=state["step"] - epoch * schedule.steps_per_epoch,
-               desc=f"epoch {epoch + 1}/{config.num_epochs}", unit="step", mininterval=1, disable=None, leave=False)
+    bar = tqdm(total=schedule.steps_per_epoch, initial=state["step"] - end + schedule.steps_per_epoch,
+               desc=f"epoch {epoch + 1}/{config.num_epochs}", unit="step", mininterval=1, disable=None,
+               leave=False)
     for step in loader(dataset, state["step"], end, config.num_workers):
-        factor = optim.lr_factor(state["step"], schedule.steps, config.warmup_steps, config.min_learning_rate_ratio)
+        factor = optim.lr_factor(state["step"], schedule.steps, config.warmup_steps,
+                                 config.min_learning_rate_ratio)
         optim.set_lr(optimizer, factor)
 
         # One global step: the sum of the loss over all its answer tokens, divided by their number.
@@ -139,7 +144,7 @@ def train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics
             row = {"step": state["step"], "epoch": epoch + 1, "loss": float(step_loss) / answer_tokens,
                    "lr": config.learning_rate * factor, "grad_norm": float(grad_norm),
                    "samples_per_s": window_samples / seconds, "tokens_per_s": window_tokens / seconds,
-                   "gpu_mem_gb": torch.cuda.max_memory_allocated() / 2 ** 30 if device.type == "cuda" else 0.0}
+                   "gpu_mem_gb": gpu_memory_gb(device)}
             metrics.add("step", **row)
             bar.set_postfix(loss=f"{float(sums['loss']) / sums['tokens']:.3f}", lr=f"{row['lr']:.1e}",
                             samples_s=f"{row['samples_per_s']:.0f}", refresh=False)
@@ -167,12 +172,12 @@ def evaluate_epoch(epoch, state, evaluator, mix: Mix, config, metrics, seconds: 
     realised = {}
     for name, (count, answer) in sorted(sums["mix"].items()):
         passes = (state["step"] and count * (epoch + 1)) / len(mix.train[name])
-        realised[name] = {"wanted": mix.weights[name] / total, "samples": count / samples, "tokens": answer / tokens,
-                          "passes": passes}
+        realised[name] = {"wanted": mix.weights[name] / total, "samples": count / samples,
+                          "tokens": answer / tokens, "passes": passes}
         say(f"    mix {name}: wanted {mix.weights[name] / total:.1%}, got {count / samples:.1%} of samples, "
             f"{answer / tokens:.1%} of answer tokens; {passes:.2f} passes so far")
-    metrics.add("epoch", epoch=epoch + 1, step=state["step"], loss=loss, **figures, swapped=swapped, mix=realised,
-                skipped=mix.skipped, seconds=seconds)
+    metrics.add("epoch", epoch=epoch + 1, step=state["step"], loss=loss, **figures, swapped=swapped,
+                mix=realised, skipped=mix.skipped, seconds=seconds)
     return figures
 
 
@@ -200,8 +205,10 @@ def parse_arguments(arguments: list[str] | None):
     parser.add_argument("--config", required=True, help="a JSON config, see configs/")
     parser.add_argument("--resume", nargs="?", const="", metavar="CKPT",
                         help="go on from a step checkpoint; alone: from the newest of the output folder")
-    parser.add_argument("--overwrite", action="store_true", help="start over in a folder that already holds a run")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
+    parser.add_argument("--overwrite", action="store_true",
+                        help="start over in a folder that already holds a run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="override a key of the config")
     parser.add_argument("--dry-run", action="store_true", help="load and check everything, train nothing")
     return parser.parse_args(arguments)
 

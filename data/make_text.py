@@ -1,174 +1,233 @@
 """Writes the shipped text: `python data/make_text.py`.
 
-`text_only` asks and answers; `thinker_text` is what the Thinker reads before (stage A). Facts whose hash falls into
-the held-out eighth are stated in stage A and asked in the held-out split alone.
+`text_only` asks and answers; `thinker_text` is what the Thinker reads before (stage A). What is held out is
+never asked in either; held-out facts are stated in stage A, so that they can be known.
 """
 
 import argparse
+import itertools
 import json
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from zlib import crc32
 
-import numpy as np
-import skills
-from facts import RELATIONS
-from make_images import counting, digit, objects, questions, settle, sign
-from questions import DESCRIBE, describe
+import talks
+from facts import HELD, RELATIONS, Relation, fill
+from scenes import Balance, Dice, Talk, caption, talk
 from sentences import facts as spoken_facts
-from sentences import free_strings, sums, template_sentence
+from sentences import free_strings, template_sentence
+from sentences import sums as spoken_sums
+from stories import story
+from talks import FULL, SHORT
 
-FULL, SHORT = "", "Answer in one word."
-Talk = list[tuple[str, str]]  # (role, content)
+TRAIN, VAL = 9500, 600
+READ_VAL = 500
+READ = {
+    "fact": 3800,
+    "sum": 2600,
+    "counting": 800,
+    "ordering": 900,
+    "spelling": 500,
+    "list": 1100,
+    "dialogue": 400,
+    "scene": 4000,
+    "spoken_scene": 2500,
+}
+SPOKEN, STORIES, CAPTIONS, PARAGRAPHS = 3050, 2400, 2000, 4
 
 
-def held_out(key: str, share: int = 8) -> bool:
-    """Whether a fact, a pair of numbers or a word is kept for the held-out split: one in `share`, by its hash."""
-    return crc32(key.encode()) % share == 0
+def plain(text: str) -> str:
+    """Text as it is spoken: lower case, no punctuation."""
+    return " ".join(re.sub(r"[^a-z0-9+\-= ]", " ", text.lower()).split())
 
 
-def ask_fact(rng: random.Random, held: bool, wording: bool = False) -> tuple[Talk, str]:
-    """A question about a fact; with `wording`, in a wording that training never uses."""
-    while True:
-        relation = rng.choice(RELATIONS)
-        subject, answer = rng.choice(list(relation.facts.items()))
-        kept = len(relation.questions) == 4
-        if held_out(f"{relation.name} {subject}") == held and (kept or not wording):
-            break
-    texts = relation.questions[-1:] if wording else relation.questions[:3]
-    question = rng.choice(texts).format(s=subject)
-    full = relation.statements[0].format(s=subject, a=answer)
+def pick_fact(rng: random.Random, held: bool) -> tuple[Relation, str, str]:
+    """A fact; large relations are asked more often, though not by as much as they are larger."""
+    relation = rng.choices(RELATIONS, [len(r.facts) ** 0.6 for r in RELATIONS])[0]
+    subject = rng.choice([s for s in relation.facts if (s in HELD[relation.name]) == held])
+    return relation, subject, relation.facts[subject]
+
+
+def ask_fact(rng: random.Random, held: bool, wording: bool = False) -> Talk:
+    """A question about a fact, in one of the wordings of training or in the one that it never uses."""
+    relation, s, a = pick_fact(rng, held)
+    texts = relation.questions[-1:] if wording else relation.questions[:-1]
+    question, full = fill(rng.choice(texts), s, a), fill(relation.statements[0], s, a)
     if rng.random() < 0.4:
-        return [("system", SHORT), ("user", question), ("assistant", answer)], "fact"
-    return [("user", question), ("assistant", full)], "fact"
+        return [
+            ("system", rng.choice(SHORT[2:] if " " in a else SHORT)),
+            ("user", question),
+            ("assistant", a),
+        ]
+    system = [("system", rng.choice(FULL))] if rng.random() < 0.3 else []
+    return [*system, ("user", question), ("assistant", full)]
 
 
-def scene_talk(rng: random.Random, held: bool) -> tuple[Talk, str]:
-    """A described scene and questions about it, as they are asked about pictures."""
-    nprng = np.random.default_rng(rng.getrandbits(32))
-    make = rng.choices((objects, counting, digit, sign), (60, 25, 5, 10))[0]
-    scene = make(nprng, held)
-    asked = []
-    while not asked:
-        asked = [q for q in questions(nprng, scene, held, 4) if clear(q, scene)]
-    picture = f"Picture: {placed(scene)}"
-    turns = [settle(q, TURNS) for q in asked[:1 if held else rng.randint(1, 3)]]
-    talk = []
-    for i, (question, answer) in enumerate(turns):
-        talk += [("user", f"{picture} {question}" if i == 0 else question), ("assistant", answer)]
-    return talk, "scene"
+def dialogue(rng: random.Random, held: bool) -> Talk:
+    """Small talk, or two or three facts in a row, all short or all in full."""
+    if held or rng.random() < 0.5:
+        return talks.small_talk(rng, held)
+    short = rng.random() < 0.5
+    out: Talk = [("system", SHORT[2] if short else FULL[0])]
+    for _ in range(rng.randint(2, 3)):
+        relation, s, a = pick_fact(rng, held)
+        question = fill(rng.choice(relation.questions[:-1]), s, a)
+        out += [("user", question), ("assistant", a if short else fill(relation.statements[0], s, a))]
+    return out
 
 
-TURNS: dict = {}  # of yes and no, for `settle`
+class Maker:
+    """Talks of every kind."""
+
+    def __init__(self, seed: int):
+        self.rng, self.balance = Dice(seed), {True: Balance(), False: Balance()}
+
+    def scene(self, held: bool) -> Talk:
+        return talk(self.rng, held, self.balance[held], 1 if held else self.rng.randint(1, 3))
+
+    def spoken_scene(self, held: bool) -> Talk:
+        return [(r, plain(t)) for r, t in talk(self.rng, held, self.balance[held])]
+
+    def make(self, kind: str, held: bool = False) -> Talk:
+        rng = self.rng
+        makers: dict[str, Callable[[], Talk]] = {
+            "fact": lambda: ask_fact(rng, held),
+            "scene": lambda: self.scene(held),
+            "fact_heldout": lambda: ask_fact(rng, True),
+            "wording": lambda: ask_fact(rng, False, wording=True),
+            "sum": lambda: talks.sums(rng, held, False if held else None),
+            "sum_small": lambda: talks.sums(rng, held, True),
+            "counting": lambda: talks.counting(rng, held),
+            "ordering": lambda: talks.ordering(rng, held),
+            "spelling": lambda: talks.spelling(rng, held),
+            "list": lambda: talks.lists(rng, held),
+            "dialogue": lambda: dialogue(rng, held),
+            "spoken_scene": lambda: self.spoken_scene(held),
+        }
+        return makers[kind]()
 
 
-def placed(scene) -> str:
-    """The description, with the side of each thing: what a picture shows and its description leaves out."""
-    text = describe(scene)
-    if scene.sort != "objects":
-        return text if scene.sort != "sign" else f"{text[:-1]} {('in' if scene.place == 'room' else 'on')} {scene.place}."
-    parts = [f"a {i.size} {i.color} {i.kind} on the {'left' if i.x < 64 else 'right'}"
-             for i in sorted(scene.items, key=lambda i: i.x)]
-    return f"{', '.join(parts)}, {scene.place}.".capitalize()
+TRAIN_KINDS = {
+    "fact": 0.17,
+    "scene": 0.18,
+    "sum": 0.16,
+    "counting": 0.09,
+    "ordering": 0.1,
+    "spelling": 0.07,
+    "list": 0.11,
+    "dialogue": 0.12,
+}
+VAL_KINDS = {
+    "fact_heldout": 0.25,
+    "sum": 0.15,
+    "sum_small": 0.05,
+    "wording": 0.2,
+    "scene": 0.13,
+    "spelling": 0.04,
+    "counting": 0.05,
+    "ordering": 0.05,
+    "list": 0.05,
+    "dialogue": 0.03,
+}
 
 
-def clear(question, scene) -> bool:
-    """Whether the description tells the answer: where things are many, it leaves out most of their colors."""
-    return scene.sort != "counting" or question.kind in ("count", "compare")
-
-
-MAKERS = (  # (share of text_only, maker)
-    (0.26, ask_fact), (0.22, scene_talk), *skills.MAKERS)
-
-
-def talk(rng: random.Random, held: bool) -> tuple[Talk, str]:
-    maker = rng.choices([m for _, m in MAKERS], [w for w, _ in MAKERS])[0]
-    return maker(rng, held)
-
-
-def line(turns: Talk, **more) -> str:
+def line(turns: Talk, **more: str) -> str:
     return json.dumps({"messages": [{"role": r, "content": c} for r, c in turns], **more})
 
 
-def distinct(count: int, seen: set[str], make) -> Iterator[tuple[Talk, str]]:
-    """`count` talks whose prompts are new to `seen`."""
-    while count:
-        turns, kind = make()
-        key = "\n".join(c for _, c in turns[:-1])
+def distinct(kind: str, count: int, seen: set[str], maker: Maker, held: bool = False) -> Iterator[Talk]:
+    """`count` talks with prompts that are new to `seen`; fewer where the world has no more to ask."""
+    misses = 0
+    while count and misses < 300:
+        turns = maker.make(kind, held)
+        key = "\n".join(plain(c) for _, c in turns[:-1])
+        misses += 1
         if key not in seen:
             seen.add(key)
-            count -= 1
-            yield turns, kind
-
-
-def val_talk(rng: random.Random, index: int) -> tuple[Talk, str]:
-    """A quarter each: facts never asked, unseen wordings; the rest with numbers, words and scenes kept apart."""
-    if index % 4 == 0:
-        return ask_fact(rng, held=True)[0], "fact_heldout"
-    if index % 4 == 1:
-        return ask_fact(rng, held=False, wording=True)[0], "wording"
-    while True:
-        turns, kind = talk(rng, held=True)
-        if kind != "fact":
-            return turns, kind
+            count, misses = count - 1, 0
+            yield turns
 
 
 def statements(rng: random.Random) -> Iterator[str]:
-    """Every fact in each of its forms, alone and in small paragraphs."""
-    said = [form.format(s=s, a=a) for r in RELATIONS for s, a in r.facts.items() for form in r.statements]
-    said = [text[0].upper() + text[1:] for text in said]
+    """Every fact in each of its forms, alone and in paragraphs of two to four."""
+    said = [fill(form, s, a) for r in RELATIONS for s, a in r.facts.items() for form in r.statements]
     yield from said
-    for _ in range(2):
-        rng.shuffle(said)
-        for start in range(0, len(said), 3):
-            yield " ".join(said[start:start + 3])
+    for _ in range(PARAGRAPHS):
+        rest = rng.sample(said, len(said))
+        while rest:
+            size = rng.randint(2, 4)
+            yield " ".join(rest[:size])
+            del rest[:size]
+
+
+def gives_away(question: str, answer: str) -> bool:
+    """Whether a spoken question asks for something held out: a fact from either end, a sum or a spelling."""
+    asked = set(question.split())
+    for relation in RELATIONS:
+        for s in HELD[relation.name]:
+            one, other = plain(s), plain(relation.facts[s])
+            if any(set(x.split()) <= asked and y == answer for x, y in ((one, other), (other, one))):
+                return True
+    letters = answer.replace(" ", "")
+    return (
+        len(answer) == 2 * len(letters) - 1
+        and letters in asked
+        and len(letters) > 1
+        and not talks.may_spell(letters, False)
+    )
 
 
 def spoken(rng: random.Random) -> Iterator[str]:
-    """Lines as they are spoken: lower case, no punctuation. Questions come with their answer."""
-    for text in free_strings(3000, rng):
-        yield json.dumps({"text": text, "kind": "spoken"})
-    for text in dict.fromkeys(template_sentence(rng)[0] for _ in range(3600)):
+    """Strings and sentences as a transcript has them; spoken questions with their answers."""
+    said = dict.fromkeys(free_strings(SPOKEN, rng))
+    while len(said) < 2 * SPOKEN:
+        said[template_sentence(rng)[0]] = None
+    for text in said:
         yield json.dumps({"text": text, "kind": "spoken"})
     asked = [(text, answer) for wordings, answer in spoken_facts(rng) for text in wordings]
-    asked += [one for pair, wordings in sums().items() if not held_out(str(pair), 7) for one in wordings]
+    for (word, a, b), wordings in spoken_sums().items():
+        if not talks.kept_sum("+" if word == "plus" else "-", a, b):
+            asked += wordings
     for text, answer in rng.sample(asked, len(asked)):
-        yield line([("user", text), ("assistant", answer)])
+        if not gives_away(text, answer):
+            yield line([("user", text), ("assistant", answer)])
 
 
-def described(rng: random.Random) -> str:
-    """A caption, or a picture's talk in spoken style."""
-    nprng = np.random.default_rng(rng.getrandbits(32))
-    scene = rng.choice((objects, objects, counting, sign, digit))(nprng, False)
-    if rng.random() < 0.5:
-        return json.dumps({"text": describe(scene)})
-    return line([("user", f"Picture: {placed(scene)} {DESCRIBE}"), ("assistant", describe(scene))])
+def reading(rng: random.Random, seen: set[str], maker: Maker) -> list[str]:
+    """All lines of stage A."""
+    texts = itertools.chain(
+        statements(rng), (story(rng) for _ in range(STORIES)), (caption(maker.rng) for _ in range(CAPTIONS))
+    )
+    lines = [json.dumps({"text": text}) for text in texts] + list(spoken(rng))
+    for kind, count in READ.items():
+        lines += [line(turns) for turns in distinct(kind, count, seen, maker)]
+    lines = list(dict.fromkeys(lines))
+    rng.shuffle(lines)
+    return lines
 
 
-def write(path: Path, lines) -> None:
+def write(path: Path, lines: list[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(text + "\n" for text in lines), encoding="utf-8")
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/tiny"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    rng, seen = random.Random(args.seed), set()
-    counter = iter(range(10**9))
-    val = [line(turns, kind=kind) for turns, kind in distinct(600, seen, lambda: val_talk(rng, next(counter)))]
-    train = [line(turns) for turns, _ in distinct(9000, seen, lambda: talk(rng, False))]
-    write(args.out / "text_only" / "train.jsonl", train)
-    write(args.out / "text_only" / "val.jsonl", val)
-    read = [json.dumps({"text": text}) for text in statements(rng)]
-    read += spoken(rng)
-    read += [described(rng) for _ in range(2500)]
-    read += [line(turns) for turns, _ in distinct(13000, seen, lambda: talk(rng, False))]
-    rng.shuffle(read)
-    write(args.out / "thinker_text" / "train.jsonl", read[400:])
-    write(args.out / "thinker_text" / "val.jsonl", read[:400])
+    rng, seen, maker = random.Random(args.seed), set(), Maker(args.seed)
+    splits: dict[str, list[str]] = {"val": [], "train": []}
+    for split, kinds, total in (("val", VAL_KINDS, VAL), ("train", TRAIN_KINDS, TRAIN)):
+        for kind, share in kinds.items():
+            for turns in distinct(kind, round(share * total), seen, maker, split == "val"):
+                splits[split].append(line(turns, kind=kind) if split == "val" else line(turns))
+        rng.shuffle(splits[split])
+        write(args.out / "text_only" / f"{split}.jsonl", splits[split])
+    lines = reading(rng, seen, maker)
+    write(args.out / "thinker_text" / "val.jsonl", lines[:READ_VAL])
+    write(args.out / "thinker_text" / "train.jsonl", lines[READ_VAL:])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The closed little world that the shipped text, pictures and speech all talk about.
 
-Every script in this folder takes its words from here, so that a word the ears learn is a word the eyes and the
-Thinker know too.
+Every script in this folder takes its words from here, so that a word the ears learn is a word the eyes and
+the Thinker know too.
 """
 
 COLORS = {  # name -> RGB; drawn with some jitter, so a colour is a neighbourhood and not one value
@@ -23,8 +23,8 @@ NUMBER_WORDS = (
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
 )
 
-# Combinations of kind and color that no training picture holds and every held-out picture does: one color a kind,
-# so that each color and each kind is seen in training, only never together.
+# Combinations of kind and color that no training picture holds and every held-out picture does: one color a
+# kind, so that each color and each kind is seen in training, only never together.
 HELD_OUT_PAIRS = frozenset(
     (kind, tuple(COLORS)[(3 * i + 1) % len(COLORS)]) for i, kind in enumerate(KINDS)
 )

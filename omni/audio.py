@@ -67,7 +67,8 @@ def mel_power(wave: torch.Tensor) -> torch.Tensor:
 
 
 def log_mel(power: torch.Tensor) -> torch.Tensor:
-    """(F, MELS) power -> log-mel without its mean a band (which takes room and microphone out) and of unit scale."""
+    """(F, MELS) power -> log-mel without its mean a band (which takes room and microphone out) and of unit
+    scale."""
     log = (power + LOG_FLOOR).log()
     log = log - log.mean(dim=0, keepdim=True)
     return log / log.std().clamp_min(1e-3)
@@ -76,9 +77,9 @@ def log_mel(power: torch.Tensor) -> torch.Tensor:
 def augment(power: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """A varied take of a clip, in the domain of mel power: (F, MELS) -> (F', MELS).
 
-    Speed, voice (a stretch of the frequency axis, as another vocal tract would), spectral tilt, room (an exponential
-    echo) and coloured noise. Working on mel power costs a hundredth of doing it to the waveform, and frozen features
-    never see more than mel anyway.
+    Speed, voice (a stretch of the frequency axis, as another vocal tract would), spectral tilt, room (an
+    exponential echo) and coloured noise. Working on mel power costs a hundredth of doing it to the waveform,
+    and frozen features never see more than mel anyway.
     """
     frames, bands = power.shape
     speed = rng.uniform(0.87, 1.18)
@@ -108,7 +109,8 @@ def augment(power: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def spec_augment(mel: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """SpecAugment (Park et al. 2019) on a log-mel (F, MELS): two masks in time, two in frequency, filled with 0."""
+    """SpecAugment (Park et al. 2019) on a log-mel (F, MELS): two masks in time, two in frequency, filled with
+    0."""
     mel = mel.clone()
     frames, bands = mel.shape
     for _ in range(2):

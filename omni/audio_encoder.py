@@ -1,7 +1,8 @@
 """The audio encoder: strided convolutions over log-mel to 25 or 12.5 frames/s, then transformer layers.
 
-Masks all the way: wherever a layer could mix in padding, frames beyond a clip's end are zero, exactly as the layer's
-own zero padding would be at the end of a clip alone. So a clip's features don't depend on its neighbours.
+Masks all the way: wherever a layer could mix in padding, frames beyond a clip's end are zero, exactly as the
+layer's own zero padding would be at the end of a clip alone. So a clip's features don't depend on its
+neighbours.
 """
 
 import torch
@@ -14,7 +15,8 @@ from omni.layers import Block, RMSNorm, init_weights, rope_table
 
 
 class ConvModule(nn.Module):
-    """The convolution of a Conformer layer (Gulati et al. 2020): gate, depthwise over time, back; no batch norm."""
+    """The convolution of a Conformer layer (Gulati et al. 2020): gate, depthwise over time, back; no batch
+    norm."""
 
     def __init__(self, width: int, kernel: int):
         super().__init__()
@@ -36,7 +38,8 @@ class AudioLayer(nn.Module):
     def __init__(self, arch: AudioArch):
         super().__init__()
         self.conv = ConvModule(arch.width, arch.conv_kernel)
-        self.block = Block(arch.width, arch.heads, arch.heads, arch.width // arch.heads, arch.mlp_width, qk_norm=True)
+        self.block = Block(arch.width, arch.heads, arch.heads, arch.width // arch.heads, arch.mlp_width,
+                           qk_norm=True)
 
     def forward(self, x, rope, valid, mask):
         return self.block(self.conv(x, valid), rope, mask=mask)

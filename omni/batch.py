@@ -1,8 +1,8 @@
 """`Sample` and `Batch`: the only contract between data and model.
 
-The letters of the shapes, everywhere in this project:
-B samples of a batch, T tokens (right-padded), D width of the Thinker, V vocabulary, H heads,
-M pictures of a batch, P patch features a picture, N clips of a batch, F mel frames (padded), S audio features (padded).
+The letters of the shapes, everywhere in this project: B samples of a batch, T tokens (right-padded), D width
+of the Thinker, V vocabulary, H heads, M pictures of a batch, P patch features a picture, N clips of a batch,
+F mel frames (padded), S audio features (padded).
 """
 
 from dataclasses import dataclass, fields, replace
@@ -32,9 +32,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded tokens with next-token labels, and the media of all samples in the order of their placeholders.
+    """Right-padded tokens with next-token labels, and the media of all samples in the order of their
+    placeholders.
 
-    Either raw media (pixels, mels) or their frozen features are given, never both; without media all are None.
+    Either raw media (pixels, mels) or their frozen features are given, never both; without media all are
+    None.
     """
 
     input_ids: torch.Tensor  # (B, T) int64; an image placeholder repeats once a feature, so does an audio one
@@ -44,8 +46,9 @@ class Batch:
     mels: torch.Tensor | None = None  # (N, F, MELS) float, zero beyond a clip's frames
     mel_lengths: torch.Tensor | None = None  # (N,) mel frames a clip
     image_features: torch.Tensor | None = None  # (M, P, vision width)
-    audio_features: torch.Tensor | None = None  # (sum of the clips' S, audio width): only true frames, end to end
+    audio_features: torch.Tensor | None = None  # (sum of the clips' S, audio width), end to end
 
     def to(self, device: torch.device) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if v is not None})
+        moved = {k: v.to(device, non_blocking=True) for k, v in moved.items() if v is not None}
+        return replace(self, **moved)

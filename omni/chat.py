@@ -2,8 +2,8 @@
 
     python -m omni.chat --ckpt checkpoints/omni_sft_tiny/omni_final.pt --image cat.png "What animal is this?"
 
-Without a question an interactive session starts: /image PATH and /audio PATH add a medium to the next question,
-/reset forgets the talk so far, /quit (or Ctrl-D) leaves.
+Without a question an interactive session starts: /image PATH and /audio PATH add a medium to the next
+question, /reset forgets the talk so far, /quit (or Ctrl-D) leaves.
 """
 
 import argparse
@@ -23,9 +23,7 @@ class Chat:
     """A talk with a model: questions with media go in, answers come out, the history is kept."""
 
     def __init__(self, model: OmniModel, config: SFTConfig):
-        reader = MediaReader(model.vision_encoder.arch.image_size)
-        collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths, config.max_length)
-        self.evaluator = Evaluator(model, collate, 1, config.max_new_tokens, config.precision)
+        self.evaluator = system_evaluator(model, config)
         self.reset()
 
     def reset(self) -> None:
@@ -73,9 +71,12 @@ def converse(chat: Chat) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m omni.chat", description=__doc__.splitlines()[0])
     parser.add_argument("--ckpt", required=True, help="omni_final.pt or omni_best.pt of a run")
-    parser.add_argument("--image", action="append", default=[], metavar="PATH", help="a picture (may be repeated)")
-    parser.add_argument("--audio", action="append", default=[], metavar="PATH", help="a clip (may be repeated)")
-    parser.add_argument("question", nargs="?", help="without it, and without --audio, an interactive session starts")
+    parser.add_argument("--image", action="append", default=[], metavar="PATH",
+                        help="a picture (may be repeated)")
+    parser.add_argument("--audio", action="append", default=[], metavar="PATH",
+                        help="a clip (may be repeated)")
+    parser.add_argument("question", nargs="?",
+                        help="without it, and without --audio, an interactive session starts")
     args = parser.parse_args(arguments)
     model, config = load_system(args.ckpt)
     chat = Chat(model, config)
@@ -94,6 +95,14 @@ def load_system(path: str) -> tuple[OmniModel, SFTConfig]:
     config = build(SFTConfig, content["config"], f"{path} (config)")
     model = OmniModel.from_content(content, path)
     return model.to(choose_device("auto")), config
+
+
+def system_evaluator(model: OmniModel, config: SFTConfig) -> Evaluator:
+    """What answers for a finished system: the code that scored it while it was trained."""
+    reader = MediaReader(model.vision_encoder.arch.image_size)
+    collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths,
+                       config.max_length)
+    return Evaluator(model, collate, config.eval_batch_size, config.max_new_tokens, config.precision)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Save and load, atomic and safe: a file is there whole or not at all, says what it holds, and never runs code."""
+"""Save and load, atomic and safe: a file is there whole or not at all, says what it holds, and never runs
+code."""
 
 import dataclasses
 import hashlib
@@ -14,7 +15,8 @@ FORMAT = "micro-omni-1"
 
 
 def save(path: str | Path, kind: str, content: dict) -> None:
-    """Write `content` to `path` as a checkpoint of `kind`: temporary name, flush, rename, flush the folder."""
+    """Write `content` to `path` as a checkpoint of `kind`: temporary name, flush, rename, flush the
+    folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -27,8 +29,8 @@ def save(path: str | Path, kind: str, content: dict) -> None:
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as err:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: can't be written ({str(err).splitlines()[0]}); what was there before is intact, "
-                        "make room or choose another save_dir") from None
+        raise UserError(f"{path}: can't be written ({str(err).splitlines()[0]}); what was there before is "
+                        "intact, make room or choose another save_dir") from None
 
 
 def save_text(path: str | Path, text: str) -> None:
@@ -53,12 +55,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def load(path: str | Path, kind: str, remedy: str) -> dict:
-    """Read a checkpoint and check that it is of `kind`. UserError with `remedy` if it is missing or anything else."""
+    """Read a checkpoint and check that it is of `kind`. UserError with `remedy` if it is missing or anything
+    else."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint; {remedy}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # torch raises a dozen types on foreign or broken files, and each means the same to a user
+    except Exception as err:  # torch raises a dozen types on broken files, and each means the same to a user
         reason = (str(err).splitlines() or [type(err).__name__])[0][:100]
         raise UserError(f"{path}: not readable as a checkpoint ({reason}); {remedy}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -69,7 +72,8 @@ def load(path: str | Path, kind: str, remedy: str) -> dict:
 
 
 def load_state(module: nn.Module, state: dict, name: str, where: str | Path) -> str:
-    """Load a state dict strictly. Returns the line that says so, or raises it as a UserError on any mismatch."""
+    """Load a state dict strictly. Returns the line that says so, or raises it as a UserError on any
+    mismatch."""
     own = module.state_dict()
     missing = [k for k in own if k not in state]
     unexpected = [k for k in state if k not in own]
@@ -80,8 +84,11 @@ def load_state(module: nn.Module, state: dict, name: str, where: str | Path) -> 
             f"{len(misshaped)} mis-shaped, {parameters:,} parameters")
     if missing or unexpected or misshaped:
         first = (missing + unexpected + misshaped)[0]
-        shapes = f", {tuple(state[first].shape)} in the file and {tuple(own[first].shape)} here" if misshaped else ""
-        raise UserError(f"{where}: {line} (first: {first}{shapes}); it does not match the architecture it names")
+        shapes = ""
+        if first in misshaped:
+            shapes = f", {tuple(state[first].shape)} in the file and {tuple(own[first].shape)} here"
+        raise UserError(f"{where}: {line} (first: {first}{shapes}); it does not match the architecture it "
+                        "names")
     module.load_state_dict(state)
     return line
 

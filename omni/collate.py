@@ -13,7 +13,8 @@ from omni.tokenizer import Tokenizer
 
 
 class MediaReader:
-    """Reads a picture or a clip as an encoder wants it. Take 0 is the medium as it is, higher takes are varied.
+    """Reads a picture or a clip as an encoder wants it. Take 0 is the medium as it is, higher takes are
+    varied.
 
     A take is a pure function of (seed, take, file name), so any process gets the same one at any time.
     """
@@ -41,18 +42,21 @@ def pad_mels(mels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Collator:
-    """Tokenises conversations, fetches their media (frozen features if `features` has them) and pads to the right.
+    """Tokenises conversations, fetches their media (frozen features if `features` has them) and pads to the
+    right.
 
     `image_tokens` is the number of the Thinker's tokens a picture, `audio_tokens` maps mel frames to tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, reader: MediaReader, image_tokens: int, audio_tokens, max_length: int,
-                 features=None):
+    def __init__(self, tokenizer: Tokenizer, reader: MediaReader, image_tokens: int, audio_tokens,
+                 max_length: int, features=None):
         self.tokenizer, self.reader, self.features = tokenizer, reader, features
         self.image_tokens, self.audio_tokens, self.max_length = image_tokens, audio_tokens, max_length
 
-    def __call__(self, samples: Sequence[Sample], takes: Sequence[int] | None = None, prompt_only=False) -> Batch:
-        """`takes` (B,) names each sample's variation of its media; `prompt_only` leaves the last answer off."""
+    def __call__(self, samples: Sequence[Sample], takes: Sequence[int] | None = None,
+                 prompt_only: bool = False) -> Batch:
+        """`takes` (B,) names each sample's variation of its media; `prompt_only` leaves the last answer
+        off."""
         takes = takes or [0] * len(samples)
         images = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.images]
         audios = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.audios]
@@ -60,7 +64,8 @@ class Collator:
         if self.features is not None:
             clips = [self.features.audio(*key) for key in audios]
             audio_lengths = iter([len(c) for c in clips])
-            media = {"image_features": torch.stack([self.features.image(*k) for k in images]) if images else None,
+            pictures = [self.features.image(*key) for key in images]
+            media = {"image_features": torch.stack(pictures) if pictures else None,
                      "audio_features": torch.cat(clips) if clips else None}
         else:
             mels = [self.reader.mel(*key) for key in audios]
@@ -70,8 +75,8 @@ class Collator:
         rows = []
         for sample in samples:
             messages = sample.messages[:-1] if prompt_only else sample.messages
-            ids, labels = self.tokenizer.chat(
-                messages, [self.image_tokens] * len(sample.images), [next(audio_lengths) for _ in sample.audios])
+            ids, labels = self.tokenizer.chat(messages, [self.image_tokens] * len(sample.images),
+                                              [next(audio_lengths) for _ in sample.audios])
             rows.append(self.fit(ids, labels))
         ids, labels = ([torch.tensor(row[i]) for row in rows] for i in (0, 1))
         return Batch(pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad),
@@ -79,7 +84,8 @@ class Collator:
                      torch.tensor([len(row) for row in ids]), **media)
 
     def fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
-        """Cut to `max_length` at the front of the text, never at the end, where the answer is; media stay whole."""
+        """Cut to `max_length` at the front of the text, never at the end, where the answer is; media stay
+        whole."""
         excess = len(ids) - self.max_length
         if excess <= 0:
             return ids, labels

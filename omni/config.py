@@ -1,7 +1,8 @@
-"""The JSON configs as frozen dataclasses: every key, its type, its default and its check live here and nowhere else.
+"""The JSON configs as frozen dataclasses: every key, its type, its default and its check live here and
+nowhere else.
 
-A config file is JSON in which `//` and `/* */` comments and trailing commas are welcome. Anything wrong with it is
-one line that names the key, what was given and what is allowed, before anything heavy is loaded.
+A config file is JSON in which `//` and `/* */` comments and trailing commas are welcome. Anything wrong with
+it is one line that names the key, what was given and what is allowed, before anything heavy is loaded.
 """
 
 import dataclasses
@@ -16,7 +17,8 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user gave can't be used. The message is one line: what, where, what to do. Ends in exit code 2."""
+    """Something the user gave can't be used. The message is one line: what, where, what to do. Ends in exit
+    code 2."""
 
 
 def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choices=None, factory=None):
@@ -40,7 +42,7 @@ class SFTConfig:
     data_dir: str = "data/tiny"
     samples_per_epoch: int | None = _key(None, low=1)  # None: the number of training samples in the mix
     max_length: int = _key(512, low=16)  # tokens a sample; a longer prompt loses its front, never its answer
-    augment_takes: int = _key(2, low=1)  # versions of each training picture and clip: the first plain, others varied
+    augment_takes: int = _key(2, low=1)  # versions of each training medium: the first plain, others varied
     allow_outside_paths: bool = False  # media outside the manifest's folder
     max_skipped: float = _key(0.05, low=0.0, high=1.0)  # share of unusable samples a source may have
     # Optimisation
@@ -52,7 +54,7 @@ class SFTConfig:
     projector_learning_rate: float = _key(1e-3, above=0.0, high=1.0)
     encoder_learning_rate: float = _key(1e-5, above=0.0, high=1.0)  # with freeze_encoders: false
     warmup_steps: int = _key(100, low=0)
-    min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # where the cosine ends, as a share of the peak
+    min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # where the cosine ends, of the peak
     weight_decay: float = _key(0.01, low=0.0)
     grad_clip: float = _key(1.0, above=0.0)
     # Evaluation
@@ -140,14 +142,16 @@ class PretrainConfig:
     reading_share: float = _key(0.3, low=0.0, high=1.0)  # of the samples: noisy pieces of speech -> the words
     # Stages A and B: pieces of words that the audio encoder names and the Thinker learns to read
     speech_pieces: int = _key(192, low=30)
-    decoder: dict = _key(factory=dict)  # Stage C: the throw-away decoder that captions while the encoder learns
+    decoder: dict = _key(factory=dict)  # Stage C: the throw-away decoder that captions
 
 
 def parse_json(text: str, where: str):
-    """JSON with `//`, `/* */` and trailing commas; duplicate keys and NaN are errors, as they hide mistakes."""
+    """JSON with `//`, `/* */` and trailing commas; duplicate keys and NaN are errors, as they hide
+    mistakes."""
     token = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.S)
     # Comments become blanks of their own length, so that the line and column of an error stay true.
-    blank = token.sub(lambda m: m[0] if m[0][0] == '"' else re.sub(r"[^\n]", " ", m[0]), text.removeprefix("\ufeff"))
+    text = text.removeprefix("\ufeff")
+    blank = token.sub(lambda m: m[0] if m[0][0] == '"' else re.sub(r"[^\n]", " ", m[0]), text)
     comma = re.compile(r'"(?:\\.|[^"\\\n])*"|,(?=\s*[}\]])', re.S)
     plain = comma.sub(lambda m: m[0] if m[0][0] == '"' else " ", blank)
 
@@ -164,14 +168,15 @@ def parse_json(text: str, where: str):
     try:
         return json.loads(plain, object_pairs_hook=unique, parse_constant=not_a_number)
     except json.JSONDecodeError as err:
-        raise UserError(f"{where}, line {err.lineno}, column {err.colno}: not valid JSON ({err.msg})") from None
+        place = f"{where}, line {err.lineno}, column {err.colno}"
+        raise UserError(f"{place}: not valid JSON ({err.msg})") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply") from None
 
 
 def _type_name(kind) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", dict: "an object {...}",
-             list: "a list", types.NoneType: "null"}
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false",
+             dict: "an object {...}", list: "a list", types.NoneType: "null"}
     return " or ".join(names[k] for k in (typing.get_args(kind) or (kind,)))
 
 
@@ -197,7 +202,8 @@ def _check_value(f: dataclasses.Field, kind, value):
 
 
 def build(cls, values, where: str):
-    """An instance of the dataclass `cls` from the dict `values`; every problem found is told in one UserError line."""
+    """An instance of the dataclass `cls` from the dict `values`; every problem found is told in one UserError
+    line."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: must be an object {{...}}, and it is {json.dumps(values)[:60]}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -219,7 +225,8 @@ def build(cls, values, where: str):
 
 
 def apply_override(values: dict, setting: str) -> None:
-    """One `--set key=value` (dotted for nested keys) written into `values`; the value is JSON, or else a text."""
+    """One `--set key=value` (dotted for nested keys) written into `values`; the value is JSON, or else a
+    text."""
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise UserError(f"--set {setting}: write it as key=value, for example --set batch_size=16")
@@ -259,7 +266,8 @@ def check_mix(config: SFTConfig, where: str) -> None:
     for name, entry in config.data_mix.items():
         weight = entry.get("weight") if isinstance(entry, dict) else entry
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e9:
-            problems.append(f'"data_mix.{name}" needs a weight of 0 or more, and {json.dumps(entry)[:60]} was given')
+            given = json.dumps(entry)[:60]
+            problems.append(f'"data_mix.{name}" needs a weight of 0 or more, and {given} was given')
             continue
         total += weight
         if isinstance(entry, dict):

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 from omni import manifest
 from omni.batch import Batch, Sample
 from omni.collate import Collator
-from omni.config import SFTConfig, mix_entry
+from omni.config import SFTConfig, UserError, mix_entry
 from omni.sampler import WeightedSampler
 
 
@@ -29,6 +29,16 @@ class Mix:
                 for reason in filter(None, reasons):
                     self.skipped[name][reason] = self.skipped[name].get(reason, 0) + 1
                 split[name] = [s for s, reason in zip(samples, reasons, strict=True) if reason is None]
+
+    def check(self, max_skipped: float) -> None:
+        """A UserError if a source lost more than the share `max_skipped` of its samples, or all of a
+        split."""
+        for name, reasons in self.skipped.items():
+            kept, lost = len(self.train[name]) + len(self.val[name]), sum(reasons.values())
+            if not self.train[name] or not self.val[name] or lost > max_skipped * (kept + lost):
+                what = "; ".join(f"{count}x {reason}" for reason, count in reasons.items())
+                raise UserError(f"source {name}: {lost} of {kept + lost} samples can't be used: {what}. "
+                                f"Mend them or raise max_skipped (now {max_skipped:g})")
 
 
 def read_mix(config: SFTConfig) -> Mix:

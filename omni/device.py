@@ -19,6 +19,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """bf16 autocast for "bf16", and for "auto" on a GPU that has it; otherwise plain fp32."""
-    on = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    """bf16 autocast for "bf16", and for "auto" where the device computes in bf16; otherwise plain fp32."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported()
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    on = precision == "bf16" or (precision == "auto" and native)
     return torch.autocast(device.type, torch.bfloat16) if on else contextlib.nullcontext()
+
+
+def gpu_memory_gb(device: torch.device) -> float:
+    """Peak memory allocated on the GPU so far; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated() / 2 ** 30 if device.type == "cuda" else 0.0

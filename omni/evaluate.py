@@ -1,4 +1,5 @@
-"""Held-out figures, by real generation where an answer is asked for. Everything is returned, nothing printed."""
+"""Held-out figures, by real generation where an answer is asked for. Everything is returned, nothing
+printed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,24 +38,27 @@ class Score:
 class Evaluator:
     """Scores a model on held-out samples: {(source, group, task): Score}."""
 
-    def __init__(self, model: OmniModel, collate: Collator, batch_size: int, max_new_tokens: int, precision: str):
+    def __init__(self, model: OmniModel, collate: Collator, batch_size: int, max_new_tokens: int,
+                 precision: str):
         self.model, self.collate, self.precision = model, collate, precision
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self.device = next(model.parameters()).device
 
     @torch.inference_mode()
-    def score(self, sources: dict[str, Sequence[Sample]], swapped: bool = False) -> dict[tuple[str, str, str], Score]:
+    def score(self, sources: dict[str, Sequence[Sample]],
+              swapped: bool = False) -> dict[tuple[str, str, str], Score]:
         """With `swapped`, each sample keeps its question and gets the media of another sample of its set."""
         sets: dict[tuple[str, str, str], list[Sample]] = {}
         for source, samples in sources.items():
             for sample in samples:
                 sets.setdefault((source, sample.group, sample.task), []).append(sample)
         if swapped:
-            sets = {key: swap_media(samples) for key, samples in sets.items() if samples[0].images or samples[0].audios}
+            sets = {key: swap_media(samples) for key, samples in sets.items()
+                    if samples[0].images or samples[0].audios}
         self.model.eval()
         scores = {}
-        with tqdm(total=sum(map(len, sets.values())), desc="swapped" if swapped else "held out", unit="sample",
-                  mininterval=2, disable=None, leave=False) as bar:
+        with tqdm(total=sum(map(len, sets.values())), desc="media swapped" if swapped else "held out",
+                  unit="sample", mininterval=2, disable=None, leave=False) as bar:
             for key, samples in sets.items():
                 scores[key] = self._score_set(key[2], samples, bar)
         self.model.train()
@@ -75,13 +79,15 @@ class Evaluator:
                 if task == "asr":
                     errors += word_errors(answer, sample.answer)
             bar.update(len(group))
-        media = tuple(name for name, held in (("image", samples[0].images), ("audio", samples[0].audios)) if held)
+        held = (("image", samples[0].images), ("audio", samples[0].audios))
+        media = tuple(name for name, paths in held if paths)
         return Score(task, media, len(samples), loss, int(tokens), int(hits), right, errors)
 
     def answers(self, samples: Sequence[Sample]) -> list[str]:
         """Greedy answers to the samples' last question."""
         with autocast(self.device, self.precision):
-            ids = self.model.generate(self.collate(samples, prompt_only=True).to(self.device), self.max_new_tokens)
+            batch = self.collate(samples, prompt_only=True).to(self.device)
+            ids = self.model.generate(batch, self.max_new_tokens)
         return [self.model.tokenizer.decode(row) for row in ids]
 
 
@@ -99,11 +105,13 @@ def swap_media(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def summarise(scores: dict[tuple[str, str, str], Score]) -> dict[str, float]:
-    """The epoch's figures: val_loss over all ungrouped samples, one figure a task, and each set by its own name."""
+    """The epoch's figures: val_loss over all ungrouped samples, one figure a task, and each set by its own
+    name."""
     main = {key: score for key, score in scores.items() if not key[1]}
     figures = {}
     if main:
-        figures["val_loss"] = sum(s.loss for s in main.values()) / max(1, sum(s.tokens for s in main.values()))
+        tokens = sum(s.tokens for s in main.values())
+        figures["val_loss"] = sum(s.loss for s in main.values()) / max(1, tokens)
     for name, task, media in (("text_acc", "text", ()), ("image_qa", "qa", ("image",)),
                               ("audio_wer", "asr", ("audio",))):
         scored = [s for s in main.values() if (s.task, s.media) == (task, media)]

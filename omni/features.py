@@ -14,10 +14,24 @@ from omni.model import OmniModel
 GROUP = 32  # media encoded together
 
 
+def unusable_media(samples: Iterable[Sample], reader: MediaReader, what: str) -> dict[str, str]:
+    """Read every medium of `samples` once; returns {path: reason} of those that can't be used."""
+    media = [(reader.pixels, p) for p in dict.fromkeys(p for s in samples for p in s.images)]
+    media += [(reader.mel, p) for p in dict.fromkeys(p for s in samples for p in s.audios)]
+    bad = {}
+    for read, path in tqdm(media, desc=f"checking {what}", mininterval=2, disable=None, leave=False):
+        try:
+            read(path)
+        except MediaError as err:
+            bad[path] = str(err)
+    return bad
+
+
 class FeatureStore:
     """Features of pictures and clips by (path, take), in half precision in main memory.
 
-    They are computed in groups of a fixed make-up, so they come out the same to the bit whenever a run is resumed.
+    They are computed in groups of a fixed make-up, so they come out the same to the bit whenever a run is
+    resumed.
     """
 
     def __init__(self, model: OmniModel, reader: MediaReader, limit_gb: float):
@@ -36,7 +50,8 @@ class FeatureStore:
 
     @torch.inference_mode()
     def add(self, samples: Iterable[Sample], takes: int, what: str) -> dict[str, str]:
-        """Read and encode the media of `samples` in `takes` versions each; returns {path: reason} of unusable ones."""
+        """Read and encode the media of `samples` in `takes` versions each; returns {path: reason} of unusable
+        ones."""
         images = dict.fromkeys(p for s in samples for p in s.images)
         audios = dict.fromkeys(p for s in samples for p in s.audios)
         todo = [(self._images, p, t) for p in images for t in range(takes) if (p, t) not in self._images]
@@ -52,8 +67,9 @@ class FeatureStore:
                     bar.update(len(group))
                     if self.bytes > self.limit:
                         raise UserError(
-                            f"the frozen features need more than feature_cache_gb ({self.limit / 2 ** 30:g}): "
-                            "raise it, lower augment_takes, or set feature_cache_gb to 0 to encode every batch anew")
+                            f"the frozen features need more than feature_cache_gb "
+                            f"({self.limit / 2 ** 30:g}): raise it, lower augment_takes, or set it to 0 to "
+                            "encode every batch anew")
         return bad
 
     def _encode(self, store, keys: list[tuple[str, int]], bad: dict[str, str]) -> None:
@@ -72,7 +88,8 @@ class FeatureStore:
         if is_image:
             features = self.model.encode_images(torch.stack(list(media.values())).to(device))
         else:
-            features, lengths = self.model.encode_audio(*(x.to(device) for x in pad_mels(list(media.values()))))
+            mels, lengths = pad_mels(list(media.values()))
+            features, lengths = self.model.encode_audio(mels.to(device), lengths.to(device))
             features = features.split(lengths.tolist())
         for key, feature in zip(media, features, strict=True):
             store[key] = feature.to("cpu", torch.float16, copy=True)

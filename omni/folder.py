@@ -25,13 +25,15 @@ class RunFolder:
         """Refuse to write over an earlier run unless told so."""
         holds_run = self.steps() or (self.path / "omni_final.pt").exists()
         if holds_run and not resume and not overwrite:
-            raise UserError(f"{self.path} already holds a run; go on with it: --resume, or start over: --overwrite")
+            raise UserError(f"{self.path} already holds a run; go on with it: --resume, or start over: "
+                            "--overwrite")
         if overwrite and not resume:
             for old in [*self.steps(), *self.path.glob("omni_*.pt"), *self.path.glob("metrics.jsonl")]:
                 old.unlink()
 
     def write_config(self, config: SFTConfig) -> None:
-        checkpoint.save_text(self.path / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        text = json.dumps(dataclasses.asdict(config), indent=2)
+        checkpoint.save_text(self.path / "config.json", text + "\n")
 
     def save_step(self, state: dict, model: OmniModel, optimizer, config: SFTConfig) -> None:
         """Write a step checkpoint, then delete the oldest beyond keep_checkpoints."""
@@ -42,7 +44,8 @@ class RunFolder:
             old.unlink()
 
     def resume(self, asked: str, model: OmniModel, optimizer) -> dict:
-        """Put model and optimizer back to the checkpoint asked for ("" is the newest); returns the run's state."""
+        """Put model and optimizer back to the checkpoint asked for ("" is the newest); returns the run's
+        state."""
         found = [Path(asked)] if asked else self.steps()
         if not found:
             raise UserError(f"{self.path}: holds no step checkpoint to resume from; start without --resume")

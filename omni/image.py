@@ -16,8 +16,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # the decoders t
 def load(path: str | Path, size: int) -> torch.Tensor:
     """The picture at `path`: (3, size, size) float32. Raises MediaError with the reason.
 
-    Rotated as its EXIF says, transparency laid on white, 16-bit grey scaled to 8, the first frame of an animation.
-    A picture that is not square is fitted into the square and padded with white: nothing is cut off or distorted.
+    Rotated as its EXIF says, transparency laid on white, 16-bit grey scaled to 8, the first frame of an
+    animation. A picture that is not square is fitted into the square and padded with white: nothing is cut
+    off or distorted.
     """
     if not Path(path).is_file():
         raise MediaError("no such file" if not Path(path).exists() else "not a regular file")
@@ -27,7 +28,8 @@ def load(path: str | Path, size: int) -> torch.Tensor:
             with Image.open(path, formats=FORMATS) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
-                    raise MediaError(f"{width}x{height} pixels, the limit is {MAX_PIXELS // 1_000_000} megapixels")
+                    limit = MAX_PIXELS // 1_000_000
+                    raise MediaError(f"{width}x{height} pixels, the limit is {limit} megapixels")
                 picture.load()
                 rgb = _to_rgb(picture)
     except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -42,7 +44,7 @@ def load(path: str | Path, size: int) -> torch.Tensor:
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith(("I;16", "I", "F")):  # Pillow's own conversion clips 16 bit: nearly all turns white
+    if picture.mode.startswith(("I;16", "I", "F")):  # Pillow's conversion clips 16 bit: it turns white
         values = np.asarray(picture, dtype=np.float64)
         return Image.fromarray((values / max(values.max(), 255) * 255).astype(np.uint8)).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -61,7 +63,8 @@ def augment(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     shift = rng.uniform(-0.06, 0.06, size=2)
     theta = torch.tensor([[[1 / scale, 0, shift[0]], [0, 1 / scale, shift[1]]]], dtype=torch.float32)
     grid = torch.nn.functional.affine_grid(theta, [1, 3, height, width], align_corners=False)
-    pixels = torch.nn.functional.grid_sample(pixels[None], grid, padding_mode="border", align_corners=False)[0]
+    pixels = torch.nn.functional.grid_sample(
+        pixels[None], grid, padding_mode="border", align_corners=False)[0]
     pixels = pixels * rng.uniform(0.85, 1.15) + rng.uniform(-0.1, 0.1)
     noise = torch.from_numpy(rng.standard_normal(pixels.shape, dtype=np.float32))
     return (pixels + noise * rng.uniform(0, 0.04)).clamp(-1, 1)

@@ -1,6 +1,7 @@
 """What the Thinker and both encoders are made of: RMSNorm, rotary positions, attention, SwiGLU, the block.
 
-Names and mathematics follow Llama and Qwen3 as `transformers` writes them, so that their state dicts map by renaming.
+Names and mathematics follow Llama and Qwen3 as `transformers` writes them, so that their state dicts map by
+renaming.
 """
 
 from dataclasses import dataclass
@@ -22,9 +23,12 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-def rope_table(positions: torch.Tensor, head_dim: int, theta: float = 10000.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of rotary positions (Su et al. 2021): positions (..., T) -> two of (..., T, head_dim), float32."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+def rope_table(positions: torch.Tensor, head_dim: int,
+               theta: float = 10000.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of rotary positions (Su et al. 2021): positions (..., T) -> two of (..., T, head_dim),
+    float32."""
+    even = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
+    frequencies = theta ** (-even / head_dim)
     angles = positions[..., None].float() * frequencies
     angles = torch.cat((angles, angles), dim=-1)  # the two halves of a head turn together, as in Llama
     return angles.cos(), angles.sin()
@@ -39,7 +43,8 @@ def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torc
 
 @dataclass
 class LayerCache:
-    """Keys and values of one layer: two (B, kv heads, T max, head_dim); row b is filled up to its own length."""
+    """Keys and values of one layer: two (B, kv heads, T max, head_dim); row b is filled up to its own
+    length."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -47,14 +52,15 @@ class LayerCache:
     def write(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
         """Put new keys and values (B, kv heads, T, head_dim) at `positions` (B, T) of each row."""
         index = positions[:, None, :, None].expand_as(keys)
-        self.keys.scatter_(2, index, keys)
-        self.values.scatter_(2, index, values)
+        self.keys.scatter_(2, index, keys.to(self.keys.dtype))
+        self.values.scatter_(2, index, values.to(self.values.dtype))
 
 
 class Attention(nn.Module):
     """Grouped-query attention with optional RMSNorm of queries and keys, without biases."""
 
-    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, qk_norm: bool, eps: float = 1e-6):
+    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, qk_norm: bool,
+                 eps: float = 1e-6):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.q_proj = nn.Linear(width, heads * head_dim, bias=False)
@@ -64,11 +70,12 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
 
-    def forward(self, x, rope=None, *, causal=False, mask=None, cache: LayerCache | None = None, positions=None):
+    def forward(self, x, rope=None, *, causal=False, mask=None, cache: LayerCache | None = None,
+                positions=None):
         """x (B, T, width) -> (B, T, width).
 
-        `mask` (B, 1, T or 1, keys) is True where a query may look. With a `cache`, the new keys are written at
-        `positions` (B, T) and attention runs over the whole cache under `mask`.
+        `mask` (B, 1, T or 1, keys) is True where a query may look. With a `cache`, the new keys are written
+        at `positions` (B, T) and attention runs over the whole cache under `mask`.
         """
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, self.heads, self.head_dim)).transpose(1, 2)
@@ -78,13 +85,18 @@ class Attention(nn.Module):
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         if cache is not None:
             cache.write(k, v, positions)
-            if mask is not None:  # without one, the new keys are all there is: the prompt's own causal attention
+            if mask is not None:  # without one, the new keys are all there is: the prompt's own
                 k, v = cache.keys, cache.values
         if self.kv_heads != self.heads:
             k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)
             v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, self.heads * self.head_dim))
+        # On CPUs the backward of bf16 attention is ten times slower than fp32's: there it is computed in
+        # fp32.
+        with torch.autocast("cpu", enabled=False):
+            if x.device.type == "cpu":
+                q, k, v = q.float(), k.float(), v.float()
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, self.heads * self.head_dim).to(x.dtype))
 
 
 class SwiGLU(nn.Module):
@@ -117,7 +129,8 @@ class Block(nn.Module):
 
 
 def init_weights(model: nn.Module, layers: int, std: float = 0.02) -> None:
-    """GPT-2's initialisation: normal(0, std), and 1/sqrt(2 layers) of it where a layer writes to the residual."""
+    """GPT-2's initialisation: normal(0, std), and 1/sqrt(2 layers) of it where a layer writes to the
+    residual."""
     for name, p in model.named_parameters():
         if p.dim() == 2:
             scaled = name.endswith(("o_proj.weight", "down_proj.weight"))

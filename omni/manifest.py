@@ -1,4 +1,5 @@
-"""One line of a manifest -> one checked `Sample`. What can't be used is counted by its reason, never passed over."""
+"""One line of a manifest -> one checked `Sample`. What can't be used is counted by its reason, never passed
+over."""
 
 import json
 from collections import Counter
@@ -29,21 +30,24 @@ class Source:
         """Itself, or a UserError if nothing or too little of it can be used."""
         total = len(self.samples) + len(self.skipped)
         if not self.samples or len(self.skipped) > max_skipped * total:
-            reasons = "; ".join(f"{n}x {reason}" for reason, n in self.reasons().most_common(3)) or "it is empty"
+            common = self.reasons().most_common(3)
+            reasons = "; ".join(f"{n}x {reason}" for reason, n in common) or "it is empty"
             line = f" (first on line {self.skipped[0][0]})" if self.skipped else ""
-            raise UserError(f"{self.path}: {len(self.skipped)} of {total} samples can't be used: {reasons}{line}. "
-                            f"Mend them or raise max_skipped (now {max_skipped:g})")
+            raise UserError(f"{self.path}: {len(self.skipped)} of {total} samples can't be used: "
+                            f"{reasons}{line}. Mend them or raise max_skipped (now {max_skipped:g})")
         return self
 
 
 def read(path: str, name: str = "", allow_outside_paths: bool = False) -> Source:
-    """Read the JSONL manifest at `path`. Media paths become absolute; the files are only looked for, not opened."""
+    """Read the JSONL manifest at `path`. Media paths become absolute; the files are only looked for, not
+    opened."""
     source = Source(name or Path(path).stem, path, [])
     folder = Path(path).resolve().parent
     try:
         file = open(path, encoding="utf-8-sig")
     except OSError as err:
-        raise UserError(f"{path}: can't open this manifest ({err.strerror}); data_mix or data_dir names it") from None
+        raise UserError(f"{path}: can't open this manifest ({err.strerror}); "
+                        "data_mix or data_dir names it") from None
     with file:
         try:
             for number, line in enumerate(file, 1):
@@ -117,7 +121,8 @@ def _media(raw, key: str, folder: Path, allow_outside: bool) -> tuple[str, ...]:
 
 
 def _place(messages, placeholder: str, count: int):
-    """The messages, with as many placeholders as media: where there are none, they go before the first question."""
+    """The messages, with as many placeholders as media: where there are none, they go before the first
+    question."""
     pieces = [piece for role, content in messages for piece in split_placeholders(content)[1::2]]
     found = pieces.count(placeholder)
     if found == 0 and count:
@@ -126,6 +131,7 @@ def _place(messages, placeholder: str, count: int):
         return messages[:first] + ((role, placeholder * count + content),) + messages[first + 1:]
     if found != count:
         raise ValueError(f"{found} {placeholder} placeholders for {count} files")
-    if any(placeholder in split_placeholders(content)[1::2] for role, content in messages if role == "assistant"):
+    answers = [content for role, content in messages if role == "assistant"]
+    if any(placeholder in split_placeholders(content)[1::2] for content in answers):
         raise ValueError(f"{placeholder} in an answer")
     return messages

@@ -1,4 +1,5 @@
-"""`OmniModel`: Thinker, encoders and projectors in one; how features are fused in, the loss, and generation."""
+"""`OmniModel`: Thinker, encoders and projectors in one; how features are fused in, the loss, and
+generation."""
 
 import torch
 from torch import nn
@@ -29,7 +30,8 @@ class Projector(nn.Module):
 
 
 class OmniModel(nn.Module):
-    """A Thinker that also reads pictures and sound. An encoder may be absent (None): its media are then refused."""
+    """A Thinker that also reads pictures and sound. An encoder may be absent (None): its media are then
+    refused."""
 
     def __init__(self, tokenizer: Tokenizer, thinker: Thinker, audio_encoder: AudioEncoder | None = None,
                  vision_encoder: VisionEncoder | None = None, freeze_encoders: bool = True):
@@ -66,8 +68,10 @@ class OmniModel(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoders):
             return self.vision_encoder(pixels)
 
-    def encode_audio(self, mels: torch.Tensor, mel_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, F, MELS) -> the clips' true features end to end (sum of S, audio width), and their numbers (N,)."""
+    def encode_audio(self, mels: torch.Tensor,
+                     mel_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, F, MELS) -> the clips' true features end to end (sum of S, audio width), and their numbers
+        (N,)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoders):
             features, lengths = self.audio_encoder(mels, mel_lengths)
             valid = torch.arange(features.shape[1], device=features.device) < lengths[:, None]
@@ -83,7 +87,8 @@ class OmniModel(nn.Module):
         if images is None and batch.pixels is not None:
             images = self.encode_images(batch.pixels)
         if images is not None:
-            embeds = self._scatter(embeds, batch.input_ids == self.tokenizer.image, self._project_images(images))
+            places = batch.input_ids == self.tokenizer.image
+            embeds = self._scatter(embeds, places, self._project_images(images))
         audio = batch.audio_features
         if audio is None and batch.mels is not None:
             audio, _ = self.encode_audio(batch.mels, batch.mel_lengths)
@@ -101,7 +106,8 @@ class OmniModel(nn.Module):
 
     @staticmethod
     def _scatter(embeds: torch.Tensor, places: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Features (n, D) in order over the n True places (B, T). A wrong count is an error: `index_put` sees it."""
+        """Features (n, D) in order over the n True places (B, T). A wrong count is an error: `index_put` sees
+        it."""
         return embeds.index_put((places,), features.to(embeds.dtype))
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -144,7 +150,8 @@ class OmniModel(nn.Module):
 
     def content(self) -> dict:
         """The whole system for a checkpoint: what `from_content` rebuilds."""
-        parts = {"thinker": self.thinker, "audio_encoder": self.audio_encoder, "vision_encoder": self.vision_encoder}
+        parts = {"thinker": self.thinker, "audio_encoder": self.audio_encoder,
+                 "vision_encoder": self.vision_encoder}
         projectors = {k: v for k, v in self.state_dict().items() if "_projector." in k}
         return {"tokenizer": self.tokenizer.json_text, "projectors": projectors,
                 **{name: checkpoint.part(module) for name, module in parts.items()}}
@@ -152,7 +159,7 @@ class OmniModel(nn.Module):
     @classmethod
     def from_content(cls, content: dict, where: str) -> "OmniModel":
         """The system that `content` describes, strictly loaded."""
-        parts = [checkpoint.build_part(module, arch, content[name], name, where)[0] for name, module, arch in (
+        parts = [checkpoint.build_part(kind, arch, content[name], name, where)[0] for name, kind, arch in (
             ("thinker", Thinker, ThinkerArch), ("audio_encoder", AudioEncoder, AudioArch),
             ("vision_encoder", VisionEncoder, VisionArch))]
         model = cls(Tokenizer(content["tokenizer"]), *parts)
@@ -162,13 +169,15 @@ class OmniModel(nn.Module):
 
 
 def load_parts(config: SFTConfig) -> OmniModel:
-    """The three parts from their checkpoints, strictly and with a line said for each, and fresh projectors."""
+    """The three parts from their checkpoints, strictly and with a line said for each, and fresh
+    projectors."""
     parts, tokenizer = [], None
     for path, kind, module, arch, made_by in (
             (config.thinker_ckpt, "thinker", Thinker, ThinkerArch, "thinker_tiny"),
             (config.audio_ckpt, "audio_encoder", AudioEncoder, AudioArch, "audio_enc_tiny"),
             (config.vision_ckpt, "vision_encoder", VisionEncoder, VisionArch, "vision_tiny")):
-        content = checkpoint.load(path, kind, f"make it: python -m omni.pretrain --config configs/{made_by}.json")
+        remedy = f"make it: python -m omni.pretrain --config configs/{made_by}.json"
+        content = checkpoint.load(path, kind, remedy)
         part, line = checkpoint.build_part(module, arch, content, kind, path)
         say(line)
         parts.append(part)

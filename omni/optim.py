@@ -7,7 +7,8 @@ from torch import nn
 
 
 def lr_factor(step: int, total: int, warmup: int, floor: float) -> float:
-    """What the peak learning rate is multiplied with at `step` (from 0): linear warm-up, then cosine to `floor`."""
+    """What the peak learning rate is multiplied with at `step` (from 0): linear warm-up, then cosine to
+    `floor`."""
     warmup = min(warmup, total // 2)  # a short run warms up for at most half of its steps
     if step < warmup:
         return (step + 1) / warmup
@@ -26,7 +27,8 @@ def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.M
         for decay, params in ((weight_decay, [p for p in trained if p.dim() >= 2]),
                               (0.0, [p for p in trained if p.dim() < 2])):
             if params:
-                parameter_groups.append({"params": params, "lr": rate, "peak_lr": rate, "weight_decay": decay})
+                parameter_groups.append(
+                    {"params": params, "lr": rate, "peak_lr": rate, "weight_decay": decay})
     grouped = [id(p) for g in parameter_groups for p in g["params"]]
     trainable = [id(p) for p in root.parameters() if p.requires_grad]
     if sorted(grouped) != sorted(trainable):

@@ -4,7 +4,7 @@
     python -m omni.pretrain --config configs/audio_enc_tiny.json    B: CTC
     python -m omni.pretrain --config configs/vision_tiny.json       C: captions and answers
 
-Each works on any manifest. What a stage trains on and what it measures is in `omni/stages.py`; here is the loop.
+Each works on any manifest. What a stage trains on and measures is in `omni/stage_*.py`; here is the loop.
 """
 
 import argparse
@@ -17,13 +17,18 @@ from tqdm import tqdm
 from omni import checkpoint, optim
 from omni.config import PretrainConfig, UserError, load_config
 from omni.device import autocast, choose_device
-from omni.stages import STAGES
+from omni.stage_audio import AudioStage
+from omni.stage_thinker import ThinkerStage
+from omni.stage_vision import VisionStage
+
+STAGES = {"thinker": ThinkerStage, "audio": AudioStage, "vision": VisionStage}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m omni.pretrain", description=__doc__.splitlines()[0])
     parser.add_argument("--config", required=True, help="a JSON config with a \"stage\", see configs/")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="override a key of the config")
     args = parser.parse_args(arguments)
     config = load_config(args.config, PretrainConfig, args.set)
     for key in ("train", "val", "output"):
@@ -56,7 +61,8 @@ def run(config: PretrainConfig) -> dict:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                loss_sum, count_sum, step = loss_sum + float(loss.detach()), count_sum + float(count), step + 1
+                loss_sum, count_sum = loss_sum + float(loss.detach()), count_sum + float(count)
+                step += 1
                 bar.update()
                 bar.set_postfix(loss=f"{loss_sum / count_sum:.3f}", refresh=False)
             model.eval()
@@ -64,8 +70,8 @@ def run(config: PretrainConfig) -> dict:
                 figures = stage.evaluate(device)
             model.train()
             shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
-            tqdm.write(f"epoch {epoch + 1}/{config.num_epochs}: loss {loss_sum / count_sum:.3f}, held out: {shown}, "
-                       f"{(time.time() - start) / 60:.1f} min", file=sys.stdout)
+            tqdm.write(f"epoch {epoch + 1}/{config.num_epochs}: loss {loss_sum / count_sum:.3f}, "
+                       f"held out: {shown}, {(time.time() - start) / 60:.1f} min", file=sys.stdout)
             sys.stdout.flush()
             checkpoint.save(config.output, stage.kind, {**stage.content(), "metrics": figures})
     print(f"wrote {config.output}")

@@ -7,7 +7,7 @@ import torch
 from omni.collate import Collator
 from omni.config import SFTConfig
 from omni.dataset import Mix, Schedule
-from omni.device import autocast
+from omni.device import autocast, gpu_memory_gb
 from omni.log import say
 from omni.model import OmniModel
 
@@ -45,8 +45,8 @@ def dry_run(model: OmniModel, mix: Mix, collate: Collator, config: SFTConfig, de
             loss, tokens, _ = model(batch)
         (loss / tokens).backward()
         model.zero_grad(set_to_none=True)
-        say(f"dry run of {name}: batch of {tuple(batch.input_ids.shape)} tokens, {int(tokens)} of them answers, "
-            f"loss {float(loss) / int(tokens):.3f}")
+        say(f"dry run of {name}: batch of {tuple(batch.input_ids.shape)} tokens, "
+            f"{int(tokens)} of them answers, loss {float(loss) / int(tokens):.3f}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
-    gpu = f", {torch.cuda.max_memory_allocated() / 2 ** 30:.2f} GB on the GPU" if device.type == "cuda" else ""
+    gpu = f", {gpu_memory_gb(device):.2f} GB on the GPU" if device.type == "cuda" else ""
     say(f"dry run: all is well; peak memory {peak:.2f} GB{gpu}")

@@ -1,8 +1,9 @@
 """The weighted multimodal sampler: draw `k` of the run is a pure function of `(seed, k)`.
 
-What a weight weighs: samples drawn, not passes over a source. An epoch is `samples_per_epoch` draws. Within a source
-every sample is drawn once before any is drawn twice, each pass in a new order; a small source with a large weight is
-therefore passed over more often. Nothing is ever remembered, so a resume needs one integer, costs nothing and is exact.
+What a weight weighs: samples drawn, not passes over a source. An epoch is `samples_per_epoch` draws. Within a
+source every sample is drawn once before any is drawn twice, each pass in a new order; a small source with a
+large weight is therefore passed over more often. Nothing is ever remembered, so a resume needs one integer,
+costs nothing and is exact.
 """
 
 from dataclasses import dataclass
@@ -22,10 +23,11 @@ class Draw:
 
 
 class _Split:
-    """A node of the tree that deals the draws out: its `share` goes left, the rest right, as evenly as can be.
+    """A node of the tree that deals the draws out: its `share` goes left, the rest right, as evenly as can
+    be.
 
-    Of its first n draws floor(n * share + 1/2) go left: never more than half a draw off, and any window of n draws is
-    less than one draw off. Exact integer arithmetic: no drift, however long the run.
+    Of its first n draws floor(n * share + 1/2) go left: never more than half a draw off, and any window of n
+    draws is less than one draw off. Exact integer arithmetic: no drift, however long the run.
     """
 
     def __init__(self, left, right, left_weight: Fraction, right_weight: Fraction):
@@ -40,7 +42,8 @@ class _Split:
 class WeightedSampler:
     """Deals draws out to sources by weight, and within a source by a seeded permutation a pass.
 
-    `sizes` and `weights` map a source's name to its number of samples and its weight (relative; 0 leaves it out).
+    `sizes` and `weights` map a source's name to its number of samples and its weight (relative; 0 leaves it
+    out).
     """
 
     def __init__(self, sizes: dict[str, int], weights: dict[str, float], seed: int):

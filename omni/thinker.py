@@ -9,14 +9,16 @@ from omni.layers import Block, LayerCache, RMSNorm, init_weights, rope_table
 
 
 class Thinker(nn.Module):
-    """Token embeddings, blocks, final norm and head. `model.` before a name is all that `transformers` adds."""
+    """Token embeddings, blocks, final norm and head. `model.` before a name is all that `transformers`
+    adds."""
 
     def __init__(self, arch: ThinkerArch):
         super().__init__()
         self.arch = arch
         self.embed_tokens = nn.Embedding(arch.vocab_size, arch.width)
         self.layers = nn.ModuleList(
-            Block(arch.width, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp_width, arch.qk_norm, arch.norm_eps)
+            Block(arch.width, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp_width, arch.qk_norm,
+                  arch.norm_eps)
             for _ in range(arch.layers))
         self.norm = RMSNorm(arch.width, arch.norm_eps)
         if not arch.tied_head:
@@ -26,7 +28,8 @@ class Thinker(nn.Module):
     def hidden(self, embeds: torch.Tensor) -> torch.Tensor:
         """(B, T, D) embeddings -> (B, T, D) last hidden states.
 
-        The batch is right-padded and attention is causal, so no true token ever sees padding: no mask is needed.
+        The batch is right-padded and attention is causal, so no true token ever sees padding: no mask is
+        needed.
         """
         rope = rope_table(torch.arange(embeds.shape[1], device=embeds.device), self.arch.head_dim,
                           self.arch.rope_theta)
@@ -47,8 +50,8 @@ class Thinker(nn.Module):
     def extend(self, embeds: torch.Tensor, cache: list[LayerCache], positions: torch.Tensor) -> torch.Tensor:
         """Hidden states (B, T, D) of new tokens at `positions` (B, T), which are added to the cache.
 
-        The first call is the right-padded prompt from position 0; later calls add one token a row, each row at its
-        own position, overwriting what padding left there.
+        The first call is the right-padded prompt from position 0; later calls add one token a row, each row
+        at its own position, overwriting what padding left there.
         """
         rope = rope_table(positions[:, None], self.arch.head_dim, self.arch.rope_theta)
         mask, causal = None, embeds.shape[1] > 1

@@ -55,9 +55,9 @@ class Tokenizer:
     def chat(self, messages, image_tokens, audio_tokens) -> tuple[list[int], list[int]]:
         """Ids and next-token labels of a conversation.
 
-        `image_tokens` and `audio_tokens` give the number of features of each medium in order: its placeholder is
-        repeated that often. Labels are IGNORE except where the next token belongs to an answer (or ends it).
-        If the last turn is not the assistant's, the ids end with `<|assistant|>`, ready to be answered.
+        `image_tokens` and `audio_tokens` give the number of features of each medium in order: its placeholder
+        is repeated that often. Labels are IGNORE except where the next token belongs to an answer (or ends
+        it). If the last turn is not the assistant's, the ids end with `<|assistant|>`, ready to be answered.
         """
         images, audios = iter(image_tokens), iter(audio_tokens)
         ids: list[int] = []
@@ -85,14 +85,16 @@ class Tokenizer:
 
 
 def split_placeholders(content: str) -> list[str]:
-    """Text and placeholders by turns: "a<image>b" -> ["a", "<image>", "b"]; odd places hold the placeholders."""
+    """Text and placeholders by turns: "a<image>b" -> ["a", "<image>", "b"]; odd places hold the
+    placeholders."""
     return re.split(f"({re.escape(IMAGE)}|{re.escape(AUDIO)})", content)
 
 
 class SpeechPieces:
     """The few pieces that an audio encoder names: a BPE of its own over lower-case transcripts.
 
-    At 12.5 frames a second there are fewer frames than letters; some 190 pieces (the letters and 160 merges) fit.
+    At 12.5 frames a second there are fewer frames than letters; some 190 pieces (the letters and 160 merges)
+    fit.
     """
 
     def __init__(self, texts, size: int):
@@ -111,3 +113,7 @@ class SpeechPieces:
 
     def decode(self, numbers) -> str:
         return self._bpe.decode([int(n) for n in numbers]).strip()
+
+    def text(self, number: int) -> str:
+        """One piece as it stands in a text: with the space before it, if it begins a word."""
+        return self._bpe.decode([number])

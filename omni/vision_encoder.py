@@ -11,8 +11,8 @@ from omni.layers import Block, RMSNorm, init_weights
 class VisionEncoder(nn.Module):
     """Pixels (M, 3, image_size, image_size) -> patch features (M, P, width), row by row.
 
-    ViT (Dosovitskiy et al. 2021) with the stem of strided 3x3 convolutions of Xiao et al. 2021 in place of one
-    patch-sized convolution: it learns from far fewer pictures.
+    ViT (Dosovitskiy et al. 2021) with the stem of strided 3x3 convolutions of Xiao et al. 2021 in place of
+    one patch-sized convolution: it learns from far fewer pictures.
     """
 
     def __init__(self, arch: VisionArch):
@@ -34,7 +34,7 @@ class VisionEncoder(nn.Module):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        x = pixels
+        x = pixels.contiguous(memory_format=torch.channels_last)
         for i, conv in enumerate(self.stem):
             x = conv(x)
             if i < len(self.stem_norms):

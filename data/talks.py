@@ -1,0 +1,197 @@
+"""Things to do with numbers and words: sums, counting, ordering, spelling, lists, small talk.
+
+A maker takes a random stream and `held` and gives a talk. A hash keeps numbers, words and lists for the
+held-out split, so that training never meets them.
+"""
+
+import random
+from zlib import crc32
+
+from sentences import FRUIT, LEXICON
+from world import ANIMALS, COLORS, KINDS, NUMBER_WORDS, SIGNS, plural
+
+Talk = list[tuple[str, str]]
+WORDS = [w for w in LEXICON if 3 <= len(w) <= 7]
+SPELLED_ALOUD = {*KINDS, *SIGNS, *COLORS}  # the speech set asks to spell these: never held out
+NAMES = "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Mia Noah Olga Paul Rosa Tina".split()
+HELD_NAMES = {"Grace", "Leo", "Rosa"}
+SHORT = ("You are a friendly helper. Answer in one word.", "Answer in one word.", "Give a short answer.")
+FULL = ("You are a friendly helper.", "Answer in a full sentence.")
+
+
+def kept(key: str, share: int = 6) -> bool:
+    """Whether something is for the held-out split: one in `share`, by its hash."""
+    return crc32(key.encode()) % share == 0
+
+
+def kept_sum(sign: str, a: int, b: int) -> bool:
+    """The order of the two numbers makes no difference to a sum."""
+    return kept(f"{sign} {min(a, b)} {max(a, b)}")
+
+
+def is_small(sign: str, a: int, b: int) -> bool:
+    """Sums in words, up to twenty: the speech set asks some of these too."""
+    return max(a, b) <= 20 and (a + b if sign == "+" else a - b) <= 20
+
+
+def _say(question: str, answer: str) -> Talk:
+    return [("user", question), ("assistant", answer)]
+
+
+def _words(rng: random.Random, count: int, held: bool) -> list[str]:
+    while True:
+        words = rng.sample(WORDS, count)
+        if kept(" ".join(sorted(words))) == held:
+            return words
+
+
+def sums(rng: random.Random, held: bool, small: bool | None = None) -> Talk:
+    """Sums and differences of numbers up to 50; in digits the full answer repeats the sum."""
+    while True:
+        top = 50 if rng.random() < 0.65 else 14
+        a, b, sign = rng.randint(0, top), rng.randint(0, top), rng.choice("+++--")
+        if sign == "-":
+            a, b = max(a, b), min(a, b)
+        if a + b < 100 and kept_sum(sign, a, b) == held and small in (None, is_small(sign, a, b)):
+            break
+    value = a + b if sign == "+" else a - b
+    if is_small(sign, a, b) and rng.random() < 0.5:
+        text = f"{NUMBER_WORDS[a]} {'plus' if sign == '+' else 'minus'} {NUMBER_WORDS[b]}"
+        return _say(rng.choice(("What is {}?", "How much is {}?")).format(text), NUMBER_WORDS[value])
+    text = f"{a} {sign} {b}"
+    question = rng.choice(("What is {}?", "How much is {}?", "Compute {}.", "{} = ?")).format(text)
+    if rng.random() < 0.2:
+        return [("system", rng.choice(SHORT)), *_say(question, str(value))]
+    return _say(question, f"{text} = {value}.")
+
+
+def counting(rng: random.Random, held: bool) -> Talk:
+    """Count up or down, or count words."""
+    if rng.random() < 0.5:
+        one, other = _words(rng, 2, held)
+        row = [one] * rng.randint(1, 4) + [other] * rng.randint(1, 3)
+        rng.shuffle(row)
+        form = rng.choice(
+            ("How many times does the word {} occur in: {}?", "How often do you see {} in: {}?")
+        )
+        return _say(form.format(one, " ".join(row)), NUMBER_WORDS[row.count(one)])
+    if rng.random() < 0.25:
+        words = _words(rng, rng.randint(2, 6), held)
+        return _say(f"How many words are there in: {' '.join(words)}?", NUMBER_WORDS[len(words)])
+    while True:
+        start, length = rng.randint(0, 60), rng.randint(3, 8)
+        if kept(f"count {start} {length}") == held:
+            break
+    numbers = list(range(start, start + length))
+    if rng.random() < 0.3:
+        numbers.reverse()
+    form = rng.choice(("Count from {} to {}.", "Say the numbers from {} to {}."))
+    return _say(form.format(numbers[0], numbers[-1]), " ".join(map(str, numbers)) + ".")
+
+
+def ordering(rng: random.Random, held: bool) -> Talk:
+    """Sort numbers or words, or compare two numbers."""
+    sort, count = rng.random(), rng.choice((3, 3, 4))
+    if sort < 0.35:
+        while True:
+            a, b = rng.sample(range(100), 2)
+            if kept(f"compare {min(a, b)} {max(a, b)}") == held:
+                break
+        word, best = rng.choice((("bigger", max), ("smaller", min)))
+        other = a + b - best(a, b)
+        return _say(f"Which is {word}, {a} or {b}?", f"{best(a, b)} is {word} than {other}.")
+    if sort < 0.7:
+        while True:
+            numbers = rng.sample(range(50), count)
+            if kept(f"sort {sorted(numbers)}") == held:
+                break
+        down = rng.random() < 0.3
+        form = (
+            "Sort the numbers, the biggest first: {}."
+            if down
+            else rng.choice(("Sort the numbers: {}.", "Put the numbers in order: {}."))
+        )
+        return _say(
+            form.format(" ".join(map(str, numbers))), " ".join(map(str, sorted(numbers, reverse=down))) + "."
+        )
+    words = _words(rng, count, held)
+    form = rng.choice(("Sort the words by the alphabet: {}.", "Put the words in alphabetical order: {}."))
+    return _say(form.format(" ".join(words)), " ".join(sorted(words)) + ".")
+
+
+def may_spell(word: str, held: bool) -> bool:
+    return (kept(f"spell {word}") and word not in SPELLED_ALOUD) == held
+
+
+def spelling(rng: random.Random, held: bool) -> Talk:
+    word = rng.choice([w for w in WORDS if may_spell(w, held)])
+    form = rng.choice(
+        ("Spell the word {}.", "How do you spell {}?", "Please spell {}.", "Say the letters of {}.")
+    )
+    if rng.random() < 0.2:
+        return _say(f"Which word is this: {'-'.join(word)}?", word)
+    return _say(form.format(word), "-".join(word))
+
+
+def lists(rng: random.Random, held: bool) -> Talk:
+    """Repeat, reverse or take words from a row of words."""
+    words = _words(rng, rng.randint(2, 5), held)
+    row, times = " ".join(words), rng.randint(2, 4)
+    question, answer = rng.choice(
+        (
+            (f"Repeat: {row}", row),
+            (f"Copy these words: {row}", row),
+            (f"What is the first word of: {row}?", words[0]),
+            (f"What is the last word of: {row}?", words[-1]),
+            (f"What is the second word of: {row}?", words[1]),
+            (f"Reverse the list: {row}", " ".join(words[::-1])),
+            (f"Say backwards: {row}", " ".join(words[::-1])),
+            (f"Write with commas: {row}", ", ".join(words)),
+            (
+                f"Say {words[0]} {NUMBER_WORDS[times]} times after {words[1]}.",
+                " ".join([words[1]] + [words[0]] * times),
+            ),
+        )
+    )
+    return _say(question, answer)
+
+
+def small_talk(rng: random.Random, held: bool) -> Talk:
+    """Two or three turns, in which something said before must be remembered."""
+    name = rng.choice([n for n in NAMES if (n in HELD_NAMES) == held])
+    hello = rng.choice(("Hello", "Hi", "Good morning", "Good evening"))
+    animal, color = plural(rng.choice(ANIMALS)), rng.choice(tuple(COLORS))
+    thing = rng.choice(("ball", "hat", "book", "car", "boat", "house", *FRUIT))
+    talk: Talk = [("system", FULL[0])] if rng.random() < 0.5 else []
+    me = rng.choice(("my name is {}", "I am {}")).format(name)
+    talk += _say(f"{hello}, {me}.", f"{hello} {name}, how can I help you?")
+    middle = rng.randrange(4)
+    if middle == 0:
+        talk += _say(f"I like {animal}.", f"So you like {animal}, {name}.")
+    elif middle == 1:
+        talk += _say(
+            f"I have a {color} {thing}.", f"A {color} {thing}, how nice!".replace("A orange", "An orange")
+        )
+    elif middle == 2:
+        talk += _say("How are you?", "I am fine, thank you.")
+    talk = [(r, t.replace("a orange", "an orange")) for r, t in talk]
+    end = rng.randrange(3)
+    if end == 0:
+        talk += _say("What is my name?", f"Your name is {name}.")
+    elif end == 1 and middle < 2:
+        talk += (
+            _say("What do I like?", f"You like {animal}.")
+            if middle == 0
+            else _say(f"What color is my {thing}?", f"Your {thing} is {color}.")
+        )
+    else:
+        talk += _say(
+            *rng.choice(
+                (
+                    ("Thank you and goodbye.", f"Goodbye {name}!"),
+                    ("Thank you.", f"You are welcome, {name}."),
+                    ("Good night.", f"Good night {name}!"),
+                )
+            )
+        )
+    return talk

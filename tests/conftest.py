@@ -1,0 +1,68 @@
+"""What all tests share: the toy run, one thread for equal bits, signals put back, marked tests skipped."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import toy as toy_module  # noqa: E402
+
+REAL = ROOT.parent / "shared" / "real"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+        if item.get_closest_marker("real_data") and not REAL.is_dir():
+            item.add_marker(pytest.mark.skip(reason="shared/real is not beside the repository"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def signals_put_back():
+    """A run in this process takes SIGINT and SIGTERM over; the next test has them back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> toy_module.Toy:
+    return toy_module.make(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    return REAL
+
+
+@pytest.fixture
+def command():
+    """Runs `python ARGUMENTS` in the repository's root, as a user does; returns the finished process."""
+    def call(*arguments, **options) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True,
+                              text=True,
+                              timeout=120, **options)
+    return call
+
+
+def assert_user_error(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Exit code 2, one line on stderr that starts with `error:` and names `words`, no traceback."""
+    assert done.returncode == 2, done.stderr[-2000:]
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error:"), done.stderr[-2000:]
+    for word in words:
+        assert word in lines[0]

@@ -1,0 +1,250 @@
+"""OmniModel: fusing, loss, generation and freezing against slow plain references."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from omni import checkpoint, optim
+from omni.batch import IGNORE, Sample
+from omni.features import FeatureStore
+
+
+@pytest.fixture
+def model(toy):
+    return toy.model()
+
+
+@pytest.fixture
+def mixed(toy) -> list[Sample]:
+    """Samples with 0, 1 and several media, in any turn."""
+    pictures = [s.images[0] for s in toy.samples("image_text")]
+    clips = [s.audios[0] for s in toy.samples("audio_text")]
+    return [
+        toy.samples("text_only")[0],
+        Sample((("user", "<audio>and<image>?"), ("assistant", "yes")), (pictures[0],), (clips[3],)),
+        Sample((("system", "look <image>"), ("user", "a<image><image>b"), ("assistant", "red"),
+                ("user", "<audio>now <audio>"), ("assistant", "low and high")), tuple(pictures[1:4]),
+                tuple(clips[:2])),
+        toy.samples("audio_text")[5], toy.samples("image_text")[2]]
+
+
+@torch.no_grad()
+def slow_embed(model, batch) -> torch.Tensor:
+    """Embeddings token by token: each medium encoded alone, each placeholder taking the next feature."""
+    images, clips = [], []
+    for pixels in batch.pixels if batch.pixels is not None else ():
+        patches = model.vision_encoder(pixels[None])[0]
+        grid = model.vision_encoder.grid
+        for top in range(0, grid, 2):
+            for left in range(0, grid, 2):
+                square = [patches[(top + i) * grid + left + j] for i in (0, 1) for j in (0, 1)]
+                images.append(model.vision_projector(torch.cat(square)[None])[0])
+    for mel, length in zip(batch.mels if batch.mels is not None else (),
+                           batch.mel_lengths if batch.mels is not None else (), strict=True):
+        features, _ = model.audio_encoder(mel[None, :length], length[None])
+        clips += list(model.audio_projector(features[0]))
+    images, clips = iter(images), iter(clips)
+    rows = []
+    for ids in batch.input_ids:
+        rows.append([])
+        for token in ids:
+            special = {model.tokenizer.image: images, model.tokenizer.audio: clips}.get(int(token))
+            rows[-1].append(next(special) if special else model.thinker.embed_tokens.weight[token])
+    assert next(images, None) is None and next(clips, None) is None
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def test_features_land_on_their_placeholders_in_any_turn(toy, model, mixed):
+    batch = toy.collator(model)(mixed)
+    assert torch.allclose(model.embed(batch), slow_embed(model, batch), atol=1e-5)
+
+
+def test_kept_features_land_where_computed_ones_do(toy, model, mixed):
+    collate = toy.collator(model)
+    store = FeatureStore(model, collate.reader, 1.0)
+    assert store.add(mixed, 1, "test") == {}
+    kept = toy.collator(model, store)(mixed)
+    assert kept.pixels is None and kept.mels is None
+    assert torch.allclose(model.embed(kept), model.embed(collate(mixed)), atol=2e-3)
+
+
+@pytest.mark.parametrize("field, change", [
+    ("pixels", lambda x: x[:-1]), ("pixels", lambda x: torch.cat([x, x[:1]])),
+    ("image_features", lambda x: x[:1]), ("audio_features", lambda x: x[:-1]),
+    ("audio_features", lambda x: x[:1])])
+def test_a_wrong_number_of_features_raises(toy, model, mixed, field, change):
+    batch = toy.collator(model)(mixed)
+    with torch.no_grad():
+        full = replace(batch, image_features=model.encode_images(batch.pixels),
+                       audio_features=model.encode_audio(batch.mels, batch.mel_lengths)[0])
+    batch = full if "features" in field else batch
+    with pytest.raises((RuntimeError, ValueError, AssertionError, IndexError)):
+        model(replace(batch, **{field: change(getattr(batch, field))}))
+
+
+def test_padding_changes_no_logits(toy, model, mixed):
+    collate = toy.collator(model)
+    batch = collate(mixed)
+    together = model.thinker.logits(model.thinker.hidden(model.embed(batch)))
+    for b, sample in enumerate(mixed):
+        alone = collate([sample])
+        logits = model.thinker.logits(model.thinker.hidden(model.embed(alone)))[0]
+        assert len(logits) == batch.lengths[b]
+        assert torch.allclose(together[b, :len(logits)], logits, atol=1e-5)
+
+
+def test_loss_is_summed_over_answer_tokens_only(toy, model, mixed):
+    batch = toy.collator(model)(mixed)
+    logits = model.thinker.logits(model.thinker.hidden(model.embed(batch))).detach().double()
+    loss, count, hits = 0.0, 0, 0
+    for b in range(len(mixed)):
+        for t in range(int(batch.lengths[b])):
+            label = int(batch.labels[b, t])
+            if label != IGNORE:
+                assert label == int(batch.input_ids[b, t + 1])
+                loss -= float(logits[b, t].log_softmax(-1)[label])
+                hits += int(logits[b, t].argmax()) == label
+                count += 1
+    got = model(batch)
+    assert float(got[0]) == pytest.approx(loss, rel=1e-5) and (int(got[1]), int(got[2])) == (count, hits)
+    answers = [content for s in mixed for role, content in s.messages if role == "assistant"]
+    assert count == sum(len(model.tokenizer.encode(answer)) + 1 for answer in answers)  # with its <|end|>
+
+
+def test_micro_batches_give_the_gradient_of_the_whole(toy, model, mixed):
+    collate = toy.collator(model)
+    tokens = int(model(collate(mixed))[1])
+    def gradient(groups):
+        model.zero_grad()
+        for group in groups:
+            (model(collate(group))[0] / tokens).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert torch.allclose(gradient([mixed]), gradient([mixed[:2], mixed[2:3], mixed[3:]]), atol=1e-6)
+
+
+def test_a_batch_without_a_modality_runs_neither_its_encoder_nor_its_projector(toy, model):
+    ran = []
+    for name in ("audio_encoder", "vision_encoder", "audio_projector", "vision_projector"):
+        getattr(model, name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    collate = toy.collator(model)
+    for source, wanted in (("text_only", []), ("image_text", ["vision_encoder", "vision_projector"]),
+                           ("audio_text", ["audio_encoder", "audio_projector"])):
+        ran.clear()
+        model(collate(toy.samples(source)[:3]))
+        assert ran == wanted
+
+
+@torch.no_grad()
+def slow_generate(model, batch, limit: int) -> list[int]:
+    """Greedy, one row, everything computed anew for each token."""
+    embeds, ids = model.embed(batch), []
+    for _ in range(limit):
+        token = int(model.thinker.logits(model.thinker.hidden(embeds)[0, -1]).argmax())
+        if token == model.tokenizer.end:
+            break
+        ids.append(token)
+        embeds = torch.cat([embeds, model.thinker.embed_tokens.weight[token][None, None]], dim=1)
+    return ids
+
+
+def nudged(model, toy):
+    """The model after a few steps, so that its answers differ in text and length."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    batch = toy.collator(model)([s for name in ("text_only", "audio_text", "image_text")
+                                 for s in toy.samples(name)[:3]])
+    for _ in range(25):
+        loss, tokens, _ = model(batch)
+        (loss / tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def test_cached_batched_generation_equals_one_at_a_time_without_cache(toy, model, mixed):
+    nudged(model, toy)
+    collate = toy.collator(model)
+    slow = [slow_generate(model, collate([s], prompt_only=True), 12) for s in mixed]
+    assert len({len(row) for row in slow}) > 1  # rows end at different steps
+    assert model.generate(collate(mixed, prompt_only=True), 12) == slow
+    assert [model.generate(collate([s], prompt_only=True), 12)[0] for s in mixed] == slow
+
+
+@torch.no_grad()
+def test_the_cache_gives_the_hidden_states_of_the_whole(toy, model, mixed):
+    for p in model.thinker.parameters():  # sharper attention than that of a fresh model
+        p.mul_(3)
+    batch, thinker = toy.collator(model)(mixed, prompt_only=True), model.thinker
+    rows, longest = batch.input_ids.shape
+    prompt, more = model.embed(batch), torch.randn(rows, 4, thinker.arch.width)
+    cache = thinker.new_cache(rows, longest + 4, prompt)
+    thinker.extend(prompt, cache, torch.arange(longest).expand(rows, -1))
+    got = torch.stack([thinker.extend(more[:, t:t + 1], cache, (batch.lengths + t)[:, None])[:, 0]
+                       for t in range(4)], dim=1)
+    for b, length in enumerate(batch.lengths):
+        whole = thinker.hidden(torch.cat([prompt[b, :length], more[b]])[None])[0, length:]
+        assert torch.allclose(got[b], whole, atol=1e-4)
+
+
+def test_bf16_generation_runs_and_begins_as_fp32_does(toy, model, mixed):
+    nudged(model, toy)
+    batch = toy.collator(model)(mixed, prompt_only=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.generate(batch, 6)
+    full = model.generate(batch, 6)
+    assert sum(a[:1] == b[:1] for a, b in zip(half, full, strict=True)) >= len(mixed) - 1
+
+
+def optimizer_of(model, freeze: bool):
+    groups = [(model.thinker, 1e-3), (model.audio_projector, 1e-3), (model.vision_projector, 1e-3)]
+    return optim.adamw(groups + ([] if freeze else [(e, 1e-3) for e in model.encoders()]), 0.01, model)
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_encoders_are_frozen_exactly_when_asked(toy, mixed, freeze):
+    model = toy.model(freeze_encoders=freeze)
+    model.train()
+    own = {id(p) for e in model.encoders() for p in e.parameters()}
+    optimizer = optimizer_of(model, freeze)
+    grouped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert all(p.requires_grad != freeze for e in model.encoders() for p in e.parameters())
+    assert all(m.training != freeze for e in model.encoders() for m in e.modules()) and model.thinker.training
+    assert (grouped & own == set()) if freeze else (own <= grouped)
+    before, rest = checkpoint.fingerprint(*model.encoders()), checkpoint.fingerprint(model.thinker)
+    for _ in range(2):
+        loss, tokens, _ = model(toy.collator(model)(mixed))
+        (loss / tokens).backward()
+        optimizer.step()
+    assert (checkpoint.fingerprint(*model.encoders()) == before) == freeze
+    assert checkpoint.fingerprint(model.thinker) != rest
+    if not freeze:
+        assert all(p.grad is not None and p.grad.any() for e in model.encoders() for p in e.parameters())
+
+
+def test_the_optimizer_refuses_a_model_of_which_it_lacks_a_part(model):
+    with pytest.raises(AssertionError):
+        optim.adamw([(model.thinker, 1e-3)], 0.01, model)
+
+
+@pytest.mark.parametrize("source", ["text_only", "image_text", "audio_text", "image_audio_text"])
+def test_one_batch_is_learned_by_heart_from_about_ln_vocab(toy, model, source):
+    batch = toy.collator(model)(toy.samples(source)[:4])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3)
+    losses = []
+    for _ in range(200):
+        loss, tokens, _ = model(batch)
+        losses.append(float((loss / tokens).detach()))
+        (loss / tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[0] == pytest.approx(float(torch.tensor(float(len(model.tokenizer))).log()), abs=0.6)
+    assert losses[-1] < 0.03, losses[-1]
+
+
+def test_a_system_is_rebuilt_from_its_content_to_the_bit(toy, model, mixed):
+    nudged(model, toy)
+    again = type(model).from_content(model.content(), "here")
+    batch = toy.collator(model)(mixed)
+    assert torch.equal(model(batch)[0], again(batch)[0])
+    assert F.mse_loss(again.thinker.norm.weight, toy.model().thinker.norm.weight) > 0

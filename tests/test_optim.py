@@ -1,0 +1,96 @@
+"""The learning rate as a function of the step, the optimizer's groups, and the figures of an evaluation."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from omni import optim
+from omni.batch import Sample
+from omni.evaluate import Score, summarise, swap_media
+from omni.tasks import WordErrors
+
+
+def test_the_rate_warms_up_then_falls_as_a_cosine_to_its_floor():
+    factors = [optim.lr_factor(step, 1000, 100, 0.1) for step in range(1000)]
+    assert factors[:100] == pytest.approx([(i + 1) / 100 for i in range(100)])
+    assert factors[100] == 1 and factors[550] == pytest.approx(0.55) and factors[-1] == pytest.approx(0.1,
+                                                                                                      abs=1e-4)
+    assert all(a >= b for a, b in zip(factors[99:], factors[100:], strict=False))
+    assert factors[325] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
+
+
+@given(st.integers(1, 200), st.integers(0, 300), st.floats(0, 1))
+def test_the_rate_of_any_run_is_above_0_and_at_most_1(total, warmup, floor):
+    factors = [optim.lr_factor(step, total, warmup, floor) for step in range(total)]
+    assert all(0 <= f <= 1 for f in factors) and factors[0] > 0 and max(factors) == 1
+
+
+def test_groups_have_their_rates_and_only_matrices_decay():
+    first, second = nn.Linear(3, 2), nn.LayerNorm(2)
+    optimizer = optim.adamw([(first, 0.1), (second, 0.2)], 0.5, nn.ModuleList([first, second]))
+    found = {id(p): (g["peak_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert found == {id(first.weight): (0.1, 0.5), id(first.bias): (0.1, 0), id(second.weight): (0.2, 0),
+                     id(second.bias): (0.2, 0)}
+    optim.set_lr(optimizer, 0.5)
+    optim.set_lr(optimizer, 0.5)
+    assert {g["lr"] for g in optimizer.param_groups} == {0.05, 0.1}
+
+
+@pytest.mark.parametrize("fault", ["twice", "frozen"])
+def test_a_parameter_in_two_groups_or_frozen_is_no_member(fault):
+    layer, other = nn.Linear(3, 2), nn.Linear(2, 2)
+    root = nn.ModuleList([layer, other])
+    if fault == "twice":
+        with pytest.raises((AssertionError, ValueError)):
+            optim.adamw([(layer, 0.1), (root, 0.1)], 0.0, root)
+    else:
+        other.requires_grad_(False)
+        grouped = [p for g in optim.adamw([(root, 0.1)], 0.0, root).param_groups for p in g["params"]]
+        assert {id(p) for p in grouped} == {id(layer.weight), id(layer.bias)}
+
+
+def test_a_step_equals_plain_adamw():
+    torch.manual_seed(0)
+    fused, plain = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    plain.load_state_dict(fused.state_dict())
+    ours = optim.adamw([(fused, 0.01)], 0.1, fused)
+    reference = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.1, betas=(0.9, 0.98),
+                                  foreach=False)
+    for _ in range(5):
+        x = torch.randn(3, 4)
+        for module, optimizer in ((fused, ours), (plain, reference)):
+            optimizer.zero_grad()
+            module(x).square().sum().backward()
+            optimizer.step()
+    assert torch.allclose(fused.weight, plain.weight, atol=1e-7)
+
+
+def test_the_figures_of_an_epoch_pool_sources_of_a_task_and_leave_groups_apart():
+    figures = summarise({
+        ("t", "", "text"): Score("text", (), 2, 10.0, 4, 1),
+        ("i", "", "qa"): Score("qa", ("image",), 4, 6.0, 4, 4, right=1),
+        ("j", "", "qa"): Score("qa", ("image",), 6, 0.0, 0, 0, right=4),
+        ("b", "", "qa"): Score("qa", ("image", "audio"), 2, 0.0, 0, 0, right=2),
+        ("a", "", "asr"): Score("asr", ("audio",), 2, errors=WordErrors(3, 4)),
+        ("a", "far", "asr"): Score("asr", ("audio",), 2, 1000.0, 10, errors=WordErrors(4, 4))})
+    assert figures["val_loss"] == 2.0 and figures["text_acc"] == 0.25
+    assert figures["image_qa"] == 0.5 and figures["audio_wer"] == 0.75 and figures["a/far/wer"] == 1.0
+    assert (figures["i/qa"], figures["j/qa"], figures["b/qa"]) == (0.25, 4 / 6, 1.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=12))
+def test_swapping_gives_each_sample_the_media_of_another_like_it(kinds):
+    samples = [Sample((("user", str(i)), ("assistant", "x")), tuple(f"{i}.png{k}" for k in range(images)),
+                      tuple(f"{i}.wav{k}" for k in range(clips))) for i, (images, clips) in enumerate(kinds)]
+    swapped = swap_media(samples)
+    assert [s.messages for s in swapped] == [s.messages for s in samples]
+    for field in ("images", "audios"):
+        assert sorted(getattr(s, field) for s in swapped) == sorted(getattr(s, field) for s in samples)
+    for before, after, kind in zip(samples, swapped, kinds, strict=True):
+        assert (len(after.images), len(after.audios)) == kind
+        if kinds.count(kind) > 1 and kind != (0, 0):
+            assert (after.images, after.audios) != (before.images, before.audios)

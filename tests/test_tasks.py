@@ -1,0 +1,63 @@
+"""Grading and the guessing of tasks."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omni.tasks import WordErrors, correct, guess, normalise_answer, normalise_words, word_errors
+
+words = st.lists(st.sampled_from(["one", "two", "red", "a", "don't"]), max_size=8)
+
+
+@pytest.mark.parametrize("a, b", [
+    ("Yes", "yes"), ("A cat.", "cat"), ("the  Red car!", "red car"), ("two", "2"), ("Twenty dogs", "20 dogs"),
+    ("an apple", "apple"), ("  blue ", "blue"), ('"green"', "green"), ("black, white", "black white"),
+    ("It's", "it's"), ("no?", "no")])
+def test_what_vqa_counts_as_equal_is_equal(a, b):
+    assert correct(a, b) and correct(b, a)
+
+
+@pytest.mark.parametrize("a, b", [("cat", "dog"), ("2", "3"), ("", "cat"), ("red cat", "cat"),
+                                  ("theory", "ory")])
+def test_what_differs_is_wrong(a, b):
+    assert not correct(a, b)
+
+
+@given(st.text(max_size=40))
+def test_normalising_twice_is_normalising_once(text):
+    assert normalise_answer(normalise_answer(text)) == normalise_answer(text)
+
+
+def distance(a: list[str], b: list[str]) -> int:
+    """Levenshtein, by its definition."""
+    table = [[max(i, j) if not i or not j else 0 for j in range(len(b) + 1)] for i in range(len(a) + 1)]
+    for i in range(1, len(a) + 1):
+        for j in range(1, len(b) + 1):
+            kept = table[i - 1][j - 1] + (a[i - 1] != b[j - 1])
+            table[i][j] = min(table[i - 1][j] + 1, table[i][j - 1] + 1, kept)
+    return table[-1][-1]
+
+
+@given(words, words)
+def test_word_errors_are_the_edit_distance(said, heard):
+    assert word_errors(" ".join(heard), " ".join(said)) == WordErrors(distance(said, heard), len(said))
+
+
+def test_the_corpus_rate_is_errors_over_words_not_a_mean_of_rates():
+    total = word_errors("one", "two") + word_errors("one two three", "one two three")
+    assert total.rate == pytest.approx(1 / 4)
+    assert WordErrors().rate == 0 and word_errors("a b c", "x").rate == 3
+
+
+def test_transcripts_are_compared_without_case_and_punctuation():
+    assert normalise_words("Hello, World! don't") == ["hello", "world", "don't"]
+    assert word_errors("hello world", "Hello, world.").errors == 0
+
+
+@pytest.mark.parametrize("question, images, audios, task", [
+    ("hi", (), (), "text"), ("<image>What?", ("p",), (), "qa"), ("<audio>Transcribe.", (), ("c",), "asr"),
+    ("<audio>", (), ("c",), "asr"), ("<audio>How many?", (), ("c",), "qa"),
+    ("<audio>What is said?", (), ("c",), "asr"),
+    ("<image><audio>Transcribe", ("p",), ("c",), "qa")])
+def test_a_task_is_guessed_from_media_and_question(question, images, audios, task):
+    assert guess((("user", question), ("assistant", "x")), images, audios) == task
