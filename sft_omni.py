@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from omni import checkpoint, optim
+from omni import checkpoint, optim, report
 from omni.collate import Collator, MediaReader
 from omni.config import SFTConfig, UserError, load_config
 from omni.dataset import Mix, Schedule, StepDataset, loader, read_mix
@@ -72,13 +72,16 @@ def main(arguments: list[str] | None = None) -> None:
         return
 
     # Resume
+    if args.overwrite and args.resume is None:
+        folder.clear()
     folder.write_config(config)
     metrics = MetricsFile(folder.path)
     state = {"step": 0, "sums": new_sums(), "best": float("inf")}
     if args.resume is not None:
-        state = folder.resume(args.resume, model, optimizer)
+        state = folder.resume(args.resume, model, optimizer, config)
         say(f"resumed at step {state['step']:,} of {schedule.steps:,}")
-    metrics.rewind(state["step"])
+    kept = metrics.rewind(state["step"])
+    state["best"] = min((row["val_loss"] for row in kept if "val_loss" in row), default=state["best"])
 
     # Epochs
     stop = StopSignal()
@@ -162,7 +165,8 @@ def evaluate_epoch(epoch, state, evaluator, mix: Mix, config, metrics, seconds: 
     """Held-out figures of the epoch: printed, and added to the metrics."""
     sums = state["sums"]
     loss = float(sums["loss"]) / max(1, sums["tokens"])
-    figures = summarise(evaluator.score(mix.val))
+    scores = evaluator.score(mix.val)
+    figures = summarise(scores)
     swapped = summarise(evaluator.score(mix.val, swapped=True))
     swapped.pop("val_loss", None)
     for line in epoch_lines(epoch + 1, config.num_epochs, loss, figures, swapped):
@@ -178,6 +182,9 @@ def evaluate_epoch(epoch, state, evaluator, mix: Mix, config, metrics, seconds: 
             f"{answer / tokens:.1%} of answer tokens; {passes:.2f} passes so far")
     metrics.add("epoch", epoch=epoch + 1, step=state["step"], loss=loss, **figures, swapped=swapped,
                 mix=realised, skipped=mix.skipped, seconds=seconds)
+    metrics.add("answers", epoch=epoch + 1, step=state["step"], samples={
+        ", ".join(filter(None, key)): score.shown for key, score in scores.items()})
+    report.write(metrics.path.parent)
     return figures
 
 

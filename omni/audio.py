@@ -1,6 +1,7 @@
 """One decoded, checked clip, and its log-mel. Sound is mono float32 at 16 kHz in [-1, 1] everywhere else."""
 
 import math
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ HOP = 160  # samples: 10 ms
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP  # 100
 MELS = 80  # mel bands from 0 to 8 kHz
 MIN_SECONDS, MAX_SECONDS = 0.05, 30.0
+MAX_FILTER = 40_000_000  # grows with the resampler's filter: odd rates such as 16001 Hz would take gigabytes
 LOG_FLOOR = 1e-6  # of the mel power, added before the logarithm: about the noise floor of 16-bit sound
 
 
@@ -33,11 +35,21 @@ def load(path: str | Path) -> torch.Tensor:
             rate, promised = f.samplerate, f.frames
             if "ADPCM" in f.subtype:
                 raise MediaError("ADPCM sound is not read (unsafe in libsndfile 1.2.2)")
+            if SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) * rate > MAX_FILTER:
+                raise MediaError(f"sample rate {rate} Hz: resampling it would take gigabytes")
             if promised > MAX_SECONDS * rate:
                 raise MediaError(f"{promised / rate:.0f} s long, the limit is {MAX_SECONDS:.0f} s")
             sound = f.read(dtype="float32", always_2d=True)  # (samples, channels)
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as err:
-        raise MediaError(f"not readable as sound ({str(err).splitlines()[0][:80]})") from None
+    except soundfile.LibsndfileError as err:
+        raise MediaError(f"not readable as sound ({err.error_string})") from None  # its text holds no path
+    except (RuntimeError, OSError) as err:
+        raise MediaError(f"not readable as sound ({type(err).__name__})") from None
+    with open(path, "rb") as f:  # libsndfile trims the length that a WAV's header promises to what is there
+        head = f.read(12)
+    size = int.from_bytes(head[4:8], "little")
+    known = head[:4] == b"RIFF" and head[8:] == b"WAVE" and size < 0x7FFFFFFF  # larger: written to a pipe
+    if known and size + 8 > os.path.getsize(path) + 1:
+        raise MediaError("cut short: the file is smaller than its header says")
     if len(sound) < promised:  # libsndfile returns what it has of a cut file, without an error
         raise MediaError(f"cut short: {len(sound)} of {promised} samples")
     wave = sound.mean(axis=1)
@@ -67,8 +79,7 @@ def mel_power(wave: torch.Tensor) -> torch.Tensor:
 
 
 def log_mel(power: torch.Tensor) -> torch.Tensor:
-    """(F, MELS) power -> log-mel without its mean a band (which takes room and microphone out) and of unit
-    scale."""
+    """(F, MELS) power -> log-mel of unit scale, less its mean a band (so without room and microphone)."""
     log = (power + LOG_FLOOR).log()
     log = log - log.mean(dim=0, keepdim=True)
     return log / log.std().clamp_min(1e-3)
@@ -109,8 +120,7 @@ def augment(power: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def spec_augment(mel: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """SpecAugment (Park et al. 2019) on a log-mel (F, MELS): two masks in time, two in frequency, filled with
-    0."""
+    """SpecAugment (Park et al. 2019) on a log-mel (F, MELS): two masks each in time and frequency, of 0."""
     mel = mel.clone()
     frames, bands = mel.shape
     for _ in range(2):

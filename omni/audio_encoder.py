@@ -15,8 +15,7 @@ from omni.layers import Block, RMSNorm, init_weights, rope_table
 
 
 class ConvModule(nn.Module):
-    """The convolution of a Conformer layer (Gulati et al. 2020): gate, depthwise over time, back; no batch
-    norm."""
+    """The convolution of a Conformer layer (Gulati et al. 2020): gate, depthwise over time, back."""
 
     def __init__(self, width: int, kernel: int):
         super().__init__()

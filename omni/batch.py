@@ -32,8 +32,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded tokens with next-token labels, and the media of all samples in the order of their
-    placeholders.
+    """Right-padded tokens with next-token labels, and all samples' media in the order of their placeholders.
 
     Either raw media (pixels, mels) or their frozen features are given, never both; without media all are
     None.

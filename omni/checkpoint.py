@@ -1,5 +1,4 @@
-"""Save and load, atomic and safe: a file is there whole or not at all, says what it holds, and never runs
-code."""
+"""Save and load, atomic and safe: a file is whole or not there, says what it holds, and never runs code."""
 
 import dataclasses
 import hashlib
@@ -15,12 +14,11 @@ FORMAT = "micro-omni-1"
 
 
 def save(path: str | Path, kind: str, content: dict) -> None:
-    """Write `content` to `path` as a checkpoint of `kind`: temporary name, flush, rename, flush the
-    folder."""
+    """Write `content` to `path` as a checkpoint of `kind`: flush, rename, flush the folder."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as f:
             torch.save({"format": FORMAT, "kind": kind, **content}, f)
             f.flush()
@@ -28,7 +26,8 @@ def save(path: str | Path, kind: str, content: dict) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as err:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_file():
+            temporary.unlink()
         raise UserError(f"{path}: can't be written ({str(err).splitlines()[0]}); what was there before is "
                         "intact, make room or choose another save_dir") from None
 
@@ -36,14 +35,17 @@ def save(path: str | Path, kind: str, content: dict) -> None:
 def save_text(path: str | Path, text: str) -> None:
     """Write a text file in the same all-or-nothing way."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as err:
+        raise UserError(f"{path}: can't be written ({err.strerror}); choose another save_dir") from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -55,8 +57,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def load(path: str | Path, kind: str, remedy: str) -> dict:
-    """Read a checkpoint and check that it is of `kind`. UserError with `remedy` if it is missing or anything
-    else."""
+    """Read a checkpoint and check that it is of `kind`. UserError with `remedy` if it is not."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint; {remedy}")
     try:
@@ -66,18 +67,17 @@ def load(path: str | Path, kind: str, remedy: str) -> dict:
         raise UserError(f"{path}: not readable as a checkpoint ({reason}); {remedy}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this project ({FORMAT}); {remedy}")
-    if content["kind"] != kind:
-        raise UserError(f'{path}: holds a "{content["kind"]}", and a "{kind}" is wanted; {remedy}')
+    if content.get("kind") != kind:
+        raise UserError(f'{path}: holds a "{content.get("kind")}", and a "{kind}" is wanted; {remedy}')
     return content
 
 
 def load_state(module: nn.Module, state: dict, name: str, where: str | Path) -> str:
-    """Load a state dict strictly. Returns the line that says so, or raises it as a UserError on any
-    mismatch."""
+    """Load a state dict strictly. Returns the line that says so; on any mismatch it is a UserError."""
     own = module.state_dict()
     missing = [k for k in own if k not in state]
     unexpected = [k for k in state if k not in own]
-    misshaped = [k for k in own if k in state and own[k].shape != state[k].shape]
+    misshaped = [k for k in own if k in state and getattr(state[k], "shape", None) != own[k].shape]
     loaded = len(own) - len(missing) - len(misshaped)
     parameters = sum(p.numel() for p in module.parameters())
     line = (f"{name}: {loaded} tensors loaded, {len(missing)} missing, {len(unexpected)} unexpected, "
@@ -86,7 +86,8 @@ def load_state(module: nn.Module, state: dict, name: str, where: str | Path) -> 
         first = (missing + unexpected + misshaped)[0]
         shapes = ""
         if first in misshaped:
-            shapes = f", {tuple(state[first].shape)} in the file and {tuple(own[first].shape)} here"
+            given = tuple(getattr(state[first], "shape", ()))
+            shapes = f", {given} in the file and {tuple(own[first].shape)} here"
         raise UserError(f"{where}: {line} (first: {first}{shapes}); it does not match the architecture it "
                         "names")
     module.load_state_dict(state)
@@ -95,7 +96,14 @@ def load_state(module: nn.Module, state: dict, name: str, where: str | Path) -> 
 
 def build_part(module_type, arch_type, content: dict, name: str, where: str | Path) -> tuple[nn.Module, str]:
     """A part of the architecture that its checkpoint names, with its weights, and the line that says so."""
-    module = module_type(build(arch_type, content["arch"], f"{where} (arch)"))
+    if "arch" not in content or not isinstance(content.get("state"), dict):
+        raise UserError(f"{where}: lacks the architecture or the weights of {name}")
+    arch = build(arch_type, content["arch"], f"{where} (arch)")
+    try:
+        module = module_type(arch)
+    except (RuntimeError, ValueError, ZeroDivisionError, AssertionError) as err:
+        reason = str(err).splitlines()[0][:100]
+        raise UserError(f"{where}: its architecture can't be built ({reason})") from None
     return module, load_state(module, content["state"], name, where)
 
 

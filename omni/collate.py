@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from omni import audio, image
 from omni.batch import IGNORE, Batch, Sample
-from omni.tokenizer import Tokenizer
+from omni.tokenizer import ASSISTANT, Tokenizer
 
 
 class MediaReader:
@@ -42,8 +42,7 @@ def pad_mels(mels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Collator:
-    """Tokenises conversations, fetches their media (frozen features if `features` has them) and pads to the
-    right.
+    """Tokenises conversations, fetches their media (frozen if `features` has them) and pads to the right.
 
     `image_tokens` is the number of the Thinker's tokens a picture, `audio_tokens` maps mel frames to tokens.
     """
@@ -55,8 +54,7 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample], takes: Sequence[int] | None = None,
                  prompt_only: bool = False) -> Batch:
-        """`takes` (B,) names each sample's variation of its media; `prompt_only` leaves the last answer
-        off."""
+        """`takes` (B,) names each sample's take of its media; `prompt_only` leaves the last answer off."""
         takes = takes or [0] * len(samples)
         images = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.images]
         audios = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.audios]
@@ -84,12 +82,15 @@ class Collator:
                      torch.tensor([len(row) for row in ids]), **media)
 
     def fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
-        """Cut to `max_length` at the front of the text, never at the end, where the answer is; media stay
-        whole."""
+        """Cut to `max_length` at the front of the text, never at the end (the answer); media stay whole."""
         excess = len(ids) - self.max_length
         if excess <= 0:
             return ids, labels
         media = {self.tokenizer.image, self.tokenizer.audio}
-        drop = [i for i in range(1, len(ids)) if ids[i] not in media][:excess]
-        kept = sorted(set(range(len(ids))) - set(drop))
+        last = max(i for i, token in enumerate(ids) if token == self.tokenizer.ids[ASSISTANT])
+        free = [i for i in range(1, len(ids)) if ids[i] not in media and not last - 1 <= i]
+        drop = set((free or list(range(1, len(ids))))[:excess])
+        # A label is the next token: where that one is dropped, there is none.
+        labels = [IGNORE if i + 1 in drop else label for i, label in enumerate(labels)]
+        kept = [i for i in range(len(ids)) if i not in drop]
         return [ids[i] for i in kept], [labels[i] for i in kept]

@@ -1,5 +1,4 @@
-"""The JSON configs as frozen dataclasses: every key, its type, its default and its check live here and
-nowhere else.
+"""The JSON configs as frozen dataclasses: every key's type, default and check live here and nowhere else.
 
 A config file is JSON in which `//` and `/* */` comments and trailing commas are welcome. Anything wrong with
 it is one line that names the key, what was given and what is allowed, before anything heavy is loaded.
@@ -17,8 +16,10 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user gave can't be used. The message is one line: what, where, what to do. Ends in exit
-    code 2."""
+    """Something the user gave can't be used.
+
+    The message is one line: what, where, what to do. Ends in exit code 2.
+    """
 
 
 def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choices=None, factory=None):
@@ -54,7 +55,7 @@ class SFTConfig:
     projector_learning_rate: float = _key(1e-3, above=0.0, high=1.0)
     encoder_learning_rate: float = _key(1e-5, above=0.0, high=1.0)  # with freeze_encoders: false
     warmup_steps: int = _key(100, low=0)
-    min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # where the cosine ends, of the peak
+    min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # the cosine's end, as a share of the peak
     weight_decay: float = _key(0.01, low=0.0)
     grad_clip: float = _key(1.0, above=0.0)
     # Evaluation
@@ -146,8 +147,7 @@ class PretrainConfig:
 
 
 def parse_json(text: str, where: str):
-    """JSON with `//`, `/* */` and trailing commas; duplicate keys and NaN are errors, as they hide
-    mistakes."""
+    """JSON with `//`, `/* */` and trailing commas; duplicate keys and NaN hide mistakes: errors."""
     token = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.S)
     # Comments become blanks of their own length, so that the line and column of an error stay true.
     text = text.removeprefix("\ufeff")
@@ -172,6 +172,8 @@ def parse_json(text: str, where: str):
         raise UserError(f"{place}: not valid JSON ({err.msg})") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply") from None
+    except ValueError as err:  # a whole number of thousands of digits
+        raise UserError(f"{where}: {err}") from None
 
 
 def _type_name(kind) -> str:
@@ -184,7 +186,7 @@ def _check_value(f: dataclasses.Field, kind, value):
     """The value converted to the field's type, or a ValueError that says what is allowed."""
     allowed = typing.get_args(kind) or (kind,)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 1e300 else math.inf
     if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"must be {_type_name(kind)}")
     m = f.metadata
@@ -202,8 +204,7 @@ def _check_value(f: dataclasses.Field, kind, value):
 
 
 def build(cls, values, where: str):
-    """An instance of the dataclass `cls` from the dict `values`; every problem found is told in one UserError
-    line."""
+    """An instance of the dataclass `cls` from the dict `values`; all problems in one UserError line."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: must be an object {{...}}, and it is {json.dumps(values)[:60]}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -213,7 +214,7 @@ def build(cls, values, where: str):
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
             hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(fields)}"
-            problems.append(f'unknown key "{name}"; {hint}')
+            problems.append(f"unknown key {json.dumps(name)}; {hint}")
             continue
         try:
             checked[name] = _check_value(fields[name], kinds[name], value)
@@ -225,14 +226,13 @@ def build(cls, values, where: str):
 
 
 def apply_override(values: dict, setting: str) -> None:
-    """One `--set key=value` (dotted for nested keys) written into `values`; the value is JSON, or else a
-    text."""
+    """One `--set key=value` (dotted for nested keys) put into `values`; the value is JSON, or else a text."""
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise UserError(f"--set {setting}: write it as key=value, for example --set batch_size=16")
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except ValueError:
         value = text
     *parents, last = key.split(".")
     for name in parents:

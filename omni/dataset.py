@@ -31,8 +31,7 @@ class Mix:
                 split[name] = [s for s, reason in zip(samples, reasons, strict=True) if reason is None]
 
     def check(self, max_skipped: float) -> None:
-        """A UserError if a source lost more than the share `max_skipped` of its samples, or all of a
-        split."""
+        """A UserError if a source lost more than `max_skipped` of its samples, or all of a split."""
         for name, reasons in self.skipped.items():
             kept, lost = len(self.train[name]) + len(self.val[name]), sum(reasons.values())
             if not self.train[name] or not self.val[name] or lost > max_skipped * (kept + lost):

@@ -1,9 +1,9 @@
-"""Held-out figures, by real generation where an answer is asked for. Everything is returned, nothing
-printed."""
+"""Held-out figures, by real generation where an answer is asked for. All is returned, nothing printed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -12,6 +12,8 @@ from omni.collate import Collator
 from omni.device import autocast
 from omni.model import OmniModel
 from omni.tasks import WordErrors, correct, word_errors
+
+SHOWN = 12  # samples of a held-out set drawn for the report, and as many wrong ones
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Score:
     hits: int = 0  # of them predicted exactly, given those before
     right: int = 0  # generated answers that equal the reference
     errors: WordErrors = WordErrors()  # of generated transcripts
+    shown: tuple[dict, ...] = ()  # some of the samples with their answers, to look at
 
     @property
     def figure(self) -> float:
@@ -67,6 +70,8 @@ class Evaluator:
     def _score_set(self, task: str, samples: Sequence[Sample], bar) -> Score:
         loss = tokens = hits = right = 0
         errors = WordErrors()
+        wrong, drawn = [], []
+        chosen = set(np.random.default_rng(0).permutation(len(samples))[:SHOWN].tolist())
         # Like lengths together: less padding, and a batch's generation ends with its longest answer.
         samples = sorted(samples, key=lambda s: len(s.answer))
         for start in range(0, len(samples), self.batch_size):
@@ -74,14 +79,20 @@ class Evaluator:
             with autocast(self.device, self.precision):
                 sums = self.model(self.collate(group).to(self.device))
             loss, tokens, hits = (a + float(b) for a, b in zip((loss, tokens, hits), sums, strict=True))
-            for sample, answer in zip(group, self.answers(group), strict=True):
-                right += correct(answer, sample.answer)
+            for number, (sample, answer) in enumerate(zip(group, self.answers(group), strict=True), start):
+                good = correct(answer, sample.answer)
+                right += good
+                if number in chosen:
+                    drawn.append(_show(sample, answer, good))
+                elif not good and len(wrong) < SHOWN:
+                    wrong.append(_show(sample, answer, good))
                 if task == "asr":
                     errors += word_errors(answer, sample.answer)
             bar.update(len(group))
         held = (("image", samples[0].images), ("audio", samples[0].audios))
         media = tuple(name for name, paths in held if paths)
-        return Score(task, media, len(samples), loss, int(tokens), int(hits), right, errors)
+        return Score(task, media, len(samples), loss, int(tokens), int(hits), right, errors,
+                     (*wrong, *drawn))
 
     def answers(self, samples: Sequence[Sample]) -> list[str]:
         """Greedy answers to the samples' last question."""
@@ -89,6 +100,12 @@ class Evaluator:
             batch = self.collate(samples, prompt_only=True).to(self.device)
             ids = self.model.generate(batch, self.max_new_tokens)
         return [self.model.tokenizer.decode(row) for row in ids]
+
+
+def _show(sample: Sample, answer: str, right: bool) -> dict:
+    """A sample and its answer for the report."""
+    return {"question": sample.messages[-2][1] if len(sample.messages) > 1 else "", "answer": answer,
+            "reference": sample.answer, "right": right, "images": sample.images, "audios": sample.audios}
 
 
 def swap_media(samples: Sequence[Sample]) -> list[Sample]:
@@ -105,8 +122,7 @@ def swap_media(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def summarise(scores: dict[tuple[str, str, str], Score]) -> dict[str, float]:
-    """The epoch's figures: val_loss over all ungrouped samples, one figure a task, and each set by its own
-    name."""
+    """The epoch's figures: val_loss over all ungrouped samples, one a task, and each set by its own name."""
     main = {key: score for key, score in scores.items() if not key[1]}
     figures = {}
     if main:

@@ -50,8 +50,7 @@ class FeatureStore:
 
     @torch.inference_mode()
     def add(self, samples: Iterable[Sample], takes: int, what: str) -> dict[str, str]:
-        """Read and encode the media of `samples` in `takes` versions each; returns {path: reason} of unusable
-        ones."""
+        """Read and encode the media of `samples` in `takes` versions; returns {path: reason} of the bad."""
         images = dict.fromkeys(p for s in samples for p in s.images)
         audios = dict.fromkeys(p for s in samples for p in s.audios)
         todo = [(self._images, p, t) for p in images for t in range(takes) if (p, t) not in self._images]
@@ -68,8 +67,8 @@ class FeatureStore:
                     if self.bytes > self.limit:
                         raise UserError(
                             f"the frozen features need more than feature_cache_gb "
-                            f"({self.limit / 2 ** 30:g}): raise it, lower augment_takes, or set it to 0 to "
-                            "encode every batch anew")
+                            f"({self.limit / 2 ** 30:g}): raise it, lower augment_takes, "
+                            "or set feature_cache_gb to 0 to encode every batch anew")
         return bad
 
     def _encode(self, store, keys: list[tuple[str, int]], bad: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """One decoded, checked picture: RGB float in [-1, 1], square, of the size that the vision encoder wants."""
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def load(path: str | Path, size: int) -> torch.Tensor:
                 rgb = _to_rgb(picture)
     except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise MediaError("not a picture in a known format, or too large") from None
-    except (OSError, ValueError, SyntaxError, IndexError, EOFError) as err:
+    except (OSError, ValueError, SyntaxError, LookupError, EOFError, TypeError, struct.error) as err:
         raise MediaError(f"not readable as a picture ({str(err)[:80]})") from None
     if rgb.size != (size, size):
         rgb = ImageOps.pad(rgb, (size, size), method=Image.Resampling.BICUBIC, color=(255, 255, 255))
@@ -44,9 +45,10 @@ def load(path: str | Path, size: int) -> torch.Tensor:
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith(("I;16", "I", "F")):  # Pillow's conversion clips 16 bit: it turns white
+    if picture.mode.startswith(("I;16", "I", "F")):  # Pillow's conversion clips 16 bit: nearly all is white
         values = np.asarray(picture, dtype=np.float64)
-        return Image.fromarray((values / max(values.max(), 255) * 255).astype(np.uint8)).convert("RGB")
+        full = 65535 if values.max() > 255 else 255
+        return Image.fromarray((values / full * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")

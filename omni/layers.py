@@ -25,8 +25,7 @@ class RMSNorm(nn.Module):
 
 def rope_table(positions: torch.Tensor, head_dim: int,
                theta: float = 10000.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin of rotary positions (Su et al. 2021): positions (..., T) -> two of (..., T, head_dim),
-    float32."""
+    """cos and sin of rotary positions (Su et al. 2021): (..., T) -> two of (..., T, head_dim), float32."""
     even = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     frequencies = theta ** (-even / head_dim)
     angles = positions[..., None].float() * frequencies
@@ -43,8 +42,7 @@ def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torc
 
 @dataclass
 class LayerCache:
-    """Keys and values of one layer: two (B, kv heads, T max, head_dim); row b is filled up to its own
-    length."""
+    """Keys and values of one layer: two (B, kv heads, T max, head_dim); row b is filled to its own length."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -85,13 +83,12 @@ class Attention(nn.Module):
             q, k = apply_rope(q, rope), apply_rope(k, rope)
         if cache is not None:
             cache.write(k, v, positions)
-            if mask is not None:  # without one, the new keys are all there is: the prompt's own
+            if mask is not None:  # without one, the new keys are all: the prompt's own causal attention
                 k, v = cache.keys, cache.values
         if self.kv_heads != self.heads:
             k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)
             v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
-        # On CPUs the backward of bf16 attention is ten times slower than fp32's: there it is computed in
-        # fp32.
+        # On CPUs the backward of bf16 attention is ten times slower than fp32's: there it runs in fp32.
         with torch.autocast("cpu", enabled=False):
             if x.device.type == "cpu":
                 q, k, v = q.float(), k.float(), v.float()
@@ -129,8 +126,7 @@ class Block(nn.Module):
 
 
 def init_weights(model: nn.Module, layers: int, std: float = 0.02) -> None:
-    """GPT-2's initialisation: normal(0, std), and 1/sqrt(2 layers) of it where a layer writes to the
-    residual."""
+    """GPT-2's initialisation: normal(0, std), 1/sqrt(2 layers) of it where a layer writes to the residual."""
     for name, p in model.named_parameters():
         if p.dim() == 2:
             scaled = name.endswith(("o_proj.weight", "down_proj.weight"))

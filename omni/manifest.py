@@ -1,7 +1,7 @@
-"""One line of a manifest -> one checked `Sample`. What can't be used is counted by its reason, never passed
-over."""
+"""One line of a manifest -> one checked `Sample`. What can't be used is counted by its reason."""
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,8 +39,7 @@ class Source:
 
 
 def read(path: str, name: str = "", allow_outside_paths: bool = False) -> Source:
-    """Read the JSONL manifest at `path`. Media paths become absolute; the files are only looked for, not
-    opened."""
+    """Read the JSONL manifest at `path`. Media paths become absolute; files are looked for, not opened."""
     source = Source(name or Path(path).stem, path, [])
     folder = Path(path).resolve().parent
     try:
@@ -71,8 +70,13 @@ def _sample(line: str, folder: Path, allow_outside: bool) -> Sample:
     if not isinstance(entry, dict):
         raise ValueError("not a JSON object")
     if "messages" not in entry and isinstance(entry.get("text"), str):  # plain text: all of it is trained on
-        return Sample((("assistant", entry["text"]),))
-    messages = _messages(entry.get("messages"))
+        messages = (("assistant", entry["text"]),)
+        if not entry["text"].strip():
+            raise ValueError("the text is empty")
+    else:
+        messages = _messages(entry.get("messages"))
+    if any("\ud800" <= c <= "\udfff" for _, content in messages for c in content):
+        raise ValueError("half a surrogate pair in a text")
     images = _media(entry.get("images", []), "images", folder, allow_outside)
     audios = _media(entry.get("audios", []), "audios", folder, allow_outside)
     messages = _place(messages, IMAGE, len(images))
@@ -114,19 +118,20 @@ def _media(raw, key: str, folder: Path, allow_outside: bool) -> tuple[str, ...]:
         path = (folder / name).resolve() if "\0" not in name else folder / "?"
         if not allow_outside and not path.is_relative_to(folder):
             raise ValueError(f'"{key}" leaves the manifest\'s folder (allow_outside_paths permits it)')
-        if not path.is_file():
+        if not os.path.isfile(path):  # False where Path.is_file raises: a name too long
             raise ValueError(f'a file of "{key}" is missing')
         paths.append(str(path))
     return tuple(paths)
 
 
 def _place(messages, placeholder: str, count: int):
-    """The messages, with as many placeholders as media: where there are none, they go before the first
-    question."""
+    """The messages, with as many placeholders as media: where there are none, before the first question."""
     pieces = [piece for role, content in messages for piece in split_placeholders(content)[1::2]]
     found = pieces.count(placeholder)
     if found == 0 and count:
-        first = next(i for i, (role, _) in enumerate(messages) if role == "user")
+        first = next((i for i, (role, _) in enumerate(messages) if role == "user"), None)
+        if first is None:
+            raise ValueError("media in a plain text")
         role, content = messages[first]
         return messages[:first] + ((role, placeholder * count + content),) + messages[first + 1:]
     if found != count:

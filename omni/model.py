@@ -1,5 +1,4 @@
-"""`OmniModel`: Thinker, encoders and projectors in one; how features are fused in, the loss, and
-generation."""
+"""`OmniModel`: Thinker, encoders and projectors in one; how features are fused, the loss, generation."""
 
 import torch
 from torch import nn
@@ -8,7 +7,7 @@ from torch.nn import functional as F
 from omni import checkpoint
 from omni.audio_encoder import AudioEncoder
 from omni.batch import IGNORE, Batch
-from omni.config import AudioArch, SFTConfig, ThinkerArch, VisionArch
+from omni.config import AudioArch, SFTConfig, ThinkerArch, UserError, VisionArch
 from omni.log import say
 from omni.thinker import Thinker
 from omni.tokenizer import Tokenizer
@@ -30,8 +29,7 @@ class Projector(nn.Module):
 
 
 class OmniModel(nn.Module):
-    """A Thinker that also reads pictures and sound. An encoder may be absent (None): its media are then
-    refused."""
+    """A Thinker that also reads pictures and sound. If an encoder is absent (None), its media are refused."""
 
     def __init__(self, tokenizer: Tokenizer, thinker: Thinker, audio_encoder: AudioEncoder | None = None,
                  vision_encoder: VisionEncoder | None = None, freeze_encoders: bool = True):
@@ -70,8 +68,7 @@ class OmniModel(nn.Module):
 
     def encode_audio(self, mels: torch.Tensor,
                      mel_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, F, MELS) -> the clips' true features end to end (sum of S, audio width), and their numbers
-        (N,)."""
+        """(N, F, MELS) -> true features end to end (sum of S, audio width), and their numbers (N,)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoders):
             features, lengths = self.audio_encoder(mels, mel_lengths)
             valid = torch.arange(features.shape[1], device=features.device) < lengths[:, None]
@@ -106,9 +103,11 @@ class OmniModel(nn.Module):
 
     @staticmethod
     def _scatter(embeds: torch.Tensor, places: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Features (n, D) in order over the n True places (B, T). A wrong count is an error: `index_put` sees
-        it."""
-        return embeds.index_put((places,), features.to(embeds.dtype))
+        """Features (n, D) in order over the n True places (B, T). `index_put` refuses a wrong count."""
+        rows = places.nonzero(as_tuple=True)  # the one wait for the device that index_put would do anyway
+        if len(rows[0]) != len(features):  # index_put would spread a single feature over all places
+            raise ValueError(f"{len(features)} features for {len(rows[0])} placeholders")
+        return embeds.index_put(rows, features.to(embeds.dtype))
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sum of the loss over answer tokens, their number, and how many of them the model predicts exactly.
@@ -169,8 +168,7 @@ class OmniModel(nn.Module):
 
 
 def load_parts(config: SFTConfig) -> OmniModel:
-    """The three parts from their checkpoints, strictly and with a line said for each, and fresh
-    projectors."""
+    """The three parts from their checkpoints, strictly, with a line said for each; fresh projectors."""
     parts, tokenizer = [], None
     for path, kind, module, arch, made_by in (
             (config.thinker_ckpt, "thinker", Thinker, ThinkerArch, "thinker_tiny"),
@@ -181,5 +179,11 @@ def load_parts(config: SFTConfig) -> OmniModel:
         part, line = checkpoint.build_part(module, arch, content, kind, path)
         say(line)
         parts.append(part)
-        tokenizer = tokenizer or Tokenizer(content["tokenizer"])
+        if kind == "thinker":
+            try:
+                tokenizer = Tokenizer(content["tokenizer"])
+            except Exception as err:  # tokenizers raises plain Exception
+                raise UserError(f"{path}: holds no usable tokenizer ({str(err)[:80]})") from None
+            if len(tokenizer) > part.arch.vocab_size:
+                raise UserError(f"{path}: {len(tokenizer)} tokens, and embeddings for {part.arch.vocab_size}")
     return OmniModel(tokenizer, *parts, freeze_encoders=config.freeze_encoders)

@@ -7,8 +7,7 @@ from torch import nn
 
 
 def lr_factor(step: int, total: int, warmup: int, floor: float) -> float:
-    """What the peak learning rate is multiplied with at `step` (from 0): linear warm-up, then cosine to
-    `floor`."""
+    """The factor of the peak learning rate at `step` (from 0): linear warm-up, then cosine to `floor`."""
     warmup = min(warmup, total // 2)  # a short run warms up for at most half of its steps
     if step < warmup:
         return (step + 1) / warmup

@@ -23,8 +23,7 @@ class Draw:
 
 
 class _Split:
-    """A node of the tree that deals the draws out: its `share` goes left, the rest right, as evenly as can
-    be.
+    """A node of the tree that deals the draws out: its `share` goes left, the rest right, evenly.
 
     Of its first n draws floor(n * share + 1/2) go left: never more than half a draw off, and any window of n
     draws is less than one draw off. Exact integer arithmetic: no drift, however long the run.

@@ -37,8 +37,7 @@ class Stage:
                 manifest.read(path, allow_outside_paths=self.config.allow_outside_paths).check(0.05).samples]
 
     def rng(self, epoch: int, number: int = -1) -> np.random.Generator:
-        """Random numbers of one sample in one epoch (or of the epoch's order), whatever else was drawn
-        before."""
+        """Random numbers of one sample in one epoch (or of the epoch's order), whatever else was drawn."""
         return np.random.default_rng([self.config.seed, epoch, number + 1])
 
     def batches(self, epoch: int) -> list[list[int]]:

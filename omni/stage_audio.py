@@ -32,8 +32,7 @@ class AudioStage(Stage):
         self.model = nn.ModuleDict({"encoder": AudioEncoder(arch),
                                     "head": nn.Linear(arch.width, len(self.pieces) + 1)})
         self.blank = len(self.pieces)
-        # CTC needs a frame a label and one between equal neighbours; zero_infinity would only hide their
-        # lack.
+        # CTC needs a frame a label and one between equal neighbours; zero_infinity would only hide a lack.
         self.needed = [len(n) + sum(a == b for a, b in zip(n, n[1:], strict=False)) for n in self.labels]
         fits = [i for i, power in enumerate(self.train)
                 if 0 < self.needed[i] <= self.model["encoder"].lengths(len(power))]

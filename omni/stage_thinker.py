@@ -59,8 +59,7 @@ class ThinkerStage(Stage):
                 ids[ASSISTANT], *self.tok.encode(answer), self.tok.end]
 
     def noisy(self, numbers: list[int], rng: np.random.Generator) -> list[int]:
-        """Pieces as a CTC encoder spells them: about half of the frames are silence, 8 % are lost or
-        mistaken."""
+        """Pieces as a CTC encoder spells them: about half of the frames are silence, 8 % lost or mistaken."""
         silence, frames = self.tok.ids[AUDIO], []
         for number in numbers:
             frames += [silence] * rng.poisson(0.9)

@@ -41,8 +41,7 @@ def said_words(sample: Sample) -> list[str]:
 
 
 def one_talk_a_picture(samples: list[Sample]) -> list[Sample]:
-    """All that is said about a picture as one long talk, so that a step encodes the picture once for all of
-    it."""
+    """All that is said about a picture as one long talk: a step encodes the picture once for all of it."""
     talks: dict[tuple[str, ...], Sample] = {}
     for sample in samples:
         said = talks.get(sample.images)

@@ -18,8 +18,7 @@ _TRANSCRIBE = re.compile(r"transcri|what is said|write down|was wird gesagt|spee
 
 
 def guess(messages, images, audios) -> str:
-    """The task of a sample that names none: asr where sound is to be written down, qa with media, else
-    text."""
+    """The task of a sample that names none: asr where sound is to be written, qa with media, else text."""
     if audios and not images:
         prompt = " ".join(content.replace(AUDIO, "") for role, content in messages if role == "user").strip()
         return "asr" if not prompt or _TRANSCRIBE.search(prompt) else "qa"

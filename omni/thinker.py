@@ -9,8 +9,7 @@ from omni.layers import Block, LayerCache, RMSNorm, init_weights, rope_table
 
 
 class Thinker(nn.Module):
-    """Token embeddings, blocks, final norm and head. `model.` before a name is all that `transformers`
-    adds."""
+    """Token embeddings, blocks, final norm and head. `transformers` adds only `model.` before a name."""
 
     def __init__(self, arch: ThinkerArch):
         super().__init__()

@@ -73,7 +73,7 @@ class Tokenizer:
                     turn += self._encode_cached(piece)
             ids += turn + [self.end]
             answer += [False] + [role == "assistant"] * len(turn)
-        if messages[-1][0] != "assistant":
+        if not messages or messages[-1][0] != "assistant":
             ids.append(self.ids[ASSISTANT])
             answer.append(False)
         labels = [ids[t + 1] if answer[t + 1] else IGNORE for t in range(len(ids) - 1)] + [IGNORE]
@@ -85,8 +85,7 @@ class Tokenizer:
 
 
 def split_placeholders(content: str) -> list[str]:
-    """Text and placeholders by turns: "a<image>b" -> ["a", "<image>", "b"]; odd places hold the
-    placeholders."""
+    """Text and placeholders by turns: "a<image>b" -> ["a", "<image>", "b"]; odd places hold placeholders."""
     return re.split(f"({re.escape(IMAGE)}|{re.escape(AUDIO)})", content)
 
 
