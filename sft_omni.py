@@ -18,7 +18,7 @@ from omni import checkpoint, optim, report
 from omni.collate import Collator, MediaReader
 from omni.config import SFTConfig, UserError, load_config
 from omni.dataset import Mix, Schedule, StepDataset, loader, read_mix
-from omni.device import autocast, choose_device, gpu_memory_gb
+from omni.device import autocast, choose_device, gpu_memory_gb, peak_memory_gb
 from omni.evaluate import Evaluator, summarise
 from omni.features import FeatureStore, unusable_media
 from omni.folder import RunFolder
@@ -29,6 +29,7 @@ from omni.sampler import WeightedSampler
 
 
 def main(arguments: list[str] | None = None) -> None:
+    started, evaluating = time.time(), 0.0
     args = parse_arguments(arguments)
     config = load_config(args.config, SFTConfig, args.set)
     folder = RunFolder(config.save_dir or f"checkpoints/{Path(args.config).stem}")
@@ -85,12 +86,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     # Epochs
     stop = StopSignal()
-    started = time.time()
     for epoch in range(max(0, state["step"] - 1) // schedule.steps_per_epoch, config.num_epochs):
         train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics, folder, stop)
         evaluated = any(row["event"] == "epoch" and row["epoch"] == epoch + 1 for row in metrics.rows())
         if not evaluated:
-            figures = evaluate_epoch(epoch, state, evaluator, mix, config, metrics, time.time() - started)
+            begun = time.time()
+            figures = evaluate_epoch(epoch, state, evaluator, mix, config, metrics, begun - started)
+            evaluating += time.time() - begun
             if figures.get("val_loss", 0.0) < state["best"]:
                 state["best"] = figures.get("val_loss", 0.0)
                 folder.save_system("omni_best.pt", model, config, figures)
@@ -105,7 +107,9 @@ def main(arguments: list[str] | None = None) -> None:
     folder.save_system("omni_final.pt", model, config, last)
     for line in skipped_lines(mix):
         say(line)
-    say(f"wrote {folder.path / 'omni_final.pt'} after {(time.time() - started) / 60:.1f} minutes")
+    minutes = (time.time() - started) / 60
+    say(f"wrote {folder.path / 'omni_final.pt'} after {minutes:.1f} minutes, {evaluating / 60:.1f} of them "
+        f"evaluation; peak memory {peak_memory_gb():.2f} GB")
 
 
 def train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics, folder, stop) -> None:

@@ -1,6 +1,7 @@
 """Where and in which precision a run computes."""
 
 import contextlib
+import resource
 
 import torch
 
@@ -31,3 +32,8 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 def gpu_memory_gb(device: torch.device) -> float:
     """Peak memory allocated on the GPU so far; 0 on a CPU."""
     return torch.cuda.max_memory_allocated() / 2 ** 30 if device.type == "cuda" else 0.0
+
+
+def peak_memory_gb() -> float:
+    """Peak main memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20

@@ -1,13 +1,11 @@
 """What a run tells before it trains: what would be trained on what, and what `--dry-run` tries out."""
 
-import resource
-
 import torch
 
 from omni.collate import Collator
 from omni.config import SFTConfig
 from omni.dataset import Mix, Schedule
-from omni.device import autocast, gpu_memory_gb
+from omni.device import autocast, gpu_memory_gb, peak_memory_gb
 from omni.log import say
 from omni.model import OmniModel
 
@@ -47,6 +45,5 @@ def dry_run(model: OmniModel, mix: Mix, collate: Collator, config: SFTConfig, de
         model.zero_grad(set_to_none=True)
         say(f"dry run of {name}: batch of {tuple(batch.input_ids.shape)} tokens, "
             f"{int(tokens)} of them answers, loss {float(loss) / int(tokens):.3f}")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
     gpu = f", {gpu_memory_gb(device):.2f} GB on the GPU" if device.type == "cuda" else ""
-    say(f"dry run: all is well; peak memory {peak:.2f} GB{gpu}")
+    say(f"dry run: all is well; peak memory {peak_memory_gb():.2f} GB{gpu}")

@@ -2,14 +2,16 @@
 
 from collections import Counter
 from dataclasses import replace
+from zlib import crc32
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from omni import checkpoint, image
-from omni.batch import IMAGE, Batch, Sample
+from omni.batch import IMAGE, Sample
 from omni.collate import Collator, MediaReader
 from omni.config import PretrainConfig, ThinkerArch, VisionArch, build
 from omni.model import OmniModel
@@ -18,6 +20,17 @@ from omni.tasks import correct, normalise_words
 from omni.thinker import Thinker
 from omni.tokenizer import Tokenizer
 from omni.vision_encoder import VisionEncoder
+
+COLOR_WORDS = set("red green blue yellow orange purple pink brown black white gray grey".split())
+WORDS_WEIGHT = 0.2  # of the word scores' loss, summed over words, beside the decoder's loss a token
+
+
+def recolor(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """A picture (3, H, W) in other colors: channels permuted, sometimes grey, sometimes as a negative."""
+    pixels = pixels[torch.from_numpy(rng.permutation(3))]
+    if rng.random() < 0.25:
+        pixels = pixels.mean(0, keepdim=True).expand(3, -1, -1)
+    return -pixels if rng.random() < 0.25 else pixels
 
 
 class KeepingReader(MediaReader):
@@ -85,21 +98,34 @@ class VisionStage(Stage):
             reader.pixels(sample.images[0])
         self.lengths = [len(tokenizer.chat(s.messages, [1], [])[0]) for s in self.train]
 
-    def batch(self, numbers, epoch: int) -> Batch:
-        """Every epoch sees another take of every picture."""
-        samples = [self.train[i] for i in numbers]
+    def batch(self, numbers, epoch: int):
+        """Half of the pictures with their talk, half recolored; every epoch sees other takes of all."""
+        told = [self.train[i] for i in numbers[epoch % 2::2]]
+        recolored = [self.train[i] for i in numbers[1 - epoch % 2::2]]
+        samples = told + recolored
         said = torch.zeros(len(samples), len(self.words))
         for row, sample in zip(said, samples, strict=True):
             row[[self.words[w] for w in said_words(sample) if w in self.words]] = 1
-        return self.collate(samples, [epoch + 1] * len(samples)), said
+        known = torch.ones_like(said)
+        known[len(told):, [i for word, i in self.words.items() if word in COLOR_WORDS]] = 0
+        paths = [s.images[0] for s in recolored]
+        pixels = [recolor(self.collate.reader.pixels(p, epoch + 1), self.rng(epoch, crc32(p.encode())))
+                  for p in paths]
+        batch = self.collate(told, [epoch + 1] * len(told)) if told else None
+        return batch, torch.stack(pixels) if pixels else None, said, known
 
     def loss(self, batch, device) -> tuple[torch.Tensor, torch.Tensor]:
-        batch, said = batch[0].to(device), batch[1].to(device)
-        patches = self.omni.encode_images(batch.pixels)
+        told, recolored, said, known = batch
+        pixels = [told.pixels] * (told is not None) + [recolored] * (recolored is not None)
+        patches = self.omni.encode_images(torch.cat(pixels).to(device))
         scores = self.model["words"](patches).float().logsumexp(1)  # (M, words): the best patches decide
-        words = F.binary_cross_entropy_with_logits(scores, said, reduction="sum") / len(said)
-        loss, count, _ = self.omni(replace(batch, pixels=None, image_features=patches))
-        return loss + 0.2 * words * count, count
+        words = F.binary_cross_entropy_with_logits(
+            scores, said.to(device), known.to(device), reduction="sum") * WORDS_WEIGHT / len(said)
+        if told is None:
+            return words, torch.ones(())
+        told = replace(told, pixels=None, image_features=patches[:len(told.pixels)])
+        loss, count, _ = self.omni(told.to(device))
+        return loss + words * count, count
 
     def evaluate(self, device) -> dict:
         """Share of held-out answer tokens predicted, and of held-out questions answered exactly."""
