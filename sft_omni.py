@@ -30,7 +30,7 @@ from omni.sampler import WeightedSampler
 
 def main(arguments: list[str] | None = None) -> None:
     started, evaluating = time.time(), 0.0
-    args = parse_arguments(arguments)
+    args, stop = parse_arguments(arguments), StopSignal()
     config = load_config(args.config, SFTConfig, args.set)
     folder = RunFolder(config.save_dir or f"checkpoints/{Path(args.config).stem}")
     if not args.dry_run:
@@ -85,7 +85,6 @@ def main(arguments: list[str] | None = None) -> None:
     state["best"] = min((row["val_loss"] for row in kept if "val_loss" in row), default=state["best"])
 
     # Epochs
-    stop = StopSignal()
     for epoch in range(max(0, state["step"] - 1) // schedule.steps_per_epoch, config.num_epochs):
         train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics, folder, stop)
         evaluated = any(row["event"] == "epoch" and row["epoch"] == epoch + 1 for row in metrics.rows())
@@ -117,6 +116,7 @@ def train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics
     schedule, end = dataset.schedule, (epoch + 1) * dataset.schedule.steps_per_epoch
     trained = [p for p in model.parameters() if p.requires_grad]
     model.train()
+    stop.training = True
     window_start, window_samples, window_tokens = time.time(), 0, 0
     bar = tqdm(total=schedule.steps_per_epoch, initial=state["step"] - end + schedule.steps_per_epoch,
                desc=f"epoch {epoch + 1}/{config.num_epochs}", unit="step", mininterval=1, disable=None,
@@ -162,6 +162,7 @@ def train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics
             bar.close()
             say(f"stopped at step {state['step']:,}; go on with: --resume")
             sys.exit(130)
+    stop.training = False
     bar.close()
 
 
@@ -198,15 +199,19 @@ def new_sums() -> dict:
 
 
 class StopSignal:
-    """SIGINT and SIGTERM let the step finish and be saved; a second one leaves at once."""
+    """SIGINT and SIGTERM let the step finish and be saved. Outside the loop, or asked twice, it ends at once.
+
+    All that it writes is written whole or not at all, so leaving at once harms nothing.
+    """
 
     def __init__(self):
-        self.asked = False
+        self.asked = self.training = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.ask)
 
     def ask(self, number, frame) -> None:
-        if self.asked:
+        if self.asked or not self.training:
+            say("stopped; go on with: --resume")
             sys.exit(130)
         self.asked = True
 

@@ -114,10 +114,14 @@ SCENES = {f.__name__: f for f in (objects, counting, digit, sign)}
 
 
 def paste(image, layer, x, y):
-    """Puts `layer` at a center given in pixels of the finished picture, but not over the edge."""
+    """Puts `layer` at a center given in pixels of the finished picture, but not over the edge.
+
+    Gives back its box as shares of the picture: left, top, right, bottom.
+    """
     size = np.array(layer.size)
     corner = np.clip(np.array((x, y)) * ZOOM - size / 2, 2, BIG - size - 2).round().astype(int)
     image.paste(layer, tuple(corner.tolist()), layer)
+    return [round(float(v), 3) for v in (*corner / BIG, *np.minimum((corner + size) / BIG, 1))]
 
 
 def contrast(color):
@@ -141,18 +145,23 @@ def board(rng, word, color):
 
 
 def render(rng, scene):
-    """The picture of a scene."""
-    image = GROUNDS[scene.place](rng)
+    """The picture of a scene, and where its objects are: [{"words": [...], "box": [...]}, ...]."""
+    image, objects = GROUNDS[scene.place](rng), []
     for item in scene.items:
-        paste(image, figure(rng, item.kind, item.color, item.extent), item.x, item.y)
+        box = paste(image, figure(rng, item.kind, item.color, item.extent), item.x, item.y)
+        size = [item.size] if scene.sort == "objects" else []  # sizes are told apart only there
+        objects.append({"words": [*size, item.color, item.kind], "box": box})
     if scene.sort == "digit":
         fill, extent = jitter(rng, COLORS[scene.color]), rng.uniform(48, 96)
         rim = (150, 150, 155) if sum(fill) < 150 else mix(fill, (15, 12, 20), 0.75)
         text = lettering(str(NUMBER_WORDS.index(scene.word)), fill, rim, rng.uniform(-20, 20), extent)
-        paste(image, text, *rng.uniform(40, 88, 2))
+        box = paste(image, text, *rng.uniform(40, 88, 2))
     if scene.sort == "sign":
-        paste(image, board(rng, scene.word, scene.color), rng.uniform(50, 78), rng.uniform(50, 90))
-    return finish(rng, image)
+        box = paste(image, board(rng, scene.word, scene.color), rng.uniform(50, 78), rng.uniform(50, 90))
+    if scene.word:
+        objects.append({"words": [scene.color, "number" if scene.sort == "digit" else "sign", scene.word],
+                        "box": box})
+    return finish(rng, image), objects
 
 
 def questions(rng, scene, held, count, short=False):
@@ -178,8 +187,9 @@ def sample(name, seed, out, index):
     sorts = list(shares)
     scene = SCENES[sorts[rng.choice(len(sorts), p=np.array([shares[s] for s in sorts]) / 100)]](rng, held)
     path = f"img/{name.removeprefix('spoken_')}_{index:0{4 if spoken else 5}d}.webp"
-    render(rng, scene).save(Path(out, folder, path), quality=QUALITY, method=6)
-    return path, describe(scene), questions(rng, scene, held, 1 if held or spoken else 5, spoken)
+    image, shown = render(rng, scene)
+    image.save(Path(out, folder, path), quality=QUALITY, method=6)
+    return path, shown, describe(scene), questions(rng, scene, held, 1 if held or spoken else 5, spoken)
 
 
 def settle(asked, turns):
@@ -204,7 +214,7 @@ def chat(rng, path, turns):
 def lines(name, seed, samples):
     """The manifest of a set."""
     rng, turns = np.random.default_rng((seed, SETS[name][1])), {}
-    for index, (path, description, asked) in enumerate(samples):
+    for index, (path, shown, description, asked) in enumerate(samples):
         if name == "val" or name.startswith("spoken"):
             told = index % VAL_DESCRIPTIONS == VAL_DESCRIPTIONS - 1 or not asked
             text, answer = (DESCRIBE, description) if told else settle(asked[0], turns)
@@ -217,7 +227,7 @@ def lines(name, seed, samples):
             continue
         pairs = [settle(a, turns) for a in asked]
         long = [(DESCRIBE, description), *pairs[:3]]
-        yield chat(rng, path, [long[i] for i in rng.permutation(len(long))])
+        yield {**chat(rng, path, [long[i] for i in rng.permutation(len(long))]), "objects": shown}
         # A question asked twice is no yes or no: that would tip the scale.
         rest = [p for a, p in zip(asked, pairs, strict=True) if a.kind != "yesno"]
         yield chat(rng, path, pairs[3:] or rest[:1])

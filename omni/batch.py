@@ -23,6 +23,7 @@ class Sample:
     task: str = "text"  # text, qa or asr: how a held-out answer is graded
     group: str = ""  # held-out samples of a named group are scored apart
     transcript: str = ""  # what the clip says, where the answer is not that
+    objects: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = ()  # what is where: (words, box)
 
     @property
     def answer(self) -> str:

@@ -55,15 +55,25 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+def placement(rng: np.random.Generator) -> tuple[float, float, float]:
+    """How `augment` moves a picture: its scale, and its shift right and down in half sides."""
+    return rng.uniform(0.92, 1.08), *rng.uniform(-0.06, 0.06, size=2)
+
+
+def moved(box: tuple[float, ...], placed: tuple[float, float, float]) -> tuple[float, ...]:
+    """A box (left, top, right, bottom, in shares of the sides) after the picture was moved."""
+    scale, *shift = placed
+    return tuple(min(max(((2 * v - 1 + shift[i % 2]) * scale + 1) / 2, 0.0), 1.0) for i, v in enumerate(box))
+
+
 def augment(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """A varied take of a picture (3, H, W): moved and scaled a little, brightness, contrast and noise.
 
     No flips (left and right and letters have meaning) and no change of hue (colors have names).
     """
     height, width = pixels.shape[1:]
-    scale = rng.uniform(0.92, 1.08)
-    shift = rng.uniform(-0.06, 0.06, size=2)
-    theta = torch.tensor([[[1 / scale, 0, shift[0]], [0, 1 / scale, shift[1]]]], dtype=torch.float32)
+    scale, right, down = placement(rng)
+    theta = torch.tensor([[[1 / scale, 0, -right], [0, 1 / scale, -down]]], dtype=torch.float32)
     grid = torch.nn.functional.affine_grid(theta, [1, 3, height, width], align_corners=False)
     pixels = torch.nn.functional.grid_sample(
         pixels[None], grid, padding_mode="border", align_corners=False)[0]

@@ -87,7 +87,20 @@ def _sample(line: str, folder: Path, allow_outside: bool) -> Sample:
     group, transcript = entry.get("group", ""), entry.get("transcript", "")
     if not isinstance(group, str) or not isinstance(transcript, str):
         raise ValueError("group and transcript must be texts")
-    return Sample(messages, images, audios, task, group, transcript)
+    return Sample(messages, images, audios, task, group, transcript, _objects(entry.get("objects", [])))
+
+
+def _objects(raw) -> tuple[tuple[tuple[str, ...], tuple[float, ...]], ...]:
+    """What is where in a picture: [{"words": [...], "box": [left, top, right, bottom as shares]}]."""
+    objects = []
+    for item in raw if isinstance(raw, list) else [None]:
+        words, box = (item.get("words"), item.get("box")) if isinstance(item, dict) else (None, None)
+        if not (isinstance(words, list) and all(isinstance(w, str) for w in words)
+                and isinstance(box, list) and len(box) == 4
+                and all(isinstance(v, int | float) and 0 <= v <= 1 for v in box)):
+            raise ValueError('"objects" needs words and a box of four shares from 0 to 1 each')
+        objects.append((tuple(words), tuple(map(float, box))))
+    return tuple(objects)
 
 
 def _messages(raw) -> tuple[tuple[str, str], ...]:
