@@ -1,0 +1,100 @@
+"""Stages A, B and C on toy data: each learns, writes a part that loads, and says what it trains on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from omni import checkpoint, image
+from omni.audio_encoder import AudioEncoder
+from omni.config import AudioArch, PretrainConfig, ThinkerArch, VisionArch, build
+from omni.pretrain import run
+from omni.stage_thinker import ThinkerStage
+from omni.stage_vision import COLOR_WORDS, VisionStage
+from omni.thinker import Thinker
+from omni.vision_encoder import VisionEncoder
+
+TINY = {"width": 24, "layers": 1, "heads": 2, "mlp_width": 32}
+
+
+def config(toy, tmp_path, stage: str, **more) -> PretrainConfig:
+    source = {"thinker": "text_only", "audio": "audio_text", "vision": "image_text"}[stage]
+    values = {"stage": stage, "train": str(toy.root / "data" / source / "train.jsonl"),
+              "val": str(toy.root / "data" / source / "val.jsonl"), "output": str(tmp_path / f"{stage}.pt"),
+              "num_epochs": 2, "batch_size": 4, "warmup_steps": 1, "vocab_size": 330, "speech_pieces": 40,
+              "precision": "fp32", "device": "cpu", **more}
+    return build(PretrainConfig, values, "toy")
+
+
+@pytest.mark.parametrize("stage, kind, module, arch, shape", [
+    ("thinker", "thinker", Thinker, ThinkerArch, {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1,
+                                                  "head_dim": 8, "mlp_width": 32}),
+    ("audio", "audio_encoder", AudioEncoder, AudioArch, {**TINY, "frames_per_second": 25.0}),
+    ("vision", "vision_encoder", VisionEncoder, VisionArch, {**TINY, "image_size": 32, "patch_size": 8})])
+def test_a_stage_writes_a_part_that_loads(toy, tmp_path, capsys, stage, kind, module, arch, shape):
+    figures = run(config(toy, tmp_path, stage, arch=shape, decoder=TINY | {"kv_heads": 2, "head_dim": 8}))
+    assert figures and all(np.isfinite(v) for v in figures.values())
+    content = checkpoint.load(tmp_path / f"{stage}.pt", kind, "")
+    part, line = checkpoint.build_part(module, arch, content, kind, "toy")
+    assert "0 missing, 0 unexpected, 0 mis-shaped" in line and content["metrics"] == figures
+    assert "epoch 2/2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["thinker", "audio", "vision"])
+def test_a_stage_ends_in_the_same_bits_twice(toy, tmp_path, stage):
+    shape = {**TINY, "head_dim": 8, "kv_heads": 2} if stage == "thinker" else TINY
+    if stage == "vision":
+        shape = {**TINY, "image_size": 32, "patch_size": 8}
+    states = []
+    for name in ("one", "two"):
+        run(config(toy, tmp_path / name, stage, arch=shape, num_epochs=1,
+                   decoder=TINY | {"kv_heads": 2, "head_dim": 8}))
+        states.append(torch.load(tmp_path / name / f"{stage}.pt", weights_only=True)["state"])
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_reading_samples_end_in_what_was_said(toy, tmp_path):
+    texts = ("the red cat sleeps", "two dogs run", "a bird sings now")
+    lines = [{"text": t, "kind": "spoken"} for t in texts]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shape = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp_width": 16}
+    stage = ThinkerStage(config(toy, tmp_path, "thinker", train=str(tmp_path / "t.jsonl"),
+                                val=str(tmp_path / "t.jsonl"), arch=shape))
+    for i in range(20):
+        ids = stage.reading(stage.rng(0, i))
+        turn = len(ids) - 1 - ids[::-1].index(stage.tok.ids["<|assistant|>"])
+        assert stage.tok.decode(ids[turn:]) in [line["text"] for line in lines]
+        assert stage.tok.audio in ids[:turn] and ids[-1] == stage.tok.end
+
+
+def test_a_box_moves_with_its_picture():
+    """`moved` says where `augment` puts a box: checked against the bright square that was in it."""
+    for seed in range(20):
+        pixels = torch.full((3, 64, 64), -1.0)
+        pixels[:, 20:36, 28:52] = 1.0
+        bright = image.augment(pixels, np.random.default_rng(seed)).mean(0) > 0.2
+        rows, columns = (bright.any(dim).nonzero().flatten() for dim in (1, 0))
+        box = image.moved((28 / 64, 20 / 64, 52 / 64, 36 / 64), image.placement(np.random.default_rng(seed)))
+        seen = (columns[0] / 64, rows[0] / 64, (columns[-1] + 1) / 64, (rows[-1] + 1) / 64)
+        assert np.allclose(box, seen, atol=1.5 / 64)
+
+
+def test_recolored_pictures_are_not_asked_about_colors(toy, tmp_path):
+    line = {"messages": [{"role": "user", "content": "<image>What?"},
+                         {"role": "assistant", "content": "red cat"}],
+            "images": ["train_1.png"], "objects": [{"words": ["red", "cat"], "box": [0.1, 0.1, 0.4, 0.6]}]}
+    folder = toy.root / "data" / "image_text"
+    (folder / "boxes.jsonl").write_text("".join(
+        json.dumps({**line, "images": [f"train_{i}.png"]}) + "\n" for i in range(1, 12)))
+    stage = VisionStage(config(toy, tmp_path, "vision", train=str(folder / "boxes.jsonl"), batch_size=8,
+                               arch={**TINY, "image_size": 32, "patch_size": 8},
+                               decoder=TINY | {"kv_heads": 2, "head_dim": 8}))
+    talk, pixels, picture_words, areas, area_words = stage.batch(list(range(8)), 0)
+    told = len(talk.input_ids)
+    assert told == 2 and len(pixels) == len(picture_words) == len(areas) == 8
+    red, cat = stage.words["red"], stage.words["cat"]
+    assert "red" in COLOR_WORDS and "cat" not in COLOR_WORDS
+    for row, words in enumerate(picture_words):
+        assert words[cat] == 1 and (words[red] == 1 if row < told else words[red].isnan())
+    assert all(float(weights.sum()) == pytest.approx(1) for _, weights in areas)
