@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from omni import checkpoint
 from omni.batch import AUDIO, IGNORE, Batch, Sample
@@ -32,31 +33,42 @@ class ThinkerStage(Stage):
         self.tok = Tokenizer.train(texts, config.vocab_size)
         self.spoken = [t for t in dict.fromkeys(texts)
                        if 2 <= len(t.split()) <= 12 and t.split() == normalise_words(t)]
+        self.words = sorted({word for text in self.spoken for word in text.split()})
         self.pieces = SpeechPieces(self.spoken, config.speech_pieces)
         self.piece_ids = [self.tok.encode(self.pieces.text(k)) for k in range(len(self.pieces))]
         spoken = set(self.spoken)
         self.questions = [s for s in self.train if len(s.messages) == 2 and s.messages[0][1] in spoken]
         self.encoded = [self._encode(s) for s in self.train]
         self.encoded_val = [self._encode(s) for s in self.val]
-        self.lengths = [len(ids) for ids in self.encoded]
+        self.lengths = [len(ids) for ids, _ in self.encoded]
         arch = build(ThinkerArch, {**config.arch, "vocab_size": len(self.tok)}, "arch")
         self.model = Thinker(arch)
 
-    def _encode(self, sample: Sample) -> list[int]:
-        return self.tok.chat(sample.messages, [], [])[0][:self.config.max_length]
+    def _encode(self, sample: Sample) -> tuple[list[int], list[int]]:
+        """Ids and labels: of a plain text all is learned, of a talk the answers (what is asked is chance)."""
+        ids, labels = self.tok.chat(sample.messages, [], [])
+        return ids[:self.config.max_length], labels[:self.config.max_length]
 
-    def reading(self, rng: np.random.Generator) -> list[int]:
-        """Ids of one reading sample: a transcription, or a spoken question with its answer."""
-        if self.questions and rng.random() < 0.3:
+    def reading(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        """Ids and labels of one reading sample: a transcription, or a spoken question with its answer.
+
+        Half of what is transcribed are words in no order, never twice the same: only reading helps there.
+        """
+        prompt = READING_PROMPTS[rng.integers(len(READING_PROMPTS))]
+        luck = rng.random()
+        if luck < 0.5:
+            said = answer = " ".join(rng.choice(self.words, size=rng.integers(3, 8)).tolist())
+        elif luck < 0.75 or not self.questions:
+            said = answer = self.spoken[rng.integers(len(self.spoken))]
+        else:
             sample = self.questions[rng.integers(len(self.questions))]
             said, answer = sample.messages[0][1], sample.answer
             prompt = "Answer the question." if rng.random() < 0.5 else ""
-        else:
-            said = answer = self.spoken[rng.integers(len(self.spoken))]
-            prompt = READING_PROMPTS[rng.integers(len(READING_PROMPTS))]
         ids = self.tok.ids
-        return [ids[USER], *self.noisy(self.pieces.encode(said), rng), *self.tok.encode(prompt), self.tok.end,
-                ids[ASSISTANT], *self.tok.encode(answer), self.tok.end]
+        frames = self.noisy(self.pieces.encode(said), rng)
+        asked = [ids[USER], *frames, *self.tok.encode(prompt), self.tok.end]
+        told = [*self.tok.encode(answer), self.tok.end]
+        return [*asked, ids[ASSISTANT], *told], [IGNORE] * len(asked) + told + [IGNORE]
 
     def noisy(self, numbers: list[int], rng: np.random.Generator) -> list[int]:
         """Pieces as a CTC encoder spells them: about half of the frames are silence, 8 % lost or mistaken."""
@@ -78,30 +90,34 @@ class ThinkerStage(Stage):
             return self._pad([self.reading(self.rng(epoch, int(i))) for i in numbers])
         return self._pad([self.encoded[i] for i in numbers])
 
-    def _pad(self, rows: list[list[int]]) -> Batch:
-        ids = torch.full((len(rows), max(map(len, rows))), self.tok.pad)
-        labels = torch.full_like(ids, IGNORE)
-        for b, row in enumerate(rows):
-            ids[b, :len(row)] = torch.tensor(row)
-            labels[b, :len(row) - 1] = ids[b, 1:len(row)]
-        # Silence is given, not predicted: it would drown the rest.
-        labels[labels == self.tok.audio] = IGNORE
-        return Batch(ids, labels, torch.tensor([len(row) for row in rows]))
+    def _pad(self, rows: list[tuple[list[int], list[int]]]) -> Batch:
+        ids, labels = ([torch.tensor(row[i]) for row in rows] for i in (0, 1))
+        return Batch(pad_sequence(ids, batch_first=True, padding_value=self.tok.pad),
+                     pad_sequence(labels, batch_first=True, padding_value=IGNORE),
+                     torch.tensor([len(row) for row in ids]))
 
     def loss(self, batch: Batch, device) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = batch.to(device)
+        logits, labels = self._predict(batch.to(device))
+        return F.cross_entropy(logits, labels, reduction="sum"), labels.new_tensor(len(labels))
+
+    def _predict(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (n, V) and labels (n,) of the n learned positions."""
         known = batch.labels != IGNORE
-        logits = self.model.logits(self.model.hidden(self.model.embed_tokens(batch.input_ids))[known])
-        return F.cross_entropy(logits.float(), batch.labels[known], reduction="sum"), known.sum()
+        hidden = self.model.hidden(self.model.embed_tokens(batch.input_ids))
+        return self.model.logits(hidden[known]).float(), batch.labels[known]
 
     def evaluate(self, device) -> dict:
-        sums = {}
+        """Next-token accuracy on held-out text, and on reading samples never seen."""
+        figures = {}
         readings = [self.reading(self.rng(0, i)) for i in range(200)] if self.spoken else []
-        for name, rows in (("loss", self.encoded_val), ("reading_loss", readings)):
-            parts = [self.loss(self._pad(rows[i:i + 64]), device) for i in range(0, len(rows), 64)]
-            if parts:
-                sums[name] = float(sum(loss for loss, _ in parts) / sum(count for _, count in parts))
-        return sums
+        for name, rows in (("text_acc", self.encoded_val), ("reading_acc", readings)):
+            hits = count = 0
+            for start in range(0, len(rows), 64):
+                logits, labels = self._predict(self._pad(rows[start:start + 64]).to(device))
+                hits, count = hits + int((logits.argmax(-1) == labels).sum()), count + len(labels)
+            if count:
+                figures[name] = hits / count
+        return figures
 
     def content(self) -> dict:
         return {**checkpoint.part(self.model), "tokenizer": self.tok.json_text}

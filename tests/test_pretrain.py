@@ -61,11 +61,14 @@ def test_reading_samples_end_in_what_was_said(toy, tmp_path):
     shape = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 8, "mlp_width": 16}
     stage = ThinkerStage(config(toy, tmp_path, "thinker", train=str(tmp_path / "t.jsonl"),
                                 val=str(tmp_path / "t.jsonl"), arch=shape))
-    for i in range(20):
-        ids = stage.reading(stage.rng(0, i))
+    words = {word for line in lines for word in line["text"].split()}
+    for i in range(40):
+        ids, labels = stage.reading(stage.rng(0, i))
         turn = len(ids) - 1 - ids[::-1].index(stage.tok.ids["<|assistant|>"])
-        assert stage.tok.decode(ids[turn:]) in [line["text"] for line in lines]
+        answer = stage.tok.decode(ids[turn:])
+        assert answer in [line["text"] for line in lines] or set(answer.split()) <= words
         assert stage.tok.audio in ids[:turn] and ids[-1] == stage.tok.end
+        assert labels == [-100] * turn + ids[turn + 1:] + [-100]
 
 
 def test_a_box_moves_with_its_picture():
