@@ -121,7 +121,7 @@ def paste(image, layer, x, y):
     size = np.array(layer.size)
     corner = np.clip(np.array((x, y)) * ZOOM - size / 2, 2, BIG - size - 2).round().astype(int)
     image.paste(layer, tuple(corner.tolist()), layer)
-    return [round(float(v), 3) for v in (*corner / BIG, *np.minimum((corner + size) / BIG, 1))]
+    return [round(float(v), 3) for v in np.clip((*corner / BIG, *(corner + size) / BIG), 0, 1)]
 
 
 def contrast(color):
