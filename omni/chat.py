@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
 def load_system(path: str) -> tuple[OmniModel, SFTConfig]:
     """Model and config of a finished run."""
     content = checkpoint.load(path, "omni", "sft_omni.py writes it: omni_final.pt or omni_best.pt of a run")
-    config = build(SFTConfig, content["config"], f"{path} (config)")
+    config = build(SFTConfig, content.get("config"), f"{path} (config)")
     model = OmniModel.from_content(content, path)
     return model.to(choose_device("auto")), config
 

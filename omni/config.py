@@ -8,11 +8,14 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import re
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
+
+MAX_CONFIG = 1_000_000  # bytes
 
 
 class UserError(Exception):
@@ -41,50 +44,53 @@ class SFTConfig:
     # Data: name -> weight, or name -> {"weight": w, "train": PATH, "val": PATH}
     data_mix: dict = _key(factory=lambda: {"text_only": 0.4, "image_text": 0.3, "audio_text": 0.3})
     data_dir: str = "data/tiny"
-    samples_per_epoch: int | None = _key(None, low=1)  # None: the number of training samples in the mix
-    max_length: int = _key(512, low=16)  # tokens a sample; a longer prompt loses its front, never its answer
-    augment_takes: int = _key(2, low=1)  # versions of each training medium: the first plain, others varied
+    samples_per_epoch: int | None = _key(None, low=1, high=10 ** 12)  # None: as many as the mix has
+    max_length: int = _key(512, low=16, high=2 ** 20)  # tokens a sample; a longer prompt loses its front
+    augment_takes: int = _key(2, low=1, high=100)  # versions of each medium: the first plain
     allow_outside_paths: bool = False  # media outside the manifest's folder
     max_skipped: float = _key(0.05, low=0.0, high=1.0)  # share of unusable samples a source may have
+    decode_timeout_s: float = _key(20.0, above=0.0, high=3600.0)  # a medium that takes longer is skipped
     # Optimisation
     freeze_encoders: bool = True
-    batch_size: int = _key(8, low=1)  # samples a step, over all micro-batches
-    gradient_accumulation_steps: int = _key(1, low=1)  # micro-batches a step
-    num_epochs: int = _key(5, low=1)
+    batch_size: int = _key(8, low=1, high=2 ** 16)  # samples a step, over all micro-batches
+    gradient_accumulation_steps: int = _key(1, low=1, high=2 ** 16)  # micro-batches a step
+    num_epochs: int = _key(5, low=1, high=10 ** 6)
     learning_rate: float = _key(1e-4, above=0.0, high=1.0)
     projector_learning_rate: float = _key(1e-3, above=0.0, high=1.0)
     encoder_learning_rate: float = _key(1e-5, above=0.0, high=1.0)  # with freeze_encoders: false
-    warmup_steps: int = _key(100, low=0)
+    warmup_steps: int = _key(100, low=0, high=10 ** 9)
     min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # the cosine's end, as a share of the peak
-    weight_decay: float = _key(0.01, low=0.0)
+    weight_decay: float = _key(0.01, low=0.0, high=100.0)
     grad_clip: float = _key(1.0, above=0.0)
+    max_bad_steps: int = _key(10, low=1, high=10 ** 6)  # steps in a row without finite loss and gradients
     # Evaluation
-    eval_batch_size: int = _key(64, low=1)
+    eval_batch_size: int = _key(64, low=1, high=2 ** 16)
     eval_samples: int | None = _key(None, low=1)  # held-out samples a source; None: all
-    max_new_tokens: int = _key(48, low=1)
+    max_new_tokens: int = _key(48, low=1, high=2 ** 16)
     # The run
     save_dir: str | None = None  # None: checkpoints/<config name>
     save_every_steps: int = _key(500, low=1)
+    save_every_minutes: float = _key(10.0, above=0.0)  # besides: whichever comes first
     keep_checkpoints: int = _key(2, low=1)
     log_every_steps: int = _key(20, low=1)
-    feature_cache_gb: float = _key(1.0, low=0.0)  # memory for frozen features; 0 encodes every batch anew
-    num_workers: int = _key(0, low=0)
+    feature_cache_gb: float = _key(1.0, low=0.0, high=1e6)  # memory for frozen features; 0: none are kept
+    num_workers: int = _key(0, low=0, high=256)
     device: str = _key("auto", choices=("auto", "cpu", "cuda"))
     precision: str = _key("auto", choices=("auto", "fp32", "bf16"))
-    seed: int = _key(0, low=0)
+    seed: int = _key(0, low=0, high=2 ** 63)
 
 
 @dataclass(frozen=True)
 class ThinkerArch:
     """Shape of the Thinker. Maps by name on Llama (qk_norm false) and Qwen3 (qk_norm true)."""
 
-    vocab_size: int = _key(0, low=0)  # 0 in a pretraining config: as the tokenizer has it
-    width: int = _key(256, low=8)
-    layers: int = _key(4, low=1)
-    heads: int = _key(8, low=1)
-    kv_heads: int = _key(4, low=1)
-    head_dim: int = _key(32, low=2)
-    mlp_width: int = _key(704, low=1)
+    vocab_size: int = _key(0, low=0, high=2 ** 24)  # 0 in a pretraining config: as the tokenizer has it
+    width: int = _key(256, low=8, high=2 ** 18)
+    layers: int = _key(4, low=1, high=1024)
+    heads: int = _key(8, low=1, high=1024)
+    kv_heads: int = _key(4, low=1, high=1024)
+    head_dim: int = _key(32, low=2, high=2 ** 18)
+    mlp_width: int = _key(704, low=1, high=2 ** 18)
     qk_norm: bool = True
     tied_head: bool = True
     rope_theta: float = _key(10000.0, above=0.0)
@@ -95,12 +101,12 @@ class ThinkerArch:
 class AudioArch:
     """Shape of the audio encoder: convolutions to 12.5 or 25 frames/s, then transformer layers."""
 
-    width: int = _key(192, low=8)
-    layers: int = _key(4, low=1)
-    heads: int = _key(6, low=1)
-    mlp_width: int = _key(512, low=1)
-    stem_channels: int = _key(32, low=1)
-    conv_kernel: int = _key(9, low=1)  # depthwise convolution inside each layer, in frames
+    width: int = _key(192, low=8, high=2 ** 18)
+    layers: int = _key(4, low=1, high=1024)
+    heads: int = _key(6, low=1, high=1024)
+    mlp_width: int = _key(512, low=1, high=2 ** 18)
+    stem_channels: int = _key(32, low=1, high=2 ** 18)
+    conv_kernel: int = _key(9, low=1, high=1025)  # depthwise convolution inside each layer, in frames
     frames_per_second: float = _key(12.5, choices=(12.5, 25.0))
 
 
@@ -108,12 +114,12 @@ class AudioArch:
 class VisionArch:
     """Shape of the vision encoder (ViT with a convolutional patch stem)."""
 
-    image_size: int = _key(128, low=32)
+    image_size: int = _key(128, low=32, high=8192)
     patch_size: int = _key(16, choices=(8, 16, 32))
-    width: int = _key(192, low=8)
-    layers: int = _key(4, low=1)
-    heads: int = _key(6, low=1)
-    mlp_width: int = _key(512, low=1)
+    width: int = _key(192, low=8, high=2 ** 18)
+    layers: int = _key(4, low=1, high=1024)
+    heads: int = _key(6, low=1, high=1024)
+    mlp_width: int = _key(512, low=1, high=2 ** 18)
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ class PretrainConfig:
     allow_outside_paths: bool = False
     device: str = _key("auto", choices=("auto", "cpu", "cuda"))
     precision: str = _key("auto", choices=("auto", "fp32", "bf16"))
-    seed: int = _key(0, low=0)
+    seed: int = _key(0, low=0, high=2 ** 63)
     # Stages A and C
     vocab_size: int = _key(1200, low=300)  # of the byte-level BPE trained on `train`
     # Stage A
@@ -232,7 +238,7 @@ def apply_override(values: dict, setting: str) -> None:
         raise UserError(f"--set {setting}: write it as key=value, for example --set batch_size=16")
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     *parents, last = key.split(".")
     for name in parents:
@@ -245,15 +251,22 @@ def apply_override(values: dict, setting: str) -> None:
 def load_config(path: str, cls, overrides: list[str] = ()):
     """Read the config file at `path` as the dataclass `cls`, with `--set` overrides applied on top."""
     try:
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+            raise OSError("not a regular file")
+        if os.path.getsize(path) > MAX_CONFIG:
+            raise OSError(f"larger than {MAX_CONFIG} bytes")
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file; the ones that come along are in configs/") from None
-    except (OSError, UnicodeDecodeError) as err:
+    except (OSError, ValueError) as err:
         raise UserError(f"{path}: can't be read as text ({err})") from None
     values = parse_json(text, path)
     if isinstance(values, dict):
         for setting in overrides:
             apply_override(values, setting)
+    odd = re.search("[\0\ud800-\udfff]", json.dumps(values, ensure_ascii=False).replace("\\u0000", "\0"))
+    if odd:
+        raise UserError(f"{path}: holds the character {ascii(odd[0])}, which no path or name can hold")
     config = build(cls, values, path)
     if cls is SFTConfig:
         check_mix(config, path)

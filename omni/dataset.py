@@ -1,58 +1,112 @@
 """The run's training batches: step -> the micro-batches of its draws, a pure function of the step."""
 
-from dataclasses import dataclass
+import json
+import signal
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from omni import manifest
+from omni import checkpoint, manifest
 from omni.batch import Batch, Sample
 from omni.collate import Collator
 from omni.config import SFTConfig, UserError, mix_entry
-from omni.sampler import WeightedSampler
+from omni.sampler import Draw, WeightedSampler
+
+PARTS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt")
 
 
 @dataclass
 class Mix:
     """All sources of a data mix: training and held-out samples by name, weights, and what was skipped."""
 
-    train: dict[str, list[Sample]]
-    val: dict[str, list[Sample]]
-    weights: dict[str, float]
-    skipped: dict[str, dict[str, int]]  # source -> reason -> samples
+    train: dict[str, list[Sample]] = field(default_factory=dict)
+    val: dict[str, list[Sample]] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # "NAME.train", "NAME.val" -> the manifest
+    skipped: list[dict] = field(default_factory=list)  # a row a sample: source, split, line or media, reason
+    cut: dict[str, int] = field(default_factory=dict)  # source -> samples that lose the front of their prompt
 
-    def drop(self, bad: dict[str, str]) -> None:
+    def drop(self, why) -> None:
+        """Take the samples out for which `why(sample)` gives a reason."""
+        for split, sources in (("train", self.train), ("val", self.val)):
+            for name, samples in sources.items():
+                reasons = [why(sample) for sample in samples]
+                self.skipped += [
+                    {"source": name, "split": split, "media": [*sample.images, *sample.audios],
+                     "question": sample.messages[0][1][:80], "reason": reason}
+                    for sample, reason in zip(samples, reasons, strict=True) if reason is not None]
+                sources[name] = [s for s, reason in zip(samples, reasons, strict=True) if reason is None]
+
+    def drop_unreadable(self, bad: dict[str, str]) -> None:
         """Take the samples out whose media turned out to be unusable: {path: reason}."""
-        for split in (self.train, self.val):
-            for name, samples in split.items():
-                reasons = [next((bad[p] for p in s.images + s.audios if p in bad), None) for s in samples]
-                for reason in filter(None, reasons):
-                    self.skipped[name][reason] = self.skipped[name].get(reason, 0) + 1
-                split[name] = [s for s, reason in zip(samples, reasons, strict=True) if reason is None]
+        if bad:
+            self.drop(lambda s: next((bad[path] for path in s.images + s.audios if path in bad), None))
 
-    def check(self, max_skipped: float) -> None:
-        """A UserError if a source lost more than `max_skipped` of its samples, or all of a split."""
-        for name, reasons in self.skipped.items():
+    def drop_overlong(self, collate: Collator, frames: dict[str, int]) -> None:
+        """Take the samples out that can't be cut to max_length; count those that are cut."""
+        self.drop(lambda sample: collate.cut(sample, frames)[1])
+        for name in self.train:
+            found = sum(collate.cut(s, frames)[0] for s in self.train[name] + self.val[name])
+            if found:
+                self.cut[name] = found
+
+    def reasons(self) -> dict[str, dict[str, int]]:
+        """{source: {reason: samples skipped}}."""
+        return {name: dict(Counter(row["reason"] for row in self.skipped if row["source"] == name))
+                for name in self.train}
+
+    def check(self, max_skipped: float, listed: Path | None) -> None:
+        """A UserError if a source lost more than `max_skipped` of its samples, or all of a split.
+
+        What was skipped is written to the file `listed`, a line a sample.
+        """
+        if listed is not None and (self.skipped or listed.exists()):
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.skipped)
+            checkpoint.save_text(listed, text)
+        for name, reasons in self.reasons().items():
             kept, lost = len(self.train[name]) + len(self.val[name]), sum(reasons.values())
             if not self.train[name] or not self.val[name] or lost > max_skipped * (kept + lost):
-                what = "; ".join(f"{count}x {reason}" for reason, count in reasons.items())
-                raise UserError(f"source {name}: {lost} of {kept + lost} samples can't be used: {what}. "
-                                f"Mend them or raise max_skipped (now {max_skipped:g})")
+                what = "; ".join(f"{count}x {reason}" for reason, count in reasons.items()) or "one is empty"
+                first = next((f", the first on line {row['line']} of its {row['split']} manifest"
+                              for row in self.skipped if row["source"] == name and "line" in row), "")
+                where = f" ({listed} lists them)" if listed is not None and lost else ""
+                paths = " and ".join(self.files[key] for key in self.files if key.startswith(f"{name}."))
+                raise UserError(f"source {name}, {paths}: {lost} of {kept + lost} samples can't be used: "
+                                f"{what}{first}{where}. Mend them or raise max_skipped (now {max_skipped:g})")
+
+    def name(self, draw: Draw) -> str:
+        """A training sample as a person finds it again: source, media or else the question."""
+        sample = self.train[draw.source][draw.index]
+        media = " ".join((*sample.images, *sample.audios))
+        return f"{draw.source} {media or repr(sample.messages[0][1][:60])}"
 
 
 def read_mix(config: SFTConfig) -> Mix:
     """Read every manifest of the mix whose weight is above 0."""
-    mix = Mix({}, {}, {}, {})
+    mix = Mix()
     for name in config.data_mix:
         weight, train, val = mix_entry(config, name)
         if weight > 0:
-            sources = [manifest.read(path, name, config.allow_outside_paths).check(config.max_skipped)
-                       for path in (train, val)]
-            mix.train[name], mix.val[name] = (s.samples for s in sources)
+            for split, path in (("train", train), ("val", val)):
+                source = manifest.read(path, name, config.allow_outside_paths)
+                mix.files[f"{name}.{split}"] = path
+                mix.skipped += [{"source": name, "split": split, "line": line, "reason": reason}
+                                for line, reason in source.skipped]
+                getattr(mix, split)[name] = source.samples
             mix.val[name] = mix.val[name][:config.eval_samples]
             mix.weights[name] = weight
-            mix.skipped[name] = dict(sources[0].reasons() + sources[1].reasons())
     return mix
+
+
+def inputs(config: SFTConfig, mix: Mix) -> dict[str, str]:
+    """What a run is made from, by size and hash: a resumed run is told where one changed."""
+    found = {key: checkpoint.file_print(getattr(config, key)) for key in PARTS}
+    found |= {f"data_mix.{key}": checkpoint.file_print(path) for key, path in mix.files.items()}
+    usable = {f"data_mix.{name}.usable": f"{len(samples)} samples" for name, samples in mix.train.items()}
+    return found | usable
 
 
 @dataclass(frozen=True)
@@ -85,7 +139,7 @@ class Step:
 
     batches: list[Batch]
     sources: dict[str, tuple[int, int]]  # source -> (samples, answer tokens)
-    samples: int
+    draws: list[Draw]
 
 
 class StepDataset(Dataset):
@@ -110,10 +164,16 @@ class StepDataset(Dataset):
         for draw, tokens in zip(draws, answers, strict=True):
             count, total = sources.get(draw.source, (0, 0))
             sources[draw.source] = (count + 1, total + tokens)
-        return Step(batches, sources, len(draws))
+        return Step(batches, sources, draws)
 
 
 def loader(dataset: StepDataset, start: int, end: int, workers: int) -> DataLoader:
     """The steps start..end-1 in order, prepared ahead by `workers` processes (0: in this one)."""
     return DataLoader(dataset, batch_size=None, sampler=range(start, end), num_workers=workers,
-                      prefetch_factor=4 if workers else None)
+                      prefetch_factor=4 if workers else None, worker_init_fn=_leave_signals)
+
+
+def _leave_signals(_worker: int) -> None:
+    """A signal to the whole group is the run's to answer: a worker heeds only a second SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))

@@ -9,21 +9,28 @@ from omni.audio import MediaError
 from omni.batch import Sample
 from omni.collate import MediaReader, pad_mels
 from omni.config import UserError
+from omni.decode import read_apart
 from omni.model import OmniModel
 
 GROUP = 32  # media encoded together
 
 
-def unusable_media(samples: Iterable[Sample], reader: MediaReader, what: str) -> dict[str, str]:
-    """Read every medium of `samples` once; returns {path: reason} of those that can't be used."""
-    media = [(reader.pixels, p) for p in dict.fromkeys(p for s in samples for p in s.images)]
-    media += [(reader.mel, p) for p in dict.fromkeys(p for s in samples for p in s.audios)]
+def unusable_media(samples: Iterable[Sample], reader: MediaReader, timeout: float, frames: dict[str, int],
+                   what: str) -> dict[str, str]:
+    """Read every medium of `samples` once; returns {path: reason} of those that can't be used.
+
+    `frames` gets the mel frames of the clips.
+    """
+    requests = [("pixels", p, 0) for p in dict.fromkeys(p for s in samples for p in s.images)]
+    requests += [("mel", p, 0) for p in dict.fromkeys(p for s in samples for p in s.audios)]
     bad = {}
-    for read, path in tqdm(media, desc=f"checking {what}", mininterval=2, disable=None, leave=False):
-        try:
-            read(path)
-        except MediaError as err:
-            bad[path] = str(err)
+    media = read_apart(reader, requests, timeout)
+    bar = tqdm(media, total=len(requests), desc=f"checking {what}", mininterval=2, disable=None, leave=False)
+    for (method, path, _), medium in zip(requests, bar, strict=True):
+        if isinstance(medium, MediaError):
+            bad[path] = str(medium)
+        elif method == "mel":
+            frames[path] = len(medium)
     return bad
 
 
@@ -34,8 +41,9 @@ class FeatureStore:
     resumed.
     """
 
-    def __init__(self, model: OmniModel, reader: MediaReader, limit_gb: float):
+    def __init__(self, model: OmniModel, reader: MediaReader, limit_gb: float, timeout: float):
         self.model, self.reader, self.limit = model, reader, limit_gb * 2 ** 30
+        self.timeout = timeout  # seconds that reading one medium may take
         self._images: dict[tuple[str, int], torch.Tensor] = {}
         self._audios: dict[tuple[str, int], torch.Tensor] = {}
         self.bytes = 0
@@ -49,42 +57,37 @@ class FeatureStore:
         return self._audios[path, take].float()
 
     @torch.inference_mode()
-    def add(self, samples: Iterable[Sample], takes: int, what: str) -> dict[str, str]:
-        """Read and encode the media of `samples` in `takes` versions; returns {path: reason} of the bad."""
-        images = dict.fromkeys(p for s in samples for p in s.images)
-        audios = dict.fromkeys(p for s in samples for p in s.audios)
-        todo = [(self._images, p, t) for p in images for t in range(takes) if (p, t) not in self._images]
-        todo += [(self._audios, p, t) for p in audios for t in range(takes) if (p, t) not in self._audios]
+    def add(self, samples: Iterable[Sample], takes: int, frames: dict[str, int], what: str) -> dict[str, str]:
+        """Read and encode the media of `samples` in `takes` versions; returns {path: reason} of the bad.
+
+        `frames` gets the mel frames of the clips, of the longest take.
+        """
         bad: dict[str, str] = {}
-        with tqdm(total=len(todo), desc=f"features of {what}", unit="media", mininterval=2, disable=None,
-                  leave=False) as bar:
-            for store in (self._images, self._audios):
-                keys = [(p, t) for s, p, t in todo if s is store]
-                for start in range(0, len(keys), GROUP):
-                    group = keys[start:start + GROUP]
-                    self._encode(store, group, bad)
-                    bar.update(len(group))
-                    if self.bytes > self.limit:
-                        raise UserError(
-                            f"the frozen features need more than feature_cache_gb "
-                            f"({self.limit / 2 ** 30:g}): raise it, lower augment_takes, "
-                            "or set feature_cache_gb to 0 to encode every batch anew")
+        for store, method, paths in (
+                (self._images, "pixels", dict.fromkeys(p for s in samples for p in s.images)),
+                (self._audios, "mel", dict.fromkeys(p for s in samples for p in s.audios))):
+            todo = [(method, p, t) for p in paths for t in range(takes) if (p, t) not in store]
+            media = read_apart(self.reader, todo, self.timeout)
+            bar = tqdm(media, total=len(todo), desc=f"features of {what}", unit="media", mininterval=2,
+                       disable=None, leave=False)
+            group: dict[tuple[str, int], torch.Tensor] = {}
+            for number, ((_, path, take), medium) in enumerate(zip(todo, bar, strict=True), 1):
+                if isinstance(medium, MediaError):
+                    bad[path] = str(medium)
+                else:
+                    group[path, take] = medium
+                    if method == "mel":
+                        frames[path] = max(len(medium), frames.get(path, 0))
+                if number % GROUP == 0 or number == len(todo):
+                    self._encode(store, group)
+                    group = {}
         return bad
 
-    def _encode(self, store, keys: list[tuple[str, int]], bad: dict[str, str]) -> None:
-        is_image = store is self._images
-        read = self.reader.pixels if is_image else self.reader.mel
+    def _encode(self, store, media: dict[tuple[str, int], torch.Tensor]) -> None:
         device = next(self.model.parameters()).device
-        media = {}
-        for path, take in keys:
-            try:
-                if path not in bad:
-                    media[path, take] = read(path, take)
-            except MediaError as err:
-                bad[path] = str(err)
         if not media:
             return
-        if is_image:
+        if store is self._images:
             features = self.model.encode_images(torch.stack(list(media.values())).to(device))
         else:
             mels, lengths = pad_mels(list(media.values()))
@@ -93,3 +96,7 @@ class FeatureStore:
         for key, feature in zip(media, features, strict=True):
             store[key] = feature.to("cpu", torch.float16, copy=True)
             self.bytes += store[key].nbytes
+        if self.bytes > self.limit:
+            raise UserError("the frozen features need more than feature_cache_gb "
+                            f"({self.limit / 2 ** 30:g}): raise it, lower augment_takes, or set "
+                            "feature_cache_gb to 0 to encode every batch anew")

@@ -1,5 +1,6 @@
 """What a run says: a line on the screen, and a row in metrics.jsonl."""
 
+import contextlib
 import json
 import os
 import sys
@@ -8,12 +9,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from omni import checkpoint
+from omni.config import UserError
 
 
 def say(line: str) -> None:
-    """A line on the screen, above the progress bar if there is one."""
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+    """A line on the screen, above the progress bar if there is one. A screen that is gone ends no run."""
+    try:
+        try:
+            tqdm.write(line, file=sys.stdout)
+        except UnicodeEncodeError:  # a terminal that knows no arrows
+            tqdm.write(line.encode("ascii", "replace").decode(), file=sys.stdout)
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):  # a pipe nobody reads, or closed
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
 class MetricsFile:
@@ -24,25 +32,34 @@ class MetricsFile:
 
     def add(self, event: str, **values) -> None:
         """Append one event; it is on the disk when this returns."""
-        with open(self.path, "a", encoding="utf-8") as f:
-            f.write(json.dumps({"event": event, **values}) + "\n")
-            f.flush()
-            os.fsync(f.fileno())
+        try:
+            with open(self.path, "a", encoding="utf-8") as f:
+                f.write(json.dumps({"event": event, **values}) + "\n")
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError as err:
+            raise UserError(f"{self.path}: can't be written ({err.strerror}); make room, then go on from the "
+                            "last step checkpoint: --resume") from None
 
     def rows(self) -> list[dict]:
         """All whole rows. A line that a kill cut short is left out."""
         rows = []
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError:
-                    continue
+            for line in self.path.read_bytes().splitlines():
+                with contextlib.suppress(ValueError, RecursionError):
+                    row = json.loads(line)
+                    if isinstance(row, dict) and "event" in row:
+                        rows.append(row)
         return rows
 
     def rewind(self, step: int) -> list[dict]:
-        """Forget what happened after `step` of a run that is resumed from there; returns what stays."""
+        """Forget what happened after `step` of a run that is resumed from there; returns what stays.
+
+        The row of an epoch is the last thing its evaluation writes: without it, the rest is done again.
+        """
         rows = [row for row in self.rows() if row.get("step", 0) <= step]
+        whole = {row["epoch"] for row in rows if row["event"] == "epoch"}
+        rows = [row for row in rows if row["event"] != "answers" or row["epoch"] in whole]
         checkpoint.save_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 

@@ -43,6 +43,8 @@ def read(path: str, name: str = "", allow_outside_paths: bool = False) -> Source
     source = Source(name or Path(path).stem, path, [])
     folder = Path(path).resolve().parent
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise OSError(0, "not a regular file")
         file = open(path, encoding="utf-8-sig")
     except OSError as err:
         raise UserError(f"{path}: can't open this manifest ({err.strerror}); "

@@ -158,11 +158,15 @@ class OmniModel(nn.Module):
     @classmethod
     def from_content(cls, content: dict, where: str) -> "OmniModel":
         """The system that `content` describes, strictly loaded."""
-        parts = [checkpoint.build_part(kind, arch, content[name], name, where)[0] for name, kind, arch in (
-            ("thinker", Thinker, ThinkerArch), ("audio_encoder", AudioEncoder, AudioArch),
-            ("vision_encoder", VisionEncoder, VisionArch))]
-        model = cls(Tokenizer(content["tokenizer"]), *parts)
-        state = model.state_dict() | content["projectors"]
+        kinds = {"thinker": (Thinker, ThinkerArch), "audio_encoder": (AudioEncoder, AudioArch),
+                 "vision_encoder": (VisionEncoder, VisionArch)}
+        parts = [checkpoint.build_part(*kind, content.get(name), name, where)[0]
+                 for name, kind in kinds.items()]
+        projectors = content.get("projectors")
+        if not isinstance(projectors, dict):
+            raise UserError(f"{where}: lacks the projectors")
+        model = cls(_tokenizer(content, parts[0], where), *parts)
+        state = model.state_dict() | projectors
         checkpoint.load_state(model, state, "omni", where)
         return model.eval()
 
@@ -180,10 +184,16 @@ def load_parts(config: SFTConfig) -> OmniModel:
         say(line)
         parts.append(part)
         if kind == "thinker":
-            try:
-                tokenizer = Tokenizer(content["tokenizer"])
-            except Exception as err:  # tokenizers raises plain Exception
-                raise UserError(f"{path}: holds no usable tokenizer ({str(err)[:80]})") from None
-            if len(tokenizer) > part.arch.vocab_size:
-                raise UserError(f"{path}: {len(tokenizer)} tokens, and embeddings for {part.arch.vocab_size}")
+            tokenizer = _tokenizer(content, part, path)
     return OmniModel(tokenizer, *parts, freeze_encoders=config.freeze_encoders)
+
+
+def _tokenizer(content: dict, thinker: Thinker, where: str) -> Tokenizer:
+    """The tokenizer of a checkpoint, checked against the Thinker that it is for."""
+    try:
+        tokenizer = Tokenizer(content["tokenizer"])
+    except Exception as err:  # tokenizers raises plain Exception
+        raise UserError(f"{where}: holds no usable tokenizer ({str(err)[:80]})") from None
+    if len(tokenizer) > thinker.arch.vocab_size:
+        raise UserError(f"{where}: {len(tokenizer)} tokens, and embeddings for {thinker.arch.vocab_size}")
+    return tokenizer

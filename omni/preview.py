@@ -29,10 +29,21 @@ def describe(model: OmniModel, mix: Mix, schedule: Schedule, config: SFTConfig, 
 
 
 def skipped_lines(mix: Mix) -> list[str]:
-    """A line a source on what was skipped and why."""
-    return [f"source {name}: {sum(reasons.values())} samples skipped"
-            + "".join(f"; {count}x {reason}" for reason, count in reasons.items())
-            for name, reasons in mix.skipped.items()]
+    """A line a source on what was skipped and why, and one on what is cut."""
+    lines = [f"source {name}: {sum(reasons.values())} samples skipped"
+             + "".join(f"; {count}x {reason}" for reason, count in reasons.items())
+             for name, reasons in mix.reasons().items()]
+    return lines + [f"source {name}: {count} samples are longer than max_length and lose the front of their "
+                    "prompt" for name, count in mix.cut.items()]
+
+
+def realised(mix: Mix, counts: dict[str, list[int]], epoch: int) -> dict[str, dict[str, float]]:
+    """What an epoch drew: {source: share wanted, shares of samples and of answer tokens, passes so far}."""
+    samples, tokens = (sum(count[i] for count in counts.values()) for i in (0, 1))
+    total = sum(mix.weights.values())
+    return {name: {"wanted": mix.weights[name] / total, "samples": count / samples,
+                   "tokens": answer / tokens, "passes": count * (epoch + 1) / len(mix.train[name])}
+            for name, (count, answer) in sorted(counts.items())}
 
 
 def dry_run(model: OmniModel, mix: Mix, collate: Collator, config: SFTConfig, device: torch.device) -> None:

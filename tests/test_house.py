@@ -8,9 +8,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "omni").glob("*.py"))
 GROUND = {"config", "batch", "tokenizer", "device"}
-DATA = {"audio", "image", "tasks", "manifest", "sampler", "collate", "dataset"}
+DATA = {"audio", "image", "tasks", "manifest", "sampler", "collate", "dataset", "decode"}
 MODEL = {"layers", "thinker", "audio_encoder", "vision_encoder", "model"}
-LOOP = {"optim", "features", "evaluate", "folder", "preview", "report"}
+LOOP = {"optim", "features", "evaluate", "folder", "guard", "preview", "report"}
 STAGES = {"stage", "stage_thinker", "stage_audio", "stage_vision"}
 ROOF = {"pretrain", "chat", "showcase"}
 SERVICES = {"checkpoint", "log"}  # used by the model and the loop alike
