@@ -8,14 +8,11 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import re
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-
-MAX_CONFIG = 1_000_000  # bytes
 
 
 class UserError(Exception):
@@ -251,10 +248,8 @@ def apply_override(values: dict, setting: str) -> None:
 def load_config(path: str, cls, overrides: list[str] = ()):
     """Read the config file at `path` as the dataclass `cls`, with `--set` overrides applied on top."""
     try:
-        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
-            raise OSError("not a regular file")
-        if os.path.getsize(path) > MAX_CONFIG:
-            raise OSError(f"larger than {MAX_CONFIG} bytes")
+        if Path(path).stat().st_size > 1_000_000 or not Path(path).is_file():  # a pipe would be waited for
+            raise OSError("not a regular file of at most 1 MB")
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file; the ones that come along are in configs/") from None

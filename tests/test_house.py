@@ -72,7 +72,7 @@ def test_every_room_has_its_floor():
     assert GRAPH.keys() <= known, f"tell this test the floor of {sorted(GRAPH.keys() - known)}"
 
 
-@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").glob("*.py"))], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda p: p.name)
 def test_a_file_is_read_in_one_sitting(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
 
