@@ -80,12 +80,12 @@ def main(arguments: list[str] | None = None) -> None:
     # Resume
     folder.open(resume, args.overwrite, config)
     metrics, made_from = MetricsFile(folder.path), inputs(config, mix)
-    state = {"step": 0, "sums": new_sums(), "best": float("inf"), "bad": 0}
+    state = {"step": 0, "sums": new_sums(), "bad": 0}
     if resume:
         state = folder.resume(args.resume, model, optimizer, config, made_from, args.allow_change)
         say(f"resumed at step {state['step']:,} of {schedule.steps:,}")
     kept = metrics.rewind(state["step"])
-    state["best"] = min((row["val_loss"] for row in kept if "val_loss" in row), default=state["best"])
+    state["best"] = min((row["val_loss"] for row in kept if "val_loss" in row), default=float("inf"))
 
     # Epochs
     for epoch in range(max(0, state["step"] - 1) // schedule.steps_per_epoch, config.num_epochs):

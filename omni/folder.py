@@ -20,7 +20,7 @@ from omni.model import OmniModel
 BENDS = ("seed", "batch_size", "samples_per_epoch", "data_mix", "data_dir", "freeze_encoders",
          "augment_takes", "max_length")
 # What a step checkpoint holds, besides what every checkpoint says of itself.
-HOLDS = {"step": int, "best": float, "sums": dict, "model": dict, "optimizer": dict, "config": dict,
+HOLDS = {"step": int, "sums": dict, "model": dict, "optimizer": dict, "config": dict,
          "inputs": dict}
 
 
@@ -100,10 +100,9 @@ class RunFolder:
 
         Bad steps at the end were not applied: the checkpoint is the one of the step before them.
         """
-        step = state["step"] - state["bad"]
-        content = {"step": step, "sums": state["sums"], "best": state["best"], "model": model.state_dict(),
-                   "optimizer": optimizer.state_dict(), "config": dataclasses.asdict(config),
-                   "inputs": inputs}
+        step, sums = state["step"] - state["bad"], state["held" if state["bad"] else "sums"]
+        content = {"step": step, "sums": sums, "model": model.state_dict(), "inputs": inputs,
+                   "optimizer": optimizer.state_dict(), "config": dataclasses.asdict(config)}
         try:
             checkpoint.save(self.path / f"step_{step:06d}.pt", "step", content)
         except UserError as err:
@@ -132,7 +131,7 @@ class RunFolder:
         for later in self.steps():  # of the run as it went on from here before: now it goes on anew
             if int(later.stem[5:]) > content["step"]:
                 self._delete(later)
-        return {**{key: content[key] for key in ("step", "sums", "best")}, "bad": 0}
+        return {"step": content["step"], "sums": content["sums"], "bad": 0}
 
     def _compare(self, path: Path, content: dict, config: SFTConfig, inputs: dict,
                  allowed: list[str]) -> None:

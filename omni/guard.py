@@ -38,6 +38,8 @@ def leave_out(state: dict, names: list[str], epoch: int, metrics: MetricsFile, s
 
     Too many in a row end the run; what `save` writes is from before them.
     """
+    if not state["bad"]:
+        state["held"] = state["sums"]  # before the first of them, even if an epoch ends between
     state["bad"] += 1
     metrics.add("bad_step", epoch=epoch + 1, step=state["step"], in_a_row=state["bad"], samples=names)
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
