@@ -18,6 +18,7 @@ from omni import checkpoint, optim, report
 from omni.collate import Collator, MediaReader
 from omni.config import SFTConfig, UserError, load_config
 from omni.dataset import Mix, Schedule, StepDataset, inputs, loader, read_mix
+from omni.decode import Decoder
 from omni.device import autocast, choose_device, gpu_memory_gb, peak_memory_gb
 from omni.evaluate import Evaluator, summarise
 from omni.features import FeatureStore, unusable_media
@@ -47,17 +48,19 @@ def main(arguments: list[str] | None = None) -> None:
     # Data
     mix = read_mix(config)
     mix.check(config.max_skipped, listed)
-    reader, frames = MediaReader(model.vision_encoder.arch.image_size, config.seed), {}
-    keep, patience = config.freeze_encoders and config.feature_cache_gb > 0, config.decode_timeout_s
-    features = FeatureStore(model, reader, config.feature_cache_gb, patience) if keep else None
+    reader = MediaReader(model.vision_encoder.arch.image_size, config.seed)
+    decoder = Decoder(reader, config.decode_timeout_s)
+    keep = config.freeze_encoders and config.feature_cache_gb > 0
+    features = FeatureStore(model, decoder, config.feature_cache_gb) if keep else None
     for name in mix.train:
         for samples, takes, what in ((mix.train[name], config.augment_takes, f"{name}, training"),
                                      (mix.val[name], 1, f"{name}, held out")):
-            mix.drop_unreadable(features.add(samples, takes, frames, what) if keep
-                                else unusable_media(samples, reader, patience, frames, what))
+            mix.drop_unreadable(features.add(samples, takes, what) if keep
+                                else unusable_media(samples, decoder, what))
+    decoder.close()
     collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths,
                        config.max_length, features)
-    mix.drop_overlong(collate, frames)
+    mix.drop_overlong(collate, decoder.frames)
     mix.check(config.max_skipped, listed)
     sizes = {name: len(samples) for name, samples in mix.train.items()}
     sampler = WeightedSampler(sizes, mix.weights, config.seed)

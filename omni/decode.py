@@ -16,43 +16,56 @@ MEMORY = 2 * 2 ** 30  # bytes that decoding one medium may take
 Request = tuple[str, str, int]  # the reader's method ("pixels" or "mel"), path, take
 
 
-def read_apart(reader: MediaReader, requests: Sequence[Request],
-               timeout: float) -> Iterator[torch.Tensor | MediaError]:
-    """Each medium of `requests` in order, or the MediaError that says why there is none."""
-    child, pipe = _start(reader, timeout)
-    sent = 0
-    try:
-        for done in range(len(requests)):
+class Decoder:
+    """Reads media with `reader`, in one child for all of them, started anew after one that went wrong."""
+
+    def __init__(self, reader: MediaReader, timeout: float):
+        self.reader, self.timeout = reader, timeout  # seconds that a medium may take
+        self.frames: dict[str, int] = {}  # path -> mel frames of a clip, of its longest take read so far
+        self.child = self.pipe = None
+
+    def read(self, requests: Sequence[Request]) -> Iterator[torch.Tensor | MediaError]:
+        """Each medium in order, or the MediaError that says why there is none."""
+        sent = 0
+        for done, (method, path, _) in enumerate(requests):
             try:
+                if self.child is None:
+                    self._start()
+                    sent = done
                 while sent < min(done + 2, len(requests)):  # one ahead, so that the child never waits
-                    pipe.send(requests[sent])
+                    self.pipe.send(requests[sent])
                     sent += 1
-                if not pipe.poll(timeout):
-                    raise MediaError(f"decoding it took longer than {timeout:g} s (decode_timeout_s)")
-                value = pipe.recv()
-                yield value if isinstance(value, MediaError) else torch.from_numpy(value)
-            except (MediaError, EOFError, OSError) as err:
-                _stop(child, pipe)
-                child, pipe = _start(reader, timeout)
-                sent = done + 1
-                yield err if isinstance(err, MediaError) else MediaError("it crashed its decoder")
-    finally:
-        _stop(child, pipe)
+                if not self.pipe.poll(self.timeout):
+                    raise MediaError(f"decoding it took longer than {self.timeout:g} s (decode_timeout_s)")
+                value = self.pipe.recv()
+            except MediaError as err:
+                self.close()
+                value = err
+            except (EOFError, OSError):
+                self.close()
+                value = MediaError("it crashed its decoder")
+            if isinstance(value, MediaError):
+                yield value
+                continue
+            if method == "mel":
+                self.frames[path] = max(len(value), self.frames.get(path, 0))
+            yield torch.from_numpy(value)
 
+    def _start(self) -> None:
+        fork = multiprocessing.get_context("fork")
+        self.pipe, theirs = fork.Pipe()
+        arguments = (self.reader, self.pipe, theirs, self.timeout)
+        self.child = fork.Process(target=_serve, args=arguments, daemon=True)
+        self.child.start()
+        theirs.close()
 
-def _start(reader: MediaReader, timeout: float):
-    fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe()
-    child = fork.Process(target=_serve, args=(reader, ours, theirs, timeout), daemon=True)
-    child.start()
-    theirs.close()
-    return child, ours
-
-
-def _stop(child, pipe) -> None:
-    pipe.close()
-    child.kill()
-    child.join(1)
+    def close(self) -> None:
+        """End the child, if there is one; another `read` starts one again."""
+        if self.child is not None:
+            self.pipe.close()
+            self.child.kill()
+            self.child.join(1)
+            self.child = None
 
 
 def _serve(reader: MediaReader, ours, pipe, timeout: float) -> None:

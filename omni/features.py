@@ -7,31 +7,22 @@ from tqdm import tqdm
 
 from omni.audio import MediaError
 from omni.batch import Sample
-from omni.collate import MediaReader, pad_mels
+from omni.collate import pad_mels
 from omni.config import UserError
-from omni.decode import read_apart
+from omni.decode import Decoder
 from omni.model import OmniModel
 
 GROUP = 32  # media encoded together
 
 
-def unusable_media(samples: Iterable[Sample], reader: MediaReader, timeout: float, frames: dict[str, int],
-                   what: str) -> dict[str, str]:
-    """Read every medium of `samples` once; returns {path: reason} of those that can't be used.
-
-    `frames` gets the mel frames of the clips.
-    """
+def unusable_media(samples: Iterable[Sample], decoder: Decoder, what: str) -> dict[str, str]:
+    """Read every medium of `samples` once; returns {path: reason} of those that can't be used."""
     requests = [("pixels", p, 0) for p in dict.fromkeys(p for s in samples for p in s.images)]
     requests += [("mel", p, 0) for p in dict.fromkeys(p for s in samples for p in s.audios)]
-    bad = {}
-    media = read_apart(reader, requests, timeout)
-    bar = tqdm(media, total=len(requests), desc=f"checking {what}", mininterval=2, disable=None, leave=False)
-    for (method, path, _), medium in zip(requests, bar, strict=True):
-        if isinstance(medium, MediaError):
-            bad[path] = str(medium)
-        elif method == "mel":
-            frames[path] = len(medium)
-    return bad
+    bar = tqdm(decoder.read(requests), desc=f"checking {what}", total=len(requests), mininterval=2,
+               disable=None, leave=False)
+    return {path: str(medium) for (_, path, _), medium in zip(requests, bar, strict=True)
+            if isinstance(medium, MediaError)}
 
 
 class FeatureStore:
@@ -41,9 +32,8 @@ class FeatureStore:
     resumed.
     """
 
-    def __init__(self, model: OmniModel, reader: MediaReader, limit_gb: float, timeout: float):
-        self.model, self.reader, self.limit = model, reader, limit_gb * 2 ** 30
-        self.timeout = timeout  # seconds that reading one medium may take
+    def __init__(self, model: OmniModel, decoder: Decoder, limit_gb: float):
+        self.model, self.decoder, self.limit = model, decoder, limit_gb * 2 ** 30
         self._images: dict[tuple[str, int], torch.Tensor] = {}
         self._audios: dict[tuple[str, int], torch.Tensor] = {}
         self.bytes = 0
@@ -57,27 +47,21 @@ class FeatureStore:
         return self._audios[path, take].float()
 
     @torch.inference_mode()
-    def add(self, samples: Iterable[Sample], takes: int, frames: dict[str, int], what: str) -> dict[str, str]:
-        """Read and encode the media of `samples` in `takes` versions; returns {path: reason} of the bad.
-
-        `frames` gets the mel frames of the clips, of the longest take.
-        """
+    def add(self, samples: Iterable[Sample], takes: int, what: str) -> dict[str, str]:
+        """Read and encode the media of `samples` in `takes` versions; returns {path: reason} of the bad."""
         bad: dict[str, str] = {}
         for store, method, paths in (
                 (self._images, "pixels", dict.fromkeys(p for s in samples for p in s.images)),
                 (self._audios, "mel", dict.fromkeys(p for s in samples for p in s.audios))):
             todo = [(method, p, t) for p in paths for t in range(takes) if (p, t) not in store]
-            media = read_apart(self.reader, todo, self.timeout)
-            bar = tqdm(media, total=len(todo), desc=f"features of {what}", unit="media", mininterval=2,
-                       disable=None, leave=False)
+            bar = tqdm(self.decoder.read(todo), desc=f"features of {what}", total=len(todo), unit="media",
+                       mininterval=2, disable=None, leave=False)
             group: dict[tuple[str, int], torch.Tensor] = {}
             for number, ((_, path, take), medium) in enumerate(zip(todo, bar, strict=True), 1):
                 if isinstance(medium, MediaError):
                     bad[path] = str(medium)
                 else:
                     group[path, take] = medium
-                    if method == "mel":
-                        frames[path] = max(len(medium), frames.get(path, 0))
                 if number % GROUP == 0 or number == len(todo):
                     self._encode(store, group)
                     group = {}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from omni import checkpoint
+from omni import checkpoint, optim
 from omni.config import SFTConfig, UserError
 from omni.log import say
 from omni.model import OmniModel
@@ -116,18 +116,12 @@ class RunFolder:
                allowed: list[str]) -> dict:
         """Put model and optimizer back to the checkpoint asked for; returns the run's state.
 
-        "" asks for the newest good one. Learning rates and weight decay are the config's, not the file's.
+        "" asks for the newest good one.
         """
         path, content = self._newest_good() if not asked else (Path(asked), self._load(asked))
         self._compare(path, content, config, inputs, allowed)
         checkpoint.load_state(model, content["model"], "model", path)
-        own = [(group["peak_lr"], group["weight_decay"]) for group in optimizer.param_groups]
-        try:
-            optimizer.load_state_dict(content["optimizer"])
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as err:
-            raise UserError(f"{path}: its optimizer state doesn't fit ({str(err)[:100]})") from None
-        for group, (rate, decay) in zip(optimizer.param_groups, own, strict=True):
-            group["peak_lr"], group["weight_decay"] = rate, decay
+        optim.restore(optimizer, content["optimizer"], path)
         for later in self.steps():  # of the run as it went on from here before: now it goes on anew
             if int(later.stem[5:]) > content["step"]:
                 self._delete(later)
@@ -163,6 +157,8 @@ class RunFolder:
         content = checkpoint.load(path, "step", remedy)
         wrong = [key for key, kind in HOLDS.items() if not isinstance(content.get(key), kind)]
         sums = content.get("sums")
+        if not wrong and not 0 <= content["step"] < 10 ** 15:
+            wrong = ["step"]
         if not wrong and not (isinstance(sums.get("loss"), torch.Tensor) and sums["loss"].dim() == 0
                               and isinstance(sums.get("tokens"), int) and isinstance(sums.get("mix"), dict)):
             wrong = ["sums"]

@@ -166,7 +166,8 @@ class OmniModel(nn.Module):
         if not isinstance(projectors, dict):
             raise UserError(f"{where}: lacks the projectors")
         model = cls(_tokenizer(content, parts[0], where), *parts)
-        state = model.state_dict() | projectors
+        parts_state = {k: v for k, v in model.state_dict().items() if "_projector." not in k}
+        state = parts_state | projectors
         checkpoint.load_state(model, state, "omni", where)
         return model.eval()
 

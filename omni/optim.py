@@ -1,9 +1,12 @@
 """Parameter groups, and the learning rate as a function of the step."""
 
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
+
+from omni.config import UserError
 
 
 def lr_factor(step: int, total: int, warmup: int, floor: float) -> float:
@@ -39,3 +42,22 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Every group's learning rate is its peak times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
+
+
+def restore(optimizer: torch.optim.Optimizer, saved: dict, where: str | Path) -> None:
+    """Put the moments of a checkpoint back. Rates and decay stay as the config has them.
+
+    Every shape is checked: the fused kernel trusts them, and would write past the end of a moment too small.
+    """
+    own = optimizer.state_dict()
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        groups, state = saved["param_groups"], saved["state"]
+        fits = [g["params"] for g in groups] == [g["params"] for g in own["param_groups"]] and all(
+            moments["step"].shape == () and moments["exp_avg"].shape == moments["exp_avg_sq"].shape
+            == params[number].shape for number, moments in state.items())
+    except (KeyError, TypeError, AttributeError, IndexError):
+        fits = False
+    if not fits:
+        raise UserError(f"{where}: its optimizer state is not one of the parameters that are trained here")
+    optimizer.load_state_dict({**own, "state": state})

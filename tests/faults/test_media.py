@@ -15,7 +15,7 @@ from test_run import rows, train
 from omni import audio
 from omni.collate import MediaReader
 from omni.config import UserError
-from omni.decode import read_apart
+from omni.decode import Decoder
 
 SIDE = 32
 
@@ -23,7 +23,7 @@ SIDE = 32
 def read(folder, files: dict, reader=None, method="pixels", timeout=20.0) -> dict:
     """What the run's own way of reading makes of the files: {name: array or the reason}."""
     requests = [(method, str(folder / name), 0) for name in files]
-    got = read_apart(reader or MediaReader(SIDE), requests, timeout)
+    got = Decoder(reader or MediaReader(SIDE), timeout).read(requests)
     return {name: str(medium) if isinstance(medium, audio.MediaError) else medium.numpy()
             for name, medium in zip(files, got, strict=True)}
 
@@ -130,7 +130,7 @@ def test_reading_apart_gives_the_bits_of_reading_here(toy):
     for source, method in (("image_text", "pixels"), ("audio_text", "mel")):
         paths = [p for s in toy.samples(source) for p in s.images + s.audios]
         requests = [(method, path, take) for path in paths for take in (0, 1)]
-        for (_, path, take), got in zip(requests, read_apart(reader, requests, 20.0), strict=True):
+        for (_, path, take), got in zip(requests, Decoder(reader, 20.0).read(requests), strict=True):
             assert torch.equal(got, getattr(reader, method)(path, take))
 
 
