@@ -1,7 +1,7 @@
 """The JSON configs as frozen dataclasses: every key's type, default and check live here and nowhere else.
 
-A config file is JSON in which `//` and `/* */` comments and trailing commas are welcome. Anything wrong with
-it is one line that names the key, what was given and what is allowed, before anything heavy is loaded.
+Anything wrong with a config is one line that names the key, what was given and what is allowed, before
+anything heavy is loaded.
 """
 
 import dataclasses
@@ -16,10 +16,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user gave can't be used.
-
-    The message is one line: what, where, what to do. Ends in exit code 2.
-    """
+    """Something the user gave can't be used: one line on what, where, what to do. Ends in exit code 2."""
 
 
 def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choices=None, factory=None):
@@ -171,8 +168,8 @@ def parse_json(text: str, where: str):
     try:
         return json.loads(plain, object_pairs_hook=unique, parse_constant=not_a_number)
     except json.JSONDecodeError as err:
-        place = f"{where}, line {err.lineno}, column {err.colno}"
-        raise UserError(f"{place}: not valid JSON ({err.msg})") from None
+        raise UserError(f"{where}: not valid JSON (line {err.lineno}, column {err.colno}: "
+                        f"{err.msg})") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply") from None
     except ValueError as err:  # a whole number of thousands of digits
@@ -206,23 +203,27 @@ def _check_value(f: dataclasses.Field, kind, value):
     return value
 
 
+def _shown(value) -> str:  # a checkpoint's header may hold what JSON has no word for
+    return json.dumps(value, default=lambda other: type(other).__name__, skipkeys=True)
+
+
 def build(cls, values, where: str):
     """An instance of the dataclass `cls` from the dict `values`; all problems in one UserError line."""
     if not isinstance(values, dict):
-        raise UserError(f"{where}: must be an object {{...}}, and it is {json.dumps(values)[:60]}")
+        raise UserError(f"{where}: must be an object {{...}}, and it is {_shown(values)[:60]}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     kinds = typing.get_type_hints(cls)
     checked, problems = {}, []
     for name, value in values.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
             hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(fields)}"
-            problems.append(f"unknown key {json.dumps(name)}; {hint}")
+            problems.append(f"unknown key {_shown(name)}; {hint}")
             continue
         try:
             checked[name] = _check_value(fields[name], kinds[name], value)
         except ValueError as err:
-            problems.append(f'"{name}" {err}, and {json.dumps(value)[:80]} was given')
+            problems.append(f'"{name}" {err}, and {_shown(value)[:80]} was given')
     if problems:
         raise UserError(f"{where}: " + "; ".join(problems))
     return cls(**checked)

@@ -159,6 +159,8 @@ class RunFolder:
         sums = content.get("sums")
         if not wrong and not 0 <= content["step"] < 10 ** 15:
             wrong = ["step"]
+        if not wrong and not all(isinstance(key, str) for key in (*content["config"], *content["inputs"])):
+            wrong = ["config"]
         if not wrong and not (isinstance(sums.get("loss"), torch.Tensor) and sums["loss"].dim() == 0
                               and isinstance(sums.get("tokens"), int) and isinstance(sums.get("mix"), dict)):
             wrong = ["sums"]
