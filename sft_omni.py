@@ -24,7 +24,7 @@ from omni.evaluate import Evaluator, summarise
 from omni.features import FeatureStore, unusable_media
 from omni.folder import RunFolder
 from omni.guard import StopSignal, leave_out, memory_told
-from omni.log import MetricsFile, epoch_lines, say
+from omni.log import MetricsFile, epoch_lines, open_streams, say
 from omni.model import load_parts
 from omni.preview import describe, dry_run, realised, skipped_lines
 from omni.sampler import WeightedSampler
@@ -32,6 +32,7 @@ from omni.sampler import WeightedSampler
 
 def main(arguments: list[str] | None = None) -> None:
     started, evaluating = time.time(), 0.0
+    open_streams()
     args, stop = parse_arguments(arguments), StopSignal()
     config = load_config(args.config, SFTConfig, args.set)
     folder = RunFolder(config.save_dir or f"checkpoints/{Path(args.config).stem}")

@@ -12,6 +12,17 @@ from omni import checkpoint
 from omni.config import UserError
 
 
+def open_streams() -> None:
+    """Stand in for closed streams, whose numbers would go to the next files opened: a checkpoint, say."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8"))
+
+
 def say(line: str) -> None:
     """A line on the screen, above the progress bar if there is one. A screen that is gone ends no run."""
     try:
@@ -20,7 +31,7 @@ def say(line: str) -> None:
         except UnicodeEncodeError:  # a terminal that knows no arrows
             tqdm.write(line.encode("ascii", "replace").decode(), file=sys.stdout)
         sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):  # a pipe nobody reads, or closed
+    except (OSError, ValueError):  # a pipe nobody reads, a full disk, or closed
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 

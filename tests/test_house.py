@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "omni").glob("*.py"))
-GROUND = {"config", "batch", "tokenizer", "device"}
+GROUND = {"jsonc", "config", "batch", "tokenizer", "device"}
 DATA = {"audio", "image", "tasks", "manifest", "sampler", "collate", "dataset", "decode"}
 MODEL = {"layers", "thinker", "audio_encoder", "vision_encoder", "model"}
 LOOP = {"optim", "features", "evaluate", "folder", "guard", "preview", "report"}
