@@ -129,7 +129,7 @@ def test_a_step_checkpoint_that_lacks_something_is_one_line(toy, out, tmp_path, 
     lambda c: c.pop("tokenizer"), lambda c: c.update(tokenizer=3), lambda c: c.pop("projectors"),
     lambda c: c.update(projectors=[1]), lambda c: c.pop("thinker"), lambda c: c.update(audio_encoder=None),
     lambda c: c.pop("config"), lambda c: c.update(config={"batch_size": "x"}),
-    lambda c: c["thinker"]["arch"].update(width=2 ** 18), lambda c: c["thinker"]["arch"].update(layers=1024),
+    lambda c: c["thinker"]["arch"].update(width=2 ** 18), lambda c: c["thinker"]["arch"].update(layers=40),
     lambda c: c["thinker"]["arch"].update(layers=10 ** 9),
     lambda c: c["vision_encoder"]["arch"].update(heads=0),
     lambda c: c["projectors"].popitem()])

@@ -16,7 +16,7 @@ def whole(toy, tmp_path_factory) -> Path:
     return train(toy, tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize("workers", [0, 1, 4])
+@pytest.mark.parametrize("workers", [1, 4])
 def test_the_number_of_workers(toy, tmp_path, whole, workers):
     assert_same_run(train(toy, tmp_path, num_workers=workers), whole, 10)
 
@@ -39,8 +39,9 @@ ODD = {
 
 
 def test_the_world_around_it(toy, tmp_path, whole, full):
-    """In short the two that broke runs before; each is a process of its own."""
-    for name in ODD if full else ("a reader that leaves", "a locale of 1990"):
+    """In short two at once, that broke runs before; each is a process of its own."""
+    ODD["in short"] = ODD["a reader that leaves"] | ODD["a locale of 1990"]
+    for name in ODD if full else ("in short",):
         folder = tmp_path / name.replace(" ", "_")
         command(toy, folder, **ODD[name])
         assert_same_run(folder / "out", whole, 10)
