@@ -3,6 +3,7 @@
 import json
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from omni import checkpoint, manifest
+from omni.audio import MediaError
 from omni.batch import Batch, Sample
 from omni.collate import Collator
 from omni.config import SFTConfig, UserError, mix_entry
@@ -153,8 +155,17 @@ class StepDataset(Dataset):
     def __len__(self) -> int:
         return self.schedule.steps
 
-    def __getitem__(self, step: int) -> Step:
+    def __getitem__(self, step: int) -> Step | UserError:
+        """The step, or why there is none: returned, since an error raised in a worker loses its one line."""
         draws = [self.sampler[k] for k in self.schedule.draws(step)]
+        try:
+            return self._step(draws)
+        except MediaError as err:
+            names = ", ".join(map(self.mix.name, draws))
+            return UserError(f"a medium that was readable when the run began is so no more ({err}), one of "
+                             f"{names}; mend it, then go on with --resume")
+
+    def _step(self, draws: list[Draw]) -> Step:
         samples = [self.mix.train[d.source][d.index] for d in draws]
         takes = [d.passes % self.takes for d in draws]
         size = -(-len(draws) // self.micro_batches)
@@ -167,10 +178,13 @@ class StepDataset(Dataset):
         return Step(batches, sources, draws)
 
 
-def loader(dataset: StepDataset, start: int, end: int, workers: int) -> DataLoader:
+def loader(dataset: StepDataset, start: int, end: int, workers: int) -> Iterator[Step]:
     """The steps start..end-1 in order, prepared ahead by `workers` processes (0: in this one)."""
-    return DataLoader(dataset, batch_size=None, sampler=range(start, end), num_workers=workers,
-                      prefetch_factor=4 if workers else None, worker_init_fn=_leave_signals)
+    for step in DataLoader(dataset, batch_size=None, sampler=range(start, end), num_workers=workers,
+                           prefetch_factor=4 if workers else None, worker_init_fn=_leave_signals):
+        if isinstance(step, UserError):
+            raise step
+        yield step
 
 
 def _leave_signals(_worker: int) -> None:

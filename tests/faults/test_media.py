@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from bad_media import NO_FILES, PICTURES, RED, SOUND, SOUNDS
-from harness import start, wait
+from harness import assert_same_run, next_try, start, wait
 from test_run import rows, train
 
 from omni import audio
@@ -156,6 +156,23 @@ def test_what_is_skipped_is_listed_and_leaves_the_mix_of_the_others_as_it_was(to
             assert row["mix"][name]["samples"] == share["samples"]
             assert name == "image_text" or row["mix"][name] == share or share["tokens"] != 1
     assert not (whole / "skipped.jsonl").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_rots_while_the_run_goes_on_is_one_line_and_the_run_can_go_on(toy, tmp_path, monkeypatch,
+                                                                                 workers):
+    data = spoil(toy, tmp_path)
+    settings = {"data_dir": str(data), "feature_cache_gb": 0, "save_every_steps": 1, "num_workers": workers}
+    whole = train(toy, tmp_path / "whole", **settings)
+    picture = data / "image_text" / "train_0.png"
+    good, close = picture.read_bytes(), Decoder.close
+    monkeypatch.setattr(Decoder, "close", lambda self: (picture.write_bytes(b"<html>"), close(self)))
+    with pytest.raises(UserError, match="readable when the run began.*not a picture.*image_text.*--resume"):
+        train(toy, tmp_path, **settings)
+    monkeypatch.undo()
+    picture.write_bytes(good)
+    train(toy, tmp_path, *next_try(tmp_path / "out"), **settings)
+    assert_same_run(tmp_path / "out", whole, 10)
 
 
 def test_more_than_max_skipped_of_a_source_stops_the_run_with_the_list(toy, tmp_path):
