@@ -227,7 +227,10 @@ def parse_arguments(arguments: list[str] | None):
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                         help="override a key of the config")
     parser.add_argument("--dry-run", action="store_true", help="load and check everything, train nothing")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.allow_change and args.resume is None:
+        raise UserError("--allow-change goes with --resume; a new run takes every key as it is")
+    return args
 
 
 if __name__ == "__main__":

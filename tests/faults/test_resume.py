@@ -81,7 +81,9 @@ def test_a_sample_that_got_lost_since_is_noticed(toy, folder):
         train(toy, folder, "--resume", "--allow-change", "data_dir", data_dir=str(data), max_skipped=0.5)
 
 
-def test_allowing_no_key_is_one_line(toy, folder):
+def test_allowing_no_key_or_without_a_resume_is_one_line(toy, folder):
+    with pytest.raises(UserError, match="--resume"):
+        train(toy, folder, "--overwrite", "--allow-change", "batch_size")
     with pytest.raises(UserError, match="batchsize.*no such key.*batch_size"):
         train(toy, folder, "--resume", "--allow-change", "batchsize")
 
