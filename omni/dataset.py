@@ -1,5 +1,6 @@
 """The run's training batches: step -> the micro-batches of its draws, a pure function of the step."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,8 @@ from torch.utils.data import DataLoader, Dataset
 from omni import manifest
 from omni.batch import Batch, Sample
 from omni.collate import Collator
-from omni.config import SFTConfig, UserError, mix_entry
+from omni.config import SFTConfig, UserError, mix_entry, mix_question
+from omni.log import say
 from omni.sampler import WeightedSampler
 
 
@@ -41,18 +43,38 @@ class Mix:
 
 
 def read_mix(config: SFTConfig) -> Mix:
-    """Read every manifest of the mix whose weight is above 0."""
+    """Read every source of the mix whose weight is above 0, with a line said for each file or folder."""
     mix = Mix({}, {}, {}, {})
     for name in config.data_mix:
         weight, train, val = mix_entry(config, name)
-        if weight > 0:
-            sources = [manifest.read(path, name, config.allow_outside_paths).check(config.max_skipped)
-                       for path in (train, val)]
+        if weight == 0:
+            continue
+        sources = []
+        for path in (train, val) if isinstance(val, str) else (train,):
+            source = manifest.read(path, name, config.allow_outside_paths, mix_question(config, name))
+            say(f"source {name}: {source.line()}")
+            sources.append(source.check(config.max_skipped))
+        if isinstance(val, str):
             mix.train[name], mix.val[name] = (s.samples for s in sources)
-            mix.val[name] = mix.val[name][:config.eval_samples]
-            mix.weights[name] = weight
-            mix.skipped[name] = dict(sources[0].reasons() + sources[1].reasons())
+        else:
+            mix.train[name], mix.val[name] = sources[0].split(val)
+            if not mix.train[name]:
+                raise UserError(f'{train}: nothing is left to train on when "val" {val:g} of '
+                                f"{len(sources[0].samples)} samples is held out; lower it or give a file")
+        say_shared(name, mix)
+        mix.val[name] = mix.val[name][:config.eval_samples]
+        mix.weights[name] = weight
+        mix.skipped[name] = dict(sum((s.reasons() for s in sources), Counter()))
     return mix
+
+
+def say_shared(name: str, mix: Mix) -> None:
+    """Say how many held-out samples have a medium that is trained on too."""
+    trained = {path for sample in mix.train[name] for path in sample.images + sample.audios}
+    shared = sum(not trained.isdisjoint(sample.images + sample.audios) for sample in mix.val[name])
+    if shared:
+        say(f"source {name}: {shared:,} of {len(mix.val[name]):,} held-out samples share a picture or clip "
+            'with training; to measure on media never seen, give "val" a file of its own')
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,8 @@ from omni.batch import IGNORE, Batch
 from omni.config import AudioArch, SFTConfig, ThinkerArch, UserError, VisionArch
 from omni.log import say
 from omni.thinker import Thinker
-from omni.tokenizer import Tokenizer
+from omni.tokenizer import MERGE, Tokenizer, image_tokens
 from omni.vision_encoder import VisionEncoder
-
-MERGE = 2  # patches of a MERGE x MERGE square become one token of the Thinker
 
 
 class Projector(nn.Module):
@@ -44,7 +42,7 @@ class OmniModel(nn.Module):
             self.audio_projector = Projector(audio_encoder.arch.width, width)
         if vision_encoder is not None:
             self.vision_projector = Projector(MERGE ** 2 * vision_encoder.arch.width, width)
-            self.image_tokens = (vision_encoder.grid // MERGE) ** 2
+            self.image_tokens = image_tokens(vision_encoder.arch)
         if freeze_encoders:
             for encoder in self.encoders():
                 encoder.requires_grad_(False)

@@ -7,8 +7,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "omni").glob("*.py"))
-GROUND = {"config", "batch", "tokenizer", "device"}
-DATA = {"audio", "image", "tasks", "manifest", "sampler", "collate", "dataset"}
+GROUND = {"errors", "jsonc", "config", "batch", "tokenizer", "device"}
+DATA = {"media", "audio", "image", "tasks", "talks", "shards", "formats", "manifest", "show", "sampler",
+        "collate", "dataset"}
 MODEL = {"layers", "thinker", "audio_encoder", "vision_encoder", "model"}
 LOOP = {"optim", "features", "evaluate", "folder", "preview", "report"}
 STAGES = {"stage", "stage_thinker", "stage_audio", "stage_vision"}
