@@ -10,7 +10,7 @@ FILES = sorted((ROOT / "omni").glob("*.py"))
 GROUND = {"errors", "jsonc", "config", "batch", "tokenizer", "device"}
 DATA = {"media", "audio", "image", "tasks", "talks", "shards", "formats", "manifest", "show", "sampler",
         "collate", "dataset"}
-MODEL = {"layers", "thinker", "audio_encoder", "vision_encoder", "model"}
+MODEL = {"layers", "sampling", "thinker", "audio_encoder", "vision_encoder", "model"}
 LOOP = {"optim", "features", "evaluate", "folder", "preview", "report"}
 STAGES = {"stage", "stage_thinker", "stage_audio", "stage_vision"}
 ROOF = {"pretrain", "chat", "showcase"}
