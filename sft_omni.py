@@ -19,12 +19,12 @@ from omni.collate import Collator, MediaReader
 from omni.config import SFTConfig, UserError, load_config
 from omni.dataset import Mix, Schedule, StepDataset, loader, read_mix
 from omni.device import autocast, choose_device, gpu_memory_gb, peak_memory_gb
-from omni.evaluate import Evaluator, summarise
+from omni.evaluate import Evaluator, counted, summarise
 from omni.features import FeatureStore, unusable_media
 from omni.folder import RunFolder
 from omni.log import MetricsFile, epoch_lines, say
 from omni.model import load_parts
-from omni.preview import describe, dry_run, skipped_lines
+from omni.preview import before_training, describe, dry_run, skipped_lines
 from omni.sampler import WeightedSampler
 
 
@@ -85,6 +85,8 @@ def main(arguments: list[str] | None = None) -> None:
     state["best"] = min((row["val_loss"] for row in kept if "val_loss" in row), default=state["best"])
 
     # Epochs
+    if state["step"] == 0:
+        evaluating += before_training(evaluator, mix, folder.path)
     for epoch in range(max(0, state["step"] - 1) // schedule.steps_per_epoch, config.num_epochs):
         train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics, folder, stop)
         evaluated = any(row["event"] == "epoch" and row["epoch"] == epoch + 1 for row in metrics.rows())
@@ -186,7 +188,8 @@ def evaluate_epoch(epoch, state, evaluator, mix: Mix, config, metrics, seconds: 
         say(f"    mix {name}: wanted {mix.weights[name] / total:.1%}, got {count / samples:.1%} of samples, "
             f"{answer / tokens:.1%} of answer tokens; {passes:.2f} passes so far")
     metrics.add("epoch", epoch=epoch + 1, step=state["step"], loss=loss, **figures, swapped=swapped,
-                mix=realised, skipped=mix.skipped, seconds=seconds)
+                counts=counted(scores), mix=realised, skipped=mix.skipped, seconds=seconds,
+                memory_gb=peak_memory_gb())
     metrics.add("answers", epoch=epoch + 1, step=state["step"], samples={
         ", ".join(filter(None, key)): score.shown for key, score in scores.items()})
     report.write(metrics.path.parent)

@@ -11,7 +11,8 @@ GROUND = {"errors", "jsonc", "config", "batch", "tokenizer", "device"}
 DATA = {"media", "audio", "image", "tasks", "talks", "shards", "formats", "manifest", "show", "sampler",
         "collate", "dataset"}
 MODEL = {"layers", "sampling", "thinker", "audio_encoder", "vision_encoder", "model"}
-LOOP = {"optim", "features", "evaluate", "folder", "preview", "report"}
+LOOP = {"optim", "features", "evaluate", "folder", "preview", "page", "cards", "compare",
+        "report"}
 STAGES = {"stage", "stage_thinker", "stage_audio", "stage_vision"}
 ROOF = {"pretrain", "chat", "showcase"}
 SERVICES = {"checkpoint", "log"}  # used by the model and the loop alike
