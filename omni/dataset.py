@@ -43,17 +43,17 @@ class Mix:
 
 
 def read_mix(config: SFTConfig) -> Mix:
-    """Read every source of the mix whose weight is above 0, with a line said for each file or folder."""
+    """Read every source of the mix whose weight is above 0, with a line said for each."""
     mix = Mix({}, {}, {}, {})
     for name in config.data_mix:
         weight, train, val = mix_entry(config, name)
         if weight == 0:
             continue
-        sources = []
-        for path in (train, val) if isinstance(val, str) else (train,):
-            source = manifest.read(path, name, config.allow_outside_paths, mix_question(config, name))
-            say(f"source {name}: {source.line()}")
-            sources.append(source.check(config.max_skipped))
+        sources = [manifest.read(path, name, config.allow_outside_paths, mix_question(config, name))
+                   for path in ((train, val) if isinstance(val, str) else (train,))]
+        say(f"source {name}: {manifest.told(sources)}")
+        for source in sources:
+            source.check(config.max_skipped)
         if isinstance(val, str):
             mix.train[name], mix.val[name] = (s.samples for s in sources)
         else:

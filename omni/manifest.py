@@ -35,16 +35,6 @@ class Source:
     kind: str = ""  # what it was recognised as
     folder: Path = Path()  # media paths are relative to it
 
-    @property
-    def media(self) -> int:
-        """Number of different pictures and clips."""
-        return len({path for s in self.samples for path in s.images + s.audios})
-
-    def line(self) -> str:
-        """What it was recognised as, with the three counts."""
-        return (f"{self.kind}; {len(self.samples):,} samples, {self.media:,} media, {len(self.skipped):,} "
-                f"skipped ({self.path})")
-
     def split(self, share: float) -> tuple[list[Sample], list[Sample]]:
         """(training, held out): about `share` of the samples is held out, and never fewer than one.
 
@@ -75,9 +65,18 @@ class Source:
             common = self.reasons().most_common(3)
             reasons = "; ".join(f"{n}x {reason}" for reason, n in common) or "it is empty"
             line = f" (first: {self.unit} {self.skipped[0][0]})" if self.skipped else ""
-            raise UserError(f"{self.path}: {len(self.skipped)} of {total} samples can't be used: "
-                            f"{reasons}{line}. Mend them or raise max_skipped (now {max_skipped:g})")
+            raise UserError(f"{self.path} ({self.kind}): {len(self.skipped)} of {total} samples can't be used"
+                            f": {reasons}{line}. Mend them or raise max_skipped (now {max_skipped:g})")
         return self
+
+
+def told(sources: list[Source]) -> str:
+    """What a source's files were recognised as, with the three counts of all of them."""
+    kinds = " and ".join(dict.fromkeys(source.kind for source in sources))
+    samples = [sample for source in sources for sample in source.samples]
+    media = {path for sample in samples for path in sample.images + sample.audios}
+    skipped = sum(len(source.skipped) for source in sources)
+    return f"{kinds}; {len(samples):,} samples, {len(media):,} media, {skipped:,} skipped"
 
 
 def read(path: str, name: str = "", allow_outside_paths: bool = False, question: str = "") -> Source:
@@ -220,6 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     config = load_config(args.config, SFTConfig) if args.config else SFTConfig()
     source = read(args.path, "", config.allow_outside_paths, args.question)
+    print(told([source]))
     for line in show.lines(source, config, args.samples):
         print(line)
 

@@ -61,7 +61,6 @@ def lines(source, config: SFTConfig, count: int) -> Iterator[str]:
     """The lines on a `manifest.Source`, `count` samples shown."""
     ruler = Ruler(config)
     ruler.measure(source.samples)
-    yield source.line()
     usable = [s for s in source.samples if ruler.usable(s)]
     for number, sample in enumerate(source.samples[:count], 1):
         yield from _sample(number, sample, ruler)

@@ -6,6 +6,8 @@ import tarfile
 
 import pytest
 from conftest import assert_user_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from published import assistant, clip, picture, put, tar, user, write
 
 import sft_omni
@@ -148,3 +150,55 @@ def test_the_lengths_shown_are_those_of_the_batch(toy, folder):
     ruler = Ruler(build(SFTConfig, toy.config, "toy"))
     ruler.measure([sample])
     assert ruler.length(sample) == int(toy.collator(toy.model())([sample]).lengths[0])
+
+
+KEYS = ("messages", "conversations", "conversation", "instruction", "input", "output", "query", "response",
+        "history", "system", "images", "audios", "image", "audio", "path", "text", "question", "role",
+        "content", "from", "value", "type", "image_url", "url", "input_audio", "data", "loss", "weight", "label",
+        "task", "group", "objects", "human", "assistant", "sentence")
+TEXTS = ("", "user", "assistant", "human", "gpt", "text", "image", "image_url", "input_audio", "img/a.png",
+         "hi", "<image>", "data:image/png;base64,AAAA", "data:", "\ud800", "a\0b", "../x", "https://x/y.png")
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-2, 2), st.just(1.5), st.sampled_from(TEXTS)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3),
+                            st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)), max_leaves=12)
+PIECES = ("path,text", "a|b|c", "\t", '"', "x.png,hi", "\n", "\r\n", "\0", ";", "text", "{", "[", "wav;sentence")
+
+
+@settings(max_examples=400, deadline=None)
+@given(entries=st.lists(VALUES, min_size=1, max_size=4), name=st.sampled_from(["f.jsonl", "f.json"]))
+def test_whatever_stands_in_a_json_file_is_read_or_skipped(tmp_path_factory, entries, name):
+    folder = tmp_path_factory.getbasetemp() / "fuzz"
+    put(folder, {"img/a.png": b"x"})
+    source = manifest.read(write(folder, name, entries))
+    assert len(source.samples) + len(source.skipped) == len(entries)
+    assert all(isinstance(text, str) for s in source.samples for _, text in s.messages)
+    source.split(0.5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(content=st.one_of(st.binary(max_size=300), st.text(max_size=200).map(str.encode),
+                         st.lists(st.sampled_from(PIECES), max_size=12).map(lambda p: "".join(p).encode())),
+       name=st.sampled_from(["f.csv", "f.tsv", "f.json", "f.tar", "f"]))
+def test_whatever_a_file_holds_is_read_or_refused_in_one_line(tmp_path_factory, content, name):
+    folder = tmp_path_factory.getbasetemp() / "fuzz"
+    put(folder, {name: content})
+    try:
+        manifest.read(str(folder / name))
+    except UserError as err:
+        assert "\n" not in str(err)
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.integers(0, 4000), value=st.integers(0, 255), cut=st.integers(0, 5000))
+def test_a_damaged_shard_is_read_or_refused(tmp_path_factory, place, value, cut):
+    folder = tmp_path_factory.getbasetemp() / "fuzz"
+    tar(folder / "s.tar", {"1.png": picture(), "1.txt": "red", "2.png": picture("blue"), "2.txt": "blue"})
+    content = bytearray((folder / "s.tar").read_bytes())
+    content[place] = value
+    (folder / "s.tar").write_bytes(bytes(content[:len(content) - cut]))
+    try:
+        for sample in manifest.read(str(folder / "s.tar")).samples:
+            image.load(sample.images[0], 8) if sample.images else None
+    except (UserError, MediaError) as err:
+        assert "\n" not in str(err)
