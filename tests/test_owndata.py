@@ -154,15 +154,15 @@ def test_the_lengths_shown_are_those_of_the_batch(toy, folder):
 
 KEYS = ("messages", "conversations", "conversation", "instruction", "input", "output", "query", "response",
         "history", "system", "images", "audios", "image", "audio", "path", "text", "question", "role",
-        "content", "from", "value", "type", "image_url", "url", "input_audio", "data", "loss", "weight", "label",
-        "task", "group", "objects", "human", "assistant", "sentence")
+        "content", "from", "value", "type", "image_url", "url", "input_audio", "data", "loss", "weight",
+        "label", "task", "group", "objects", "human", "assistant", "sentence")
 TEXTS = ("", "user", "assistant", "human", "gpt", "text", "image", "image_url", "input_audio", "img/a.png",
          "hi", "<image>", "data:image/png;base64,AAAA", "data:", "\ud800", "a\0b", "../x", "https://x/y.png")
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-2, 2), st.just(1.5), st.sampled_from(TEXTS)),
     lambda inner: st.one_of(st.lists(inner, max_size=3),
                             st.dictionaries(st.sampled_from(KEYS), inner, max_size=4)), max_leaves=12)
-PIECES = ("path,text", "a|b|c", "\t", '"', "x.png,hi", "\n", "\r\n", "\0", ";", "text", "{", "[", "wav;sentence")
+PIECES = ("path,text", "a|b|c", "wav;sentence", "x.png,hi", "text", "\t", "\"", "\n", "\r\n", "\0", "{", "[")
 
 
 @settings(max_examples=400, deadline=None)
