@@ -54,7 +54,8 @@ def plain(text: str) -> str:
 def card(sample: dict) -> str:
     """One sample. The reference is shown even where the answer equals it."""
     shown = "".join(map(picture, sample["images"])) + "".join(map(player, sample["audios"]))
-    before = "".join(f'<p class="soft">{escape(role)}: {plain(text)}</p>' for role, text in sample["before"])
+    before = "".join(f'<p class="soft">{escape(role)}: {plain(text)}</p>'
+                     for role, text in sample.get("before", ()))
     question = plain(sample["question"]) or "(nothing is asked in words)"
     verdict = "right" if sample["right"] else "wrong"
     mark = "✓" if sample["right"] else "✗"
@@ -68,7 +69,7 @@ def cards(samples: list[dict]) -> str:
     """The worst of a held-out set, and some drawn at random."""
     parts = ""
     for why, title in (("random", "Drawn at random"), ("worst", "The worst of all others")):
-        chosen = [sample for sample in samples if sample["why"] == why]
+        chosen = [sample for sample in samples if sample.get("why", "random") == why]
         right = sum(sample["right"] for sample in chosen)
         if chosen:
             parts += (f"<h3>{title} ({right} of {len(chosen)} right)</h3>"

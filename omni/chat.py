@@ -35,7 +35,7 @@ class OmniModel(model.OmniModel):
         """The system in `path` (omni_final.pt or omni_best.pt of a run). UserError if it holds none."""
         content = checkpoint.load(path, "omni", "a run of sft_omni.py writes it: omni_final.pt, omni_best.pt")
         system = cls.from_content(content, path)
-        system.config = build(SFTConfig, content["config"], f"{path} (config)")
+        system.config = build(SFTConfig, content.get("config"), f"{path} (config)")
         return system.to(choose_device(device))
 
     def chat(self, messages: list[dict], **options) -> str:

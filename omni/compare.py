@@ -51,7 +51,7 @@ def figures(names: list[str], runs: list[Run], kinds: list[str]) -> str:
     """The last epoch of each run; the best of a row is marked."""
     lasts = [run.epochs[-1] if run.epochs else {} for run in runs]
     rows = [["epoch", *(str(last.get("epoch", 0)) for last in lasts)],
-            ["minutes", *(f"{last['seconds'] / 60:.1f}" if last else "–" for last in lasts)]]
+            ["minutes", *(f"{last['seconds'] / 60:.1f}" if "seconds" in last else "–" for last in lasts)]]
     for kind in kinds:
         values = [last.get(kind) for last in lasts]
         there = [value for value in values if value is not None]

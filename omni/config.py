@@ -13,8 +13,7 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omni.errors import UserError
-from omni.jsonc import parse_json
+from omni.jsonc import UserError, parse_json
 
 
 def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choices=None, factory=None):

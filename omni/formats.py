@@ -36,6 +36,8 @@ def recognise(path: str, question: str = "") -> Format:
     try:
         if Path(path).is_dir():
             return _folder(Path(path), question)
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+            raise OSError(0, "not a regular file")
         with open(path, "rb") as f:
             head = f.read(65_536)
         if head[257:262] == b"ustar" or path.endswith(".tar"):

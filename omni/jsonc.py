@@ -1,9 +1,14 @@
-"""JSON as people write configs: with comments and trailing commas."""
+"""JSON as people write it, with comments and trailing commas; and the error for what the user gave."""
 
 import json
 import re
 
-from omni.errors import UserError
+
+class UserError(Exception):
+    """Something the user gave can't be used: one line on what, where, what to do. Ends in exit code 2."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
 
 
 def parse_json(text: str, where: str):
@@ -28,8 +33,7 @@ def parse_json(text: str, where: str):
     try:
         return json.loads(plain, object_pairs_hook=unique, parse_constant=not_a_number)
     except json.JSONDecodeError as err:
-        place = f"{where}, line {err.lineno}, column {err.colno}"
-        raise UserError(f"{place}: not valid JSON ({err.msg})") from None
+        raise UserError(f"{where}, line {err.lineno}, column {err.colno}: not JSON ({err.msg})") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply") from None
     except ValueError as err:  # a whole number of thousands of digits

@@ -40,7 +40,7 @@ class MetricsFile:
         if self.board is None:
             self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.step + 1)
         for name, value in values.items():
-            if isinstance(value, float):
+            if isinstance(value, float) and "step" in values:
                 self.board.add_scalar(f"{event}/{name}", value, values["step"])
         self.board.flush()
 

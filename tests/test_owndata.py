@@ -1,6 +1,8 @@
 """A user's own data: what is skipped and why, the held-out share, a run on several formats, omni.manifest."""
 
 import json
+import os
+import pickle
 import random
 import tarfile
 
@@ -62,9 +64,18 @@ def test_a_file_that_is_no_source_is_one_line(folder, command, name, content, wo
     assert_user_error(command("-m", "omni.manifest", folder / name), name, word)
 
 
+def test_what_is_no_file_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for path in (tmp_path / "pipe.jsonl", "/dev/zero", tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match="can't open"):
+            manifest.read(str(path))
+
+
 def test_a_piece_comes_from_a_reader_only():
     assert isinstance(Piece.at("/d/s.tar", 512, 9, "a/b.png"), str)
     assert Piece.at("/d/s.tar", 512, 9, "a/b.png") == "/d/s.tar@512+9/b.png"
+    again = pickle.loads(pickle.dumps(Piece.at("/d/s.tar", 512, 9, "b.png")))  # to the workers of a loader
+    assert isinstance(again, Piece) and again == "/d/s.tar@512+9/b.png"
 
 
 def talks(count: int) -> list[dict]:
