@@ -49,6 +49,8 @@ class OmniModel(model.OmniModel):
     def stream(self, messages: list[dict], max_new_tokens: int | None = None, temperature: float = 0.0,
                top_p: float = 1.0, seed: int = 0) -> Iterator[str]:
         """The answer piece by piece as it is made. Greedy unless a temperature is given."""
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, and {max_new_tokens} was given")
         try:
             sample, choose = as_sample(messages), Sampling(temperature, top_p, seed)
         except ValueError as err:
@@ -222,3 +224,5 @@ if __name__ == "__main__":
     except UserError as err:
         print(f"error: {err}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

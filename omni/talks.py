@@ -40,7 +40,7 @@ def convert(entry, question: str = "", inline=no_pieces) -> tuple[str, dict]:
         raise ValueError("marked as a bad answer")
     if entry.get("videos") or entry.get("video"):
         raise ValueError("video is not supported")
-    media = _listed(entry)
+    media = _listed(entry, inline)
     if "messages" in entry:
         return "messages", _kept(entry) | _messages(entry["messages"], media, inline, entry.get("system"))
     talk = entry.get("conversations", entry.get("conversation"))
@@ -63,12 +63,15 @@ def _kept(entry: dict) -> dict:
     return {key: entry[key] for key in KEPT if key in entry}
 
 
-def _listed(entry: dict) -> dict:
+def _listed(entry: dict, inline) -> dict:
     """The media that an entry lists: `images`, `audios`, LLaVA's `image` (one or several), `audio`."""
     media = {key: entry[key] for key in ("images", "audios") if key in entry}
     for one, many in (("image", "images"), ("audio", "audios")):
         if entry.get(one) and many not in media:
             media[many] = entry[one] if isinstance(entry[one], list) else [entry[one]]
+    for key, mark in (("images", IMAGE), ("audios", AUDIO)):
+        if isinstance(media.get(key), list):
+            media[key] = [located(given, mark, inline) for given in media[key]]
     return media
 
 
@@ -130,9 +133,11 @@ def _content(content, found: dict[str, list], inline) -> str:
 
 
 def located(given, mark: str, inline) -> str:
-    """What a part gives as a path: a plain path, or a file:// or data: URL."""
+    """What is given as a path: a plain one, or a file:// or data: URL."""
     if not isinstance(given, str):
-        raise ValueError(f"{mark} needs a path")
+        raise ValueError(f"{mark} needs a path, so a list of paths where there are several")
+    if isinstance(given, Piece):
+        return given
     if given.startswith("data:"):
         kind, _, payload = given.partition(";base64,")
         return inline(payload, f"{mark[1:-1]}.{kind.rpartition('/')[2][:8]}")

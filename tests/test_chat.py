@@ -114,6 +114,7 @@ def test_the_command_answers_as_json_with_several_media(saved, media, command):
 
 @pytest.mark.parametrize("arguments, word", [
     (["--temperature", "-1", "hi"], "temperature"), (["--top-p", "0", "hi"], "top_p"),
+    (["--max-new-tokens", "0", "hi"], "max_new_tokens"),
     (["--audio", "nowhere.wav"], "nowhere.wav")])
 def test_what_the_command_cannot_use_is_one_line(saved, command, arguments, word):
     assert_user_error(command("-m", "omni.chat", "--ckpt", saved, *arguments), word)

@@ -100,6 +100,8 @@ def test_openai_chat_with_pictures_and_sound_inside(folder):
         assert first.messages[1] == ("user", "Which?\n<image>") and len(second.images) == 2
         assert image.load(first.images[0], 8)[0].min() > 0.9  # red
         assert image.load(second.images[1], 8)[2].min() > 0.9  # blue
+        listed = {"messages": [user("<image>?"), assistant("red")], "images": [red]}
+        assert len(read(write(folder, f"listed_{name}", [listed, listed]), kind)) == 2
 
 
 def test_sharegpt(folder):
