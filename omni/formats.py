@@ -71,13 +71,15 @@ def _folder(path: Path, question: str) -> Format:
 
 
 def _image_folder(root: Path, question: str) -> Iterator[tuple[int, object]]:
-    """`kind/*.jpg`: the answer is the folder's name. Hidden files are not pictures."""
-    pictures = (p for p in sorted(root.rglob("*")) if is_picture(p.name) and not p.name.startswith("."))
-    for number, picture in enumerate(pictures, 1):
+    """`kind/*.jpg`: the answer is the folder's name. What is hidden is not looked at."""
+    number = 0
+    for picture in sorted(root.rglob("*")):
         inside = picture.relative_to(root)
-        if len(inside.parts) > 1:
-            yield number, {"image": str(inside), "question": question,
-                           "answer": inside.parts[0].replace("_", " ")}
+        if is_picture(picture.name) and not any(part.startswith(".") for part in inside.parts):
+            number += 1
+            kind = inside.parts[0].replace("_", " ")
+            yield number, {"image": str(inside), "question": question, "answer": kind} \
+                if len(inside.parts) > 1 else ValueError("not in a folder that names its kind")
 
 
 def _librispeech(root: Path) -> Iterator[tuple[int, object]]:
@@ -125,21 +127,28 @@ def _table(path: Path, first: str, folder: Path) -> Format:
 
 def _rows(path: Path, comma: str, columns: list[str], voice: bool) -> Iterator[tuple[int, object]]:
     quoting = csv.QUOTE_NONE if voice else csv.QUOTE_MINIMAL
-    reader = csv.reader(_lines(path), delimiter=comma, quoting=quoting)
-    try:
-        next(reader)
-        for values in reader:
-            if not values:
-                continue
-            if len(values) != len(columns):
-                yield reader.line_num, ValueError(f"{len(values)} columns, and the header has {len(columns)}")
-                continue
-            row = {name: value.strip() for name, value in zip(columns, values, strict=True)}
-            if voice:
-                row = {"audio": f"clips/{row['path']}", "sentence": row["sentence"]}
-            yield reader.line_num, row
-    except csv.Error as err:
-        raise UserError(f"{path}, line {reader.line_num}: not a readable table ({err})") from None
+    reader = csv.reader(_lines(path), delimiter=comma, quoting=quoting, strict=True)
+    next(reader)
+    while True:
+        line = reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as err:
+            if reader.line_num > line:  # a row of many lines: how many samples it swallowed can't be told
+                raise UserError(f"{path}, line {line}: a quote opened here is not closed ({err})") from None
+            yield line, ValueError(f"not a readable row ({err})")
+            continue
+        if not values:
+            continue
+        if len(values) != len(columns):
+            yield line, ValueError(f"{len(values)} columns, and the header has {len(columns)}")
+            continue
+        row = {name: value.strip() for name, value in zip(columns, values, strict=True)}
+        if voice:
+            row = {"audio": f"clips/{row['path']}", "sentence": row["sentence"]}
+        yield line, row
 
 
 def _ljspeech(path: Path) -> Iterator[tuple[int, object]]:

@@ -36,6 +36,7 @@ td.text { text-align: left; white-space: normal; min-width: 12rem; }
 figure, article { margin: 0; border: 1px solid var(--line); border-radius: .5rem; padding: .75rem;
   background: var(--card); min-width: 0; }
 svg { width: 100%; height: auto; display: block; } audio { width: 100%; }
+article p { white-space: pre-line; max-height: 16rem; overflow: auto; }
 article img { max-width: 100%; width: 160px; height: auto; border-radius: .25rem; }
 .key { display: inline-block; margin-right: .75rem; } .key::before { content: ""; display: inline-block;
   width: .9em; height: .25em; margin-right: .3em; vertical-align: middle; background: var(--c); }

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from omni import audio
+from omni import audio, media
 from omni.batch import AUDIO, IMAGE, Sample
 from omni.chat import OmniModel, system_evaluator
 from omni.config import UserError
@@ -43,7 +43,7 @@ def draw_cell(sheet: Image.Image, x: int, y: int, sample: Sample, answer: str) -
     question = question or "(the question is spoken)"
     for path in sample.images:
         side = MEDIA - (MEDIA // 2 + 6) * bool(sample.audios)
-        sheet.paste(Image.open(path).convert("RGB").resize((side, side)), (x + 10, top))
+        sheet.paste(Image.open(media.source(path)).convert("RGB").resize((side, side)), (x + 10, top))
         top += side + 6
     for path in sample.audios:
         sheet.paste(mel_picture(path), (x + 10, top))

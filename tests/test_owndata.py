@@ -64,6 +64,23 @@ def test_a_file_that_is_no_source_is_one_line(folder, command, name, content, wo
     assert_user_error(command("-m", "omni.manifest", folder / name), name, word)
 
 
+def test_a_row_that_is_odd_is_skipped_and_a_quote_left_open_is_told(tmp_path):
+    put(tmp_path, {"t.csv": 'question,answer\n"a"x,b\na,b,c\n"two\nlines",ok\nlast,one\n'})
+    source = manifest.read(str(tmp_path / "t.csv"))
+    assert [s.answer for s in source.samples] == ["ok", "one"]
+    assert [(line, reason[:20]) for line, reason in source.skipped] == [
+        (2, "not a readable row ("), (3, "3 columns, and the h")]
+    put(tmp_path, {"t.csv": 'question,answer\na,b\n"open,b\nc,d\n'})
+    with pytest.raises(UserError, match="line 3: a quote opened here is not closed"):
+        manifest.read(str(tmp_path / "t.csv"))
+
+
+def test_a_picture_beside_the_kinds_is_skipped_and_hidden_ones_are_nothing(folder):
+    put(folder, {"set/cat/1.png": picture(), "set/2.png": picture(), "set/.trash/3.png": picture()})
+    source = manifest.read(str(folder / "set"), question="What?")
+    assert [s.answer for s in source.samples] == ["cat"] and len(source.skipped) == 1
+
+
 def test_what_is_no_file_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     for path in (tmp_path / "pipe.jsonl", "/dev/zero", tmp_path, tmp_path / "none"):
