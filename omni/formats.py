@@ -6,6 +6,7 @@ pictures. Published forms are read as they are; nothing is converted on the disk
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,7 @@ from omni.media import PICTURES, Piece, is_picture
 from omni.shards import shards
 
 MAX_LINE = 64_000_000  # characters of one entry, pictures in base64 included
+KNOWN = {*talks.ANSWER, *(answer for _, answer, _ in talks.PAIRS)}  # columns that answer: a header has one
 MAX_JSON = 2 ** 31  # bytes of a file that is one JSON list, which is parsed as a whole
 
 
@@ -107,18 +109,17 @@ def _text(path: Path, head: bytes) -> Format:
     if text.startswith("{") or lines or not text:
         return Format("JSON lines", "line", folder, _json_lines(path), inline)
     first = text.splitlines()[0]
-    if "|" in first and "\t" not in first and "," not in first.split("|")[0]:
+    if "|" in first and "\t" not in first and not KNOWN & {name.strip() for name in re.split("[|,;]", first)}:
         return Format("LJSpeech", "line", folder, _ljspeech(path))
     return _table(path, first, folder)
 
 
 def _table(path: Path, first: str, folder: Path) -> Format:
     """CSV or TSV with a header. Common Voice's tables lie beside `clips/` and are written without quotes."""
-    comma = "\t" if "\t" in first else ";" if ";" in first and "," not in first else ","
+    comma = next((mark for mark in "\t,;|" if mark in first), ",")
     columns = [name.strip() for name in next(csv.reader([first], delimiter=comma))]
     voice = comma == "\t" and {"path", "sentence"} <= set(columns) and (folder / "clips").is_dir()
-    known = {*talks.ANSWER, *(answer for _, answer, _ in talks.PAIRS)}
-    if not known & set(columns):
+    if not KNOWN & set(columns):
         raise UserError(f"{path}: neither JSON nor a table with a column for the answer "
                         f"({', '.join(talks.ANSWER)}): its first line is {first[:60]!r}")
     name = "Common Voice" if voice else "TSV" if comma == "\t" else "CSV"
@@ -128,7 +129,7 @@ def _table(path: Path, first: str, folder: Path) -> Format:
 def _rows(path: Path, comma: str, columns: list[str], voice: bool) -> Iterator[tuple[int, object]]:
     quoting = csv.QUOTE_NONE if voice else csv.QUOTE_MINIMAL
     reader = csv.reader(_lines(path), delimiter=comma, quoting=quoting, strict=True)
-    next(reader)
+    header = False  # whether it was passed
     while True:
         line = reader.line_num + 1
         try:
@@ -136,11 +137,12 @@ def _rows(path: Path, comma: str, columns: list[str], voice: bool) -> Iterator[t
         except StopIteration:
             return
         except csv.Error as err:
-            if reader.line_num > line:  # a row of many lines: how many samples it swallowed can't be told
+            if reader.line_num > line or not header:  # it may have swallowed any number of samples
                 raise UserError(f"{path}, line {line}: a quote opened here is not closed ({err})") from None
             yield line, ValueError(f"not a readable row ({err})")
             continue
-        if not values:
+        if not header or not values:
+            header = header or bool("".join(values).strip())
             continue
         if len(values) != len(columns):
             yield line, ValueError(f"{len(values)} columns, and the header has {len(columns)}")

@@ -149,6 +149,7 @@ def test_easy_vqa(folder):
     ("wav;sentence", "wav/c.wav;hi there", "CSV: clips with words", "<audio>Transcribe the audio."),
     ("id\taudio\ttranscript", "1\twav/c.wav\thi there", "TSV: clips with words",
      "<audio>Transcribe the audio."),
+    ("path|text", "wav/c.wav|hi there", "CSV: clips with words", "<audio>Transcribe the audio."),
     ("file,caption", "img/b.jpg,hi there", "CSV: pictures with words", "<image>Describe the picture."),
     ('image,question,answer', 'img/b.jpg,"What, here?",hi there', "CSV: pictures with words",
      "<image>What, here?"),
@@ -156,7 +157,7 @@ def test_easy_vqa(folder):
     ("instruction,input,output", "What?,,hi there", "CSV: Alpaca", "What?")])
 def test_tables_with_a_header(folder, header, row, kind, question):
     """RFC 4180, with the columns that the README names; ms-swift reads CSV with the keys of its JSON."""
-    put(folder, {"t.csv": f"\ufeff{header}\r\n{row}\r\n"})
+    put(folder, {"t.csv": f"\ufeff\r\n{header}\r\n{row}\r\n"})
     (sample,) = read(folder / "t.csv", kind)
     assert sample.messages == (("user", question), ("assistant", "hi there"))
     assert sample.task == ("asr" if "clips" in kind else "qa" if "pictures" in kind else "text")

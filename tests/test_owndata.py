@@ -73,6 +73,12 @@ def test_a_row_that_is_odd_is_skipped_and_a_quote_left_open_is_told(tmp_path):
     put(tmp_path, {"t.csv": 'question,answer\na,b\n"open,b\nc,d\n'})
     with pytest.raises(UserError, match="line 3: a quote opened here is not closed"):
         manifest.read(str(tmp_path / "t.csv"))
+    for text in ('text,"a\nb,c\n', '"a"b,text\n1,2\n', "\n\n text \nhi\n"):
+        put(tmp_path, {"t.csv": text})
+        try:
+            manifest.read(str(tmp_path / "t.csv"))
+        except UserError as err:
+            assert "t.csv, line 1" in str(err)
 
 
 def test_a_picture_beside_the_kinds_is_skipped_and_hidden_ones_are_nothing(folder):
