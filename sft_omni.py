@@ -20,13 +20,13 @@ from omni.config import SFTConfig, UserError, load_config
 from omni.dataset import Mix, Schedule, StepDataset, inputs, loader, read_mix
 from omni.decode import Decoder
 from omni.device import autocast, choose_device, gpu_memory_gb, peak_memory_gb
-from omni.evaluate import Evaluator, summarise
+from omni.evaluate import Evaluator, counted, summarise
 from omni.features import FeatureStore, unusable_media
 from omni.folder import RunFolder
 from omni.guard import StopSignal, leave_out, memory_told
 from omni.log import MetricsFile, epoch_lines, open_streams, say
 from omni.model import load_parts
-from omni.preview import describe, dry_run, realised, skipped_lines
+from omni.preview import before_training, describe, dry_run, realised, skipped_lines
 from omni.sampler import WeightedSampler
 
 
@@ -92,6 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
     state["best"] = min((row["val_loss"] for row in kept if "val_loss" in row), default=float("inf"))
 
     # Epochs
+    if state["step"] == 0:
+        evaluating += before_training(evaluator, mix, folder.path)
     for epoch in range(max(0, state["step"] - 1) // schedule.steps_per_epoch, config.num_epochs):
         save = partial(folder.save_step, state, model, optimizer, config, made_from)
         train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics, folder, save, stop)
@@ -200,7 +202,8 @@ def evaluate_epoch(epoch, state, evaluator, mix: Mix, config, metrics, folder, s
         ", ".join(filter(None, key)): score.shown for key, score in scores.items()})
     bad = [row for row in metrics.rows() if row["event"] == "bad_step" and row["epoch"] == epoch + 1]
     metrics.add("epoch", epoch=epoch + 1, step=state["step"], loss=loss, **figures, swapped=swapped,
-                mix=shares, skipped=mix.reasons(), cut=mix.cut, bad_steps=len(bad), seconds=seconds)
+                counts=counted(scores), mix=shares, skipped=mix.reasons(), cut=mix.cut, bad_steps=len(bad),
+                seconds=seconds, memory_gb=peak_memory_gb())
 
 
 def new_sums() -> dict:

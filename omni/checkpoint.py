@@ -113,7 +113,11 @@ def load(path: str | Path, kind: str, remedy: str) -> dict:
 
 
 def file_print(path: str | Path) -> str:
-    """Size and hash of a file, to notice that it changed."""
+    """Size and hash of a file, to notice that it changed; of a folder, those of the list of its files."""
+    if os.path.isdir(path):
+        files = sorted(p for p in Path(path).rglob("*") if p.is_file())
+        listing = "".join(f"{p.relative_to(path)} {p.stat().st_size}\n" for p in files)
+        return f"{len(files)} files, sha256 {hashlib.sha256(listing.encode()).hexdigest()[:16]}"
     with open(path, "rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
     return f"{os.path.getsize(path)} bytes, sha256 {digest[:16]}"

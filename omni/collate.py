@@ -74,7 +74,7 @@ class Collator:
         for sample in samples:
             messages = sample.messages[:-1] if prompt_only else sample.messages
             ids, labels = self.tokenizer.chat(messages, [self.image_tokens] * len(sample.images),
-                                              [next(audio_lengths) for _ in sample.audios])
+                                              [next(audio_lengths) for _ in sample.audios], sample.untrained)
             rows.append(self.fit(ids, labels))
         ids, labels = ([torch.tensor(row[i]) for row in rows] for i in (0, 1))
         return Batch(pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad),

@@ -33,7 +33,7 @@ class SFTConfig:
     thinker_ckpt: str = "checkpoints/thinker_tiny/thinker_best.pt"
     audio_ckpt: str = "checkpoints/audio_enc_tiny/audio_enc.pt"
     vision_ckpt: str = "checkpoints/vision_tiny/vision.pt"
-    # Data: name -> weight, or name -> {"weight": w, "train": PATH, "val": PATH}
+    # Data: name -> weight, or name -> {"weight": w, "train": PATH, "val": PATH or share, "question": TEXT}
     data_mix: dict = _key(factory=lambda: {"text_only": 0.4, "image_text": 0.3, "audio_text": 0.3})
     data_dir: str = "data/tiny"
     samples_per_epoch: int | None = _key(None, low=1, high=10 ** 12)  # None: as many as the mix has
@@ -237,6 +237,9 @@ def load_config(path: str, cls, overrides: list[str] = ()):
     return config
 
 
+SOURCE_KEYS = ("weight", "train", "val", "image_folder", "question")
+
+
 def check_mix(config: SFTConfig, where: str) -> None:
     """Every source of data_mix has a weight >= 0 and known keys, and some weight is above 0."""
     problems, total = [], 0.0
@@ -248,21 +251,45 @@ def check_mix(config: SFTConfig, where: str) -> None:
             continue
         total += weight
         if isinstance(entry, dict):
-            for key, value in entry.items():
-                if key not in ("weight", "train", "val"):
-                    problems.append(f'unknown key "data_mix.{name}.{key}"; known keys: weight, train, val')
-                elif key != "weight" and not isinstance(value, str):
-                    problems.append(f'"data_mix.{name}.{key}" must be the path of a manifest')
+            problems += _source_problems(f"data_mix.{name}", entry)
     if not problems and total <= 0:
         problems.append('"data_mix" needs at least one source with a weight above 0')
     if problems:
         raise UserError(f"{where}: " + "; ".join(problems))
 
 
-def mix_entry(config: SFTConfig, name: str) -> tuple[float, str, str]:
-    """Weight, train manifest and val manifest of the source `name`."""
+def _source_problems(where: str, entry: dict) -> list[str]:
+    """What is wrong with a source of data_mix, besides its weight."""
+    problems = []
+    for key, value in entry.items():
+        if key not in SOURCE_KEYS:
+            problems.append(f'unknown key "{where}.{key}"; known keys: {", ".join(SOURCE_KEYS)}')
+        elif key == "val" and isinstance(value, int | float) and not isinstance(value, bool):
+            if not 0 < value < 1:
+                problems.append(f'"{where}.val" as a number is the share that is held out: above 0, below 1, '
+                                f"and {value:g} was given")
+        elif key != "weight" and not isinstance(value, str):
+            what = {"question": "a text", "val": "a path, or the share that is held out"}
+            problems.append(f'"{where}.{key}" must be {what[key] if key in what else "a path"}')
+    if "image_folder" in entry and "train" in entry:
+        problems.append(f'"{where}" has both train and image_folder; keep one of them')
+    if "image_folder" in entry and "question" not in entry:
+        problems.append(f'"{where}.image_folder" needs "question", such as "What is in the picture?"')
+    if "image_folder" in entry and "val" not in entry:
+        problems.append(f'"{where}.image_folder" needs "val": a folder, or the share that is held out')
+    return problems
+
+
+def mix_entry(config: SFTConfig, name: str) -> tuple[float, str, str | float]:
+    """Weight, train path, and val path (or the share of train to hold out) of the source `name`."""
     entry = config.data_mix[name]
     entry = entry if isinstance(entry, dict) else {"weight": entry}
     folder = Path(config.data_dir) / name
-    return float(entry["weight"]), entry.get("train", str(folder / "train.jsonl")), entry.get(
-        "val", str(folder / "val.jsonl"))
+    train = entry.get("train", entry.get("image_folder", str(folder / "train.jsonl")))
+    return float(entry["weight"]), train, entry.get("val", str(folder / "val.jsonl"))
+
+
+def mix_question(config: SFTConfig, name: str) -> str:
+    """What the source `name` asks of samples that ask nothing themselves; "" for what their format asks."""
+    entry = config.data_mix[name]
+    return entry.get("question", "") if isinstance(entry, dict) else ""

@@ -14,7 +14,8 @@ from omni import checkpoint, manifest
 from omni.audio import MediaError
 from omni.batch import Batch, Sample
 from omni.collate import Collator
-from omni.config import SFTConfig, UserError, mix_entry
+from omni.config import SFTConfig, UserError, mix_entry, mix_question
+from omni.log import say
 from omni.sampler import Draw, WeightedSampler
 
 PARTS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt")
@@ -87,20 +88,40 @@ class Mix:
 
 
 def read_mix(config: SFTConfig) -> Mix:
-    """Read every manifest of the mix whose weight is above 0."""
+    """Read every source of the mix whose weight is above 0, with a line said for each."""
     mix = Mix()
     for name in config.data_mix:
         weight, train, val = mix_entry(config, name)
-        if weight > 0:
-            for split, path in (("train", train), ("val", val)):
-                source = manifest.read(path, name, config.allow_outside_paths)
-                mix.files[f"{name}.{split}"] = path
-                mix.skipped += [{"source": name, "split": split, "line": line, "reason": reason}
-                                for line, reason in source.skipped]
-                getattr(mix, split)[name] = source.samples
-            mix.val[name] = mix.val[name][:config.eval_samples]
-            mix.weights[name] = weight
+        if weight == 0:
+            continue
+        paths = {"train": train, "val": val} if isinstance(val, str) else {"train": train}
+        sources = {split: manifest.read(path, name, config.allow_outside_paths, mix_question(config, name))
+                   for split, path in paths.items()}
+        say(f"source {name}: {manifest.told(list(sources.values()))}")
+        for split, source in sources.items():
+            mix.files[f"{name}.{split}"] = source.path
+            mix.skipped += [{"source": name, "split": split, "line": line, "reason": reason}
+                            for line, reason in source.skipped]
+        if isinstance(val, str):
+            mix.train[name], mix.val[name] = sources["train"].samples, sources["val"].samples
+        else:
+            mix.train[name], mix.val[name] = sources["train"].split(val)
+            if mix.val[name] and not mix.train[name]:
+                raise UserError(f'{train}: nothing is left to train on when "val" {val:g} of '
+                                f"{len(mix.val[name])} samples is held out; lower it or give a file")
+        say_shared(name, mix)
+        mix.val[name] = mix.val[name][:config.eval_samples]
+        mix.weights[name] = weight
     return mix
+
+
+def say_shared(name: str, mix: Mix) -> None:
+    """Say how many held-out samples have a medium that is trained on too."""
+    trained = {path for sample in mix.train[name] for path in sample.images + sample.audios}
+    shared = sum(not trained.isdisjoint(sample.images + sample.audios) for sample in mix.val[name])
+    if shared:
+        say(f"source {name}: {shared:,} of {len(mix.val[name]):,} held-out samples share a picture or clip "
+            'with training; to measure on media never seen, give "val" a file of its own')
 
 
 def inputs(config: SFTConfig, mix: Mix) -> dict[str, str]:

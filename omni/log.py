@@ -40,6 +40,7 @@ class MetricsFile:
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder) / "metrics.jsonl"
+        self.step, self.board = 0, None  # TensorBoard's writer, which is made with the first event
 
     def add(self, event: str, **values) -> None:
         """Append one event; it is on the disk when this returns."""
@@ -51,6 +52,20 @@ class MetricsFile:
         except OSError as err:
             raise UserError(f"{self.path}: can't be written ({err.strerror}); make room, then go on from the "
                             "last step checkpoint: --resume") from None
+        self._mirror(event, values)
+
+    def _mirror(self, event: str, values: dict) -> None:
+        """The numbers as TensorBoard events besides, in `tensorboard/`, where it is installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return
+        if self.board is None:
+            self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.step + 1)
+        for name, value in values.items():
+            if isinstance(value, float) and "step" in values:
+                self.board.add_scalar(f"{event}/{name}", value, values["step"])
+        self.board.flush()
 
     def rows(self) -> list[dict]:
         """All whole rows. A line that a kill cut short is left out."""
@@ -71,6 +86,7 @@ class MetricsFile:
         rows = [row for row in self.rows() if row.get("step", 0) <= step]
         whole = {row["epoch"] for row in rows if row["event"] == "epoch"}
         rows = [row for row in rows if row["event"] != "answers" or row["epoch"] in whole]
+        self.step = step
         checkpoint.save_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 

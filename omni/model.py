@@ -1,5 +1,7 @@
 """`OmniModel`: Thinker, encoders and projectors in one; how features are fused, the loss, generation."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -9,11 +11,10 @@ from omni.audio_encoder import AudioEncoder
 from omni.batch import IGNORE, Batch
 from omni.config import AudioArch, SFTConfig, ThinkerArch, UserError, VisionArch
 from omni.log import say
+from omni.sampling import GREEDY
 from omni.thinker import Thinker
-from omni.tokenizer import Tokenizer
+from omni.tokenizer import MERGE, Tokenizer, image_tokens
 from omni.vision_encoder import VisionEncoder
-
-MERGE = 2  # patches of a MERGE x MERGE square become one token of the Thinker
 
 
 class Projector(nn.Module):
@@ -44,7 +45,7 @@ class OmniModel(nn.Module):
             self.audio_projector = Projector(audio_encoder.arch.width, width)
         if vision_encoder is not None:
             self.vision_projector = Projector(MERGE ** 2 * vision_encoder.arch.width, width)
-            self.image_tokens = (vision_encoder.grid // MERGE) ** 2
+            self.image_tokens = image_tokens(vision_encoder.arch)
         if freeze_encoders:
             for encoder in self.encoders():
                 encoder.requires_grad_(False)
@@ -120,11 +121,18 @@ class OmniModel(nn.Module):
         loss = F.cross_entropy(logits, labels, reduction="sum")
         return loss, answers.sum(), (logits.detach().argmax(-1) == labels).sum()
 
-    @torch.inference_mode()
     def generate(self, batch: Batch, max_new_tokens: int) -> list[list[int]]:
-        """Greedy continuation of each right-padded prompt, until `<|end|>`: a list of ids a row.
+        """Greedy continuation of each right-padded prompt, until `<|end|>`: a list of ids a row."""
+        answers = torch.stack(list(self.stream_ids(batch, max_new_tokens)), dim=1).tolist()
+        end = self.tokenizer.end
+        return [row[:row.index(end)] if end in row else row for row in answers]
 
-        The prompt is read once and every later step reads one token a row against the KV cache.
+    @torch.inference_mode()
+    def stream_ids(self, batch: Batch, max_new_tokens: int, choose=GREEDY) -> Iterator[torch.Tensor]:
+        """The next token of each row (B,), step by step, until every row has had its `<|end|>`.
+
+        The prompt is read once and every later step reads one token a row against the KV cache. `choose`
+        takes logits (B, V) and gives tokens (B,).
         """
         lengths = batch.lengths
         rows, longest = batch.input_ids.shape
@@ -134,18 +142,14 @@ class OmniModel(nn.Module):
         hidden = self.thinker.extend(embeds, cache, positions)
         hidden = hidden[torch.arange(rows, device=lengths.device), lengths - 1]  # (B, D) at the prompts' ends
         done = torch.zeros(rows, dtype=torch.bool, device=lengths.device)
-        tokens = []
         for step in range(max_new_tokens):
-            token = self.thinker.logits(hidden).argmax(-1)  # (B,)
-            tokens.append(token)
+            token = choose(self.thinker.logits(hidden))
+            yield token
             done |= token == self.tokenizer.end
             if done.all():
-                break
+                return
             embeds = self.thinker.embed_tokens(token)[:, None]
             hidden = self.thinker.extend(embeds, cache, (lengths + step)[:, None])[:, 0]
-        answers = torch.stack(tokens, dim=1).tolist()
-        end = self.tokenizer.end
-        return [row[:row.index(end)] if end in row else row for row in answers]
 
     def content(self) -> dict:
         """The whole system for a checkpoint: what `from_content` rebuilds."""

@@ -1,13 +1,21 @@
-"""What a run tells before it trains: what would be trained on what, and what `--dry-run` tries out."""
+"""What a run tells before it trains: what is trained on what, what `--dry-run` tries, what is known."""
+
+import json
+import time
+from pathlib import Path
 
 import torch
 
+from omni import checkpoint, report
 from omni.collate import Collator
 from omni.config import SFTConfig
 from omni.dataset import Mix, Schedule
 from omni.device import autocast, gpu_memory_gb, peak_memory_gb
+from omni.evaluate import Evaluator, counted, summarise
 from omni.log import say
 from omni.model import OmniModel
+
+BEFORE = 64  # held-out samples a set, scored before training
 
 
 def describe(model: OmniModel, mix: Mix, schedule: Schedule, config: SFTConfig, device: torch.device) -> None:
@@ -58,3 +66,17 @@ def dry_run(model: OmniModel, mix: Mix, collate: Collator, config: SFTConfig, de
             f"{int(tokens)} of them answers, loss {float(loss) / int(tokens):.3f}")
     gpu = f", {gpu_memory_gb(device):.2f} GB on the GPU" if device.type == "cuda" else ""
     say(f"dry run: all is well; peak memory {peak_memory_gb():.2f} GB{gpu}")
+
+
+def before_training(evaluator: Evaluator, mix: Mix, folder: Path) -> float:
+    """Score what the untrained system answers, and keep it for the report; returns the seconds it took.
+
+    BEFORE samples of a set are enough to see what is gained and what is forgotten, and cost little.
+    """
+    begun = time.time()
+    scores = evaluator.score(mix.val, limit=BEFORE)
+    seconds = time.time() - begun
+    row = {**summarise(scores), "counts": counted(scores), "seconds": seconds}
+    checkpoint.save_text(folder / "before.json", json.dumps(row) + "\n")
+    report.write(folder)
+    return seconds
