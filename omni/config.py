@@ -67,6 +67,8 @@ class SFTConfig:
     log_every_steps: int = _key(20, low=1)
     feature_cache_gb: float = _key(1.0, low=0.0, high=1e6)  # memory for frozen features; 0: none are kept
     num_workers: int = _key(0, low=0, high=256)
+    parallel: str = _key("auto", choices=("auto", "ddp", "fsdp"))  # under torchrun; auto is ddp
+    activation_checkpointing: bool = False  # less memory, more time: blocks are computed again going back
     device: str = _key("auto", choices=("auto", "cpu", "cuda"))
     precision: str = _key("auto", choices=("auto", "fp32", "bf16"))
     seed: int = _key(0, low=0, high=2 ** 63)

@@ -4,7 +4,7 @@ import json
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from omni import checkpoint, manifest
 from omni.audio import MediaError
-from omni.batch import Batch, Sample
+from omni.batch import IGNORE, Batch, Sample
 from omni.collate import Collator
 from omni.config import SFTConfig, UserError, mix_entry, mix_question
 from omni.log import say
+from omni.parallel import ALONE, World
 from omni.sampler import Draw, WeightedSampler
 
 PARTS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt")
@@ -158,20 +159,20 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Step:
-    """The micro-batches of one global step, and what went into it."""
+    """A rank's micro-batches of one global step, and what went into them."""
 
     batches: list[Batch]
-    sources: dict[str, tuple[int, int]]  # source -> (samples, answer tokens)
-    draws: list[Draw]
+    counts: torch.Tensor  # (sources of the mix, 2) samples and answer tokens of this rank
+    draws: list[Draw]  # of the whole step
 
 
 class StepDataset(Dataset):
     """Item `s` is global step `s`, whoever asks and whenever: workers and resumes can't change the order."""
 
     def __init__(self, mix: Mix, sampler: WeightedSampler, schedule: Schedule, collate: Collator, takes: int,
-                 micro_batches: int):
+                 micro_batches: int, world: World = ALONE):
         self.mix, self.sampler, self.schedule, self.collate = mix, sampler, schedule, collate
-        self.takes, self.micro_batches = takes, micro_batches
+        self.takes, self.micro_batches, self.world = takes, micro_batches, world
 
     def __len__(self) -> int:
         return self.schedule.steps
@@ -187,16 +188,26 @@ class StepDataset(Dataset):
                              f"{names}; mend it, then go on with --resume")
 
     def _step(self, draws: list[Draw]) -> Step:
-        samples = [self.mix.train[d.source][d.index] for d in draws]
-        takes = [d.passes % self.takes for d in draws]
-        size = -(-len(draws) // self.micro_batches)
-        batches = [self.collate(samples[i:i + size], takes[i:i + size]) for i in range(0, len(draws), size)]
-        answers = torch.cat([(b.labels >= 0).sum(1) for b in batches]).tolist()
-        sources: dict[str, tuple[int, int]] = {}
-        for draw, tokens in zip(draws, answers, strict=True):
-            count, total = sources.get(draw.source, (0, 0))
-            sources[draw.source] = (count + 1, total + tokens)
-        return Step(batches, sources, draws)
+        largest = -(-len(draws) // self.world.size)  # share of a rank
+        size = -(-largest // self.micro_batches)
+        mine = self.world.share(draws)
+        parts = [mine[i:i + size] for i in range(0, largest, size)]  # as many on each rank
+        batches = [self._collate(part) if part else self._idle(draws[0]) for part in parts]
+        answers = torch.cat([(b.labels != IGNORE).sum(1) for b in batches]).tolist()
+        counts = torch.zeros(len(self.mix.train), 2, dtype=torch.int64)
+        rows = {name: row for row, name in enumerate(self.mix.train)}
+        for draw, tokens in zip(mine, answers, strict=False):  # an idle batch's sample is nobody's
+            counts[rows[draw.source]] += torch.tensor([1, tokens])
+        return Step(batches, counts, draws)
+
+    def _collate(self, draws: list[Draw]) -> Batch:
+        return self.collate([self.mix.train[d.source][d.index] for d in draws],
+                            [d.passes % self.takes for d in draws])
+
+    def _idle(self, draw: Draw) -> Batch:
+        """For a rank whose share of a small step is empty: a batch that nothing is learned from."""
+        batch = self._collate([draw])
+        return replace(batch, labels=torch.full_like(batch.labels, IGNORE))
 
 
 def loader(dataset: StepDataset, start: int, end: int, workers: int) -> Iterator[Step]:

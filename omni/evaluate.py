@@ -10,7 +10,9 @@ from tqdm import tqdm
 from omni.batch import Sample
 from omni.collate import Collator
 from omni.device import autocast
+from omni.log import QUIET
 from omni.model import OmniModel
+from omni.parallel import ALONE, World
 from omni.tasks import WordErrors, correct, unlike, word_errors
 
 SHOWN = 12  # samples of a held-out set drawn for the report, and as many of the worst
@@ -42,8 +44,8 @@ class Evaluator:
     """Scores a model on held-out samples: {(source, group, task): Score}."""
 
     def __init__(self, model: OmniModel, collate: Collator, batch_size: int, max_new_tokens: int,
-                 precision: str):
-        self.model, self.collate, self.precision = model, collate, precision
+                 precision: str, world: World = ALONE):
+        self.model, self.collate, self.precision, self.world = model, collate, precision, world
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self.device = next(model.parameters()).device
 
@@ -63,14 +65,17 @@ class Evaluator:
                     if samples[0].images or samples[0].audios}
         if limit is not None:
             sets = {key: samples[::-(-len(samples) // limit)] for key, samples in sets.items()}
+        sets = {key: self.world.share(samples) for key, samples in sets.items() if len(samples)}
         self.model.eval()
         scores = {}
         with tqdm(total=sum(map(len, sets.values())), desc="media swapped" if swapped else "held out",
-                  unit="sample", mininterval=2, disable=None, leave=False) as bar:
+                  unit="sample", mininterval=2, disable=QUIET or None, leave=False) as bar:
             for key, samples in sets.items():
-                scores[key] = self._score_set(key[2], samples, bar)
+                if samples:  # a rank may have none of a small set
+                    scores[key] = self._score_set(key[2], samples, bar)
         self.model.train()
-        return scores
+        ranks = self.world.gather(scores)
+        return {key: _pool([scores[key] for scores in ranks if key in scores]) for key in sets}
 
     def _score_set(self, task: str, samples: Sequence[Sample], bar) -> Score:
         loss = tokens = hits = right = 0
@@ -162,6 +167,7 @@ def _named(scores: dict[tuple[str, str, str], Score]) -> dict[str, tuple[float, 
 
 
 def _pool(scores: list[Score]) -> Score:
+    """Several scores as one; of the samples to look at, those of the first."""
     return Score(scores[0].task, scores[0].media, sum(s.samples for s in scores), sum(s.loss for s in scores),
                  sum(s.tokens for s in scores), sum(s.hits for s in scores), sum(s.right for s in scores),
-                 sum((s.errors for s in scores), WordErrors()))
+                 sum((s.errors for s in scores), WordErrors()), scores[0].shown)

@@ -15,6 +15,7 @@ from omni import checkpoint, optim
 from omni.config import SFTConfig, UserError
 from omni.log import say
 from omni.model import OmniModel
+from omni.parallel import ALONE, World, gathered, sharded_like
 
 # What a resumed run can't change unasked: the order of its draws and what is trained depend on it.
 BENDS = ("seed", "batch_size", "samples_per_epoch", "data_mix", "data_dir", "freeze_encoders",
@@ -27,8 +28,8 @@ HOLDS = {"step": int, "sums": dict, "model": dict, "optimizer": dict, "config": 
 class RunFolder:
     """`save_dir` and what is written there, by one run at a time."""
 
-    def __init__(self, path: str | Path):
-        self.path, self.lock = Path(path), None
+    def __init__(self, path: str | Path, world: World = ALONE):
+        self.path, self.world, self.lock = Path(path), world, None  # only the first rank writes
         self.saved_at = time.monotonic()
 
     def steps(self) -> list[Path]:
@@ -38,6 +39,8 @@ class RunFolder:
 
     def claim(self, resume: bool, overwrite: bool) -> None:
         """Refuse to write beside a run that is going on, or over an earlier one unless told so."""
+        if not self.world.first:
+            return
         if self.path.is_dir():
             self._lock()
         holds_run = self.steps() or (self.path / "omni_final.pt").exists()
@@ -47,6 +50,8 @@ class RunFolder:
 
     def open(self, resume: bool, overwrite: bool, config: SFTConfig) -> None:
         """Make the folder and take it, when all is ready to start; an earlier run is deleted if told so."""
+        if not self.world.first:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as err:
@@ -101,14 +106,16 @@ class RunFolder:
         Bad steps at the end were not applied: the checkpoint is the one of the step before them.
         """
         step, sums = state["step"] - state["bad"], state["held" if state["bad"] else "sums"]
-        content = {"step": step, "sums": sums, "model": model.state_dict(), "inputs": inputs,
-                   "optimizer": optimizer.state_dict(), "config": dataclasses.asdict(config)}
+        content = {"step": step, "sums": sums, "model": gathered(model.state_dict()), "inputs": inputs,
+                   "optimizer": gathered(optimizer.state_dict()), "config": dataclasses.asdict(config)}
+        self.saved_at = time.monotonic()
+        if not self.world.first:
+            return
         try:
             checkpoint.save(self.path / f"step_{step:06d}.pt", "step", content)
         except UserError as err:
             kept = f"{self.steps()[-1]} is kept: --resume" if self.steps() else "no step was saved before"
             raise UserError(f"{err}; {kept}") from None
-        self.saved_at = time.monotonic()
         for old in self.steps()[:-config.keep_checkpoints]:
             self._delete(old)
 
@@ -118,14 +125,18 @@ class RunFolder:
 
         "" asks for the newest good one.
         """
-        path, content = self._newest_good() if not asked else (Path(asked), self._load(asked))
-        self._compare(path, content, config, inputs, allowed)
-        checkpoint.load_state(model, content["model"], "model", path)
+        path, content = self.world.from_first(lambda: self._read(asked, config, inputs, allowed))
+        checkpoint.load_state(model, sharded_like(model.state_dict(), content["model"]), "model", path)
         optim.restore(optimizer, content["optimizer"], path)
-        for later in self.steps():  # of the run as it went on from here before: now it goes on anew
+        for later in self.steps() if self.world.first else ():  # of the run as it went on from here before
             if int(later.stem[5:]) > content["step"]:
                 self._delete(later)
         return {"step": content["step"], "sums": content["sums"], "bad": 0}
+
+    def _read(self, asked: str, config: SFTConfig, inputs: dict, allowed: list[str]) -> tuple[Path, dict]:
+        path, content = self._newest_good() if not asked else (Path(asked), self._load(asked))
+        self._compare(path, content, config, inputs, allowed)
+        return path, content
 
     def _compare(self, path: Path, content: dict, config: SFTConfig, inputs: dict,
                  allowed: list[str]) -> None:
@@ -182,5 +193,7 @@ class RunFolder:
 
     def save_system(self, name: str, model: OmniModel, config: SFTConfig, figures: dict) -> None:
         """Write the whole system: config, tokenizer, Thinker, encoders, projectors, figures."""
-        checkpoint.save(self.path / name, "omni", {
-            **model.content(), "config": dataclasses.asdict(config), "metrics": figures})
+        content = gathered(model.content())
+        if self.world.first:
+            checkpoint.save(self.path / name, "omni", {
+                **content, "config": dataclasses.asdict(config), "metrics": figures})

@@ -11,6 +11,8 @@ from tqdm import tqdm
 from omni import checkpoint
 from omni.config import UserError
 
+QUIET = os.environ.get("RANK", "0") != "0"  # of the processes that torchrun starts, the first one speaks
+
 
 def open_streams() -> None:
     """Stand in for closed streams, whose numbers would go to the next files opened: a checkpoint, say."""
@@ -25,6 +27,8 @@ def open_streams() -> None:
 
 def say(line: str) -> None:
     """A line on the screen, above the progress bar if there is one. A screen that is gone ends no run."""
+    if QUIET:
+        return
     try:
         try:
             tqdm.write(line, file=sys.stdout)
@@ -44,6 +48,8 @@ class MetricsFile:
 
     def add(self, event: str, **values) -> None:
         """Append one event; it is on the disk when this returns."""
+        if QUIET:
+            return
         try:
             with open(self.path, "a", encoding="utf-8") as f:
                 f.write(json.dumps({"event": event, **values}) + "\n")

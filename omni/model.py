@@ -40,6 +40,7 @@ class OmniModel(nn.Module):
         self.audio_encoder = audio_encoder
         self.vision_encoder = vision_encoder
         self.freeze_encoders = freeze_encoders
+        self.reach_all = False  # of several ranks: each step's loss reaches every trained weight
         width = thinker.arch.width
         if audio_encoder is not None:
             self.audio_projector = Projector(audio_encoder.arch.width, width)
@@ -119,6 +120,9 @@ class OmniModel(nn.Module):
         answers = batch.labels != IGNORE
         logits, labels = self.thinker.logits(hidden[answers]).float(), batch.labels[answers]
         loss = F.cross_entropy(logits, labels, reduction="sum")
+        if self.reach_all:  # the weights of a modality that this rank has none of: their gradient here is 0
+            loss = loss + 0.0 * sum(p.sum() for name, p in self.named_parameters()
+                                    if p.requires_grad and not name.startswith("thinker."))
         return loss, answers.sum(), (logits.detach().argmax(-1) == labels).sum()
 
     def generate(self, batch: Batch, max_new_tokens: int) -> list[list[int]]:

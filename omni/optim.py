@@ -5,7 +5,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from omni import parallel
 from omni.config import UserError
 
 
@@ -38,6 +40,12 @@ def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.M
     return torch.optim.AdamW(parameter_groups, betas=(0.9, 0.98), fused=True)
 
 
+def clip(params: list[nn.Parameter], limit: float) -> torch.Tensor:
+    """Scale the gradients down to a norm of `limit`; returns the norm that they had."""
+    norm = torch.nn.utils.clip_grad_norm_(params, limit)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Every group's learning rate is its peak times `factor`."""
     for group in optimizer.param_groups:
@@ -60,4 +68,6 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict, where: str | Path) ->
         fits = False
     if not fits:
         raise UserError(f"{where}: its optimizer state is not one of the parameters that are trained here")
+    state = {number: parallel.sharded_like(dict.fromkeys(moments, params[number]), moments)
+             for number, moments in state.items()}
     optimizer.load_state_dict({**own, "state": state})

@@ -12,7 +12,7 @@ from omni.config import SFTConfig
 from omni.dataset import Mix, Schedule
 from omni.device import autocast, gpu_memory_gb, peak_memory_gb
 from omni.evaluate import Evaluator, counted, summarise
-from omni.log import say
+from omni.log import QUIET, say
 from omni.model import OmniModel
 
 BEFORE = 64  # held-out samples a set, scored before training
@@ -45,15 +45,6 @@ def skipped_lines(mix: Mix) -> list[str]:
                     "prompt" for name, count in mix.cut.items()]
 
 
-def realised(mix: Mix, counts: dict[str, list[int]], epoch: int) -> dict[str, dict[str, float]]:
-    """What an epoch drew: {source: share wanted, shares of samples and of answer tokens, passes so far}."""
-    samples, tokens = (sum(count[i] for count in counts.values()) for i in (0, 1))
-    total = sum(mix.weights.values())
-    return {name: {"wanted": mix.weights[name] / total, "samples": count / samples,
-                   "tokens": answer / tokens, "passes": count * (epoch + 1) / len(mix.train[name])}
-            for name, (count, answer) in sorted(counts.items())}
-
-
 def dry_run(model: OmniModel, mix: Mix, collate: Collator, config: SFTConfig, device: torch.device) -> None:
     """One batch of each source through forward and backward."""
     for name, samples in mix.train.items():
@@ -76,6 +67,8 @@ def before_training(evaluator: Evaluator, mix: Mix, folder: Path) -> float:
     begun = time.time()
     scores = evaluator.score(mix.val, limit=BEFORE)
     seconds = time.time() - begun
+    if QUIET:
+        return seconds
     row = {**summarise(scores), "counts": counted(scores), "seconds": seconds}
     checkpoint.save_text(folder / "before.json", json.dumps(row) + "\n")
     report.write(folder)

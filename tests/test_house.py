@@ -7,11 +7,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "omni").glob("*.py"))
-GROUND = {"jsonc", "config", "batch", "tokenizer", "device"}
+GROUND = {"jsonc", "config", "batch", "tokenizer", "device", "parallel"}
 DATA = {"media", "audio", "image", "tasks", "talks", "shards", "formats", "manifest", "show", "sampler",
         "collate", "dataset", "decode"}
 MODEL = {"layers", "sampling", "thinker", "audio_encoder", "vision_encoder", "model"}
-LOOP = {"optim", "features", "evaluate", "folder", "guard", "preview", "page", "cards", "compare", "report"}
+LOOP = {"optim", "features", "evaluate", "folder", "guard", "preview", "tally", "page", "cards", "compare",
+        "report"}
 STAGES = {"stage", "stage_thinker", "stage_audio", "stage_vision"}
 ROOF = {"pretrain", "chat", "showcase"}
 SERVICES = {"checkpoint", "log"}  # used by the model and the loop alike
