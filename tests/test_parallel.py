@@ -91,7 +91,7 @@ def test_another_number_of_ranks_goes_on_where_the_run_stopped(alone, toy, tmp_p
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_ranks_without_a_modality_never_hang(toy, tmp_path, request, parallel):
-    """A sample a rank and step, and at the end of an epoch less than that: some have no picture or no sound."""
+    """A sample a rank and step, fewer at the end of an epoch: some have no picture, no sound, or nothing."""
     steps = 500 if request.config.getoption("--full") else 40
     rows = trained(4, toy, tmp_path / "out", parallel=parallel, num_epochs=2, eval_samples=1,
                    samples_per_epoch=2 * steps - 1, save_every_steps=10_000, log_every_steps=1)
