@@ -153,7 +153,7 @@ def train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics
             row = {"step": state["step"], "epoch": epoch + 1, "loss": float(step_loss) / answer_tokens,
                    "lr": config.learning_rate * factor, "grad_norm": float(grad_norm),
                    "samples_per_s": window_samples / seconds, "tokens_per_s": window_tokens / seconds,
-                   "gpu_mem_gb": gpu_memory_gb(device)}
+                   "gpu_mem_gb": gpu_memory_gb(device), "main_mem_gb": peak_memory_gb()}
             metrics.add("step", **row)
             bar.set_postfix(loss=f"{float(sums['loss']) / sums['tokens']:.3f}", lr=f"{row['lr']:.1e}",
                             samples_s=f"{row['samples_per_s']:.0f}", refresh=False)
@@ -188,8 +188,7 @@ def evaluate_epoch(epoch, state, evaluator, mix: Mix, config, metrics, seconds: 
         say(f"    mix {name}: wanted {mix.weights[name] / total:.1%}, got {count / samples:.1%} of samples, "
             f"{answer / tokens:.1%} of answer tokens; {passes:.2f} passes so far")
     metrics.add("epoch", epoch=epoch + 1, step=state["step"], loss=loss, **figures, swapped=swapped,
-                counts=counted(scores), mix=realised, skipped=mix.skipped, seconds=seconds,
-                memory_gb=peak_memory_gb())
+                counts=counted(scores), mix=realised, skipped=mix.skipped, seconds=seconds)
     metrics.add("answers", epoch=epoch + 1, step=state["step"], samples={
         ", ".join(filter(None, key)): score.shown for key, score in scores.items()})
     report.write(metrics.path.parent)
