@@ -176,7 +176,7 @@ def train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics
             row = {"step": state["step"], "epoch": epoch + 1, "loss": float(step_loss) / answer_tokens,
                    "lr": config.learning_rate * factor, "grad_norm": float(grad_norm),
                    "samples_per_s": window_samples / seconds, "tokens_per_s": window_tokens / seconds,
-                   "gpu_mem_gb": gpu_memory_gb(device)}
+                   "gpu_mem_gb": gpu_memory_gb(device), "main_mem_gb": peak_memory_gb()}
             metrics.add("step", **row)
             bar.set_postfix(loss=f"{float(sums['loss']) / sums['tokens']:.3f}", lr=f"{row['lr']:.1e}",
                             samples_s=f"{row['samples_per_s']:.0f}", refresh=False)
@@ -217,7 +217,7 @@ def evaluate_epoch(epoch, state, evaluator, mix: Mix, config, metrics, folder, s
     bad = [row for row in metrics.rows() if row["event"] == "bad_step" and row["epoch"] == epoch + 1]
     metrics.add("epoch", epoch=epoch + 1, step=state["step"], loss=loss, **figures, swapped=swapped,
                 counts=counted(scores), mix=shares, skipped=mix.reasons(), cut=mix.cut, bad_steps=len(bad),
-                seconds=seconds, memory_gb=peak_memory_gb())
+                seconds=seconds)
 
 
 def parse_arguments(arguments: list[str] | None):

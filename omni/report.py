@@ -43,10 +43,10 @@ def summary(run: Run) -> str:
                   ("answer tokens", f"{last['tokens_per_s']:.0f} a second")]
         if last["gpu_mem_gb"]:
             pairs.append(("memory on the GPU", f"{last['gpu_mem_gb']:.1f} GB"))
+        if "main_mem_gb" in last:
+            pairs.append(("main memory", f"{last['main_mem_gb']:.1f} GB"))
     if "seconds" in done:
         pairs.append(("time", f"{done['seconds'] / 60:.1f} minutes"))
-    if "memory_gb" in done:
-        pairs.append(("main memory", f"{done['memory_gb']:.1f} GB"))
     return facts(pairs) + f'<p class="soft">Written {time.strftime("%Y-%m-%d %H:%M")}, after each epoch.</p>'
 
 
