@@ -6,95 +6,111 @@ Read top to bottom: config, parts, data, optimizer, resume, epochs. Nothing happ
 """
 
 import argparse
-import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from omni import checkpoint, optim, report
+from omni import checkpoint, optim, parallel, report
 from omni.collate import Collator, MediaReader
 from omni.config import SFTConfig, UserError, load_config
-from omni.dataset import Mix, Schedule, StepDataset, loader, read_mix
-from omni.device import autocast, choose_device, gpu_memory_gb, peak_memory_gb
-from omni.evaluate import Evaluator, summarise
+from omni.dataset import Mix, Schedule, StepDataset, inputs, loader, read_mix
+from omni.decode import Decoder
+from omni.device import autocast, choose_device, computes_in_bf16, gpu_memory_gb, peak_memory_gb
+from omni.evaluate import Evaluator, counted, summarise
 from omni.features import FeatureStore, unusable_media
 from omni.folder import RunFolder
-from omni.log import MetricsFile, epoch_lines, say
+from omni.guard import StopSignal, leave_out, memory_told
+from omni.log import QUIET, MetricsFile, epoch_lines, open_streams, say
 from omni.model import load_parts
-from omni.preview import describe, dry_run, skipped_lines
+from omni.preview import before_training, describe, dry_run, skipped_lines
 from omni.sampler import WeightedSampler
+from omni.tally import add_step, new_sums, realised
 
 
 def main(arguments: list[str] | None = None) -> None:
     started, evaluating = time.time(), 0.0
+    open_streams()
     args, stop = parse_arguments(arguments), StopSignal()
     config = load_config(args.config, SFTConfig, args.set)
-    folder = RunFolder(config.save_dir or f"checkpoints/{Path(args.config).stem}")
-    if not args.dry_run:
-        folder.claim(args.resume is not None, args.overwrite)
-    torch.manual_seed(config.seed)
     device = choose_device(config.device)
+    world = parallel.start(device)  # of torchrun's processes, or alone
+    folder = RunFolder(config.save_dir or f"checkpoints/{Path(args.config).stem}", world)
+    resume, listed = args.resume is not None, None if args.dry_run else folder.path / "skipped.jsonl"
+    if not args.dry_run:
+        folder.claim(resume, args.overwrite)
+    torch.manual_seed(config.seed)
 
     # Parts
     model = load_parts(config).to(device)  # a line a part
+    model.thinker.activation_checkpointing = config.activation_checkpointing
     frozen_hash = checkpoint.fingerprint(*model.encoders())
 
     # Data
-    mix = read_mix(config)
+    mix = world.once_a_node(lambda: read_mix(config))
+    mix.check(config.max_skipped, listed)
     reader = MediaReader(model.vision_encoder.arch.image_size, config.seed)
+    decoder = Decoder(reader, config.decode_timeout_s)
     keep = config.freeze_encoders and config.feature_cache_gb > 0
-    features = FeatureStore(model, reader, config.feature_cache_gb) if keep else None
+    features = FeatureStore(model, decoder, config.feature_cache_gb, world) if keep else None
     for name in mix.train:
         for samples, takes, what in ((mix.train[name], config.augment_takes, f"{name}, training"),
                                      (mix.val[name], 1, f"{name}, held out")):
-            mix.drop(features.add(samples, takes, what) if keep else unusable_media(samples, reader, what))
-    mix.check(config.max_skipped)
+            mix.drop_unreadable(features.add(samples, takes, what) if keep
+                                else unusable_media(samples, decoder, what, world))
+    decoder.close()
     collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths,
                        config.max_length, features)
+    mix.drop_overlong(collate, decoder.frames)
+    mix.check(config.max_skipped, listed)
     sizes = {name: len(samples) for name, samples in mix.train.items()}
     sampler = WeightedSampler(sizes, mix.weights, config.seed)
     schedule = Schedule(config.samples_per_epoch or sum(sizes.values()), config.batch_size, config.num_epochs)
     dataset = StepDataset(mix, sampler, schedule, collate, config.augment_takes,
-                          config.gradient_accumulation_steps)
-    evaluator = Evaluator(model, collate, config.eval_batch_size, config.max_new_tokens, config.precision)
+                          config.gradient_accumulation_steps, world)
+    evaluator = Evaluator(model, collate, config.eval_batch_size, config.max_new_tokens, config.precision,
+                          world)
 
     # Optimizer
     groups = [(model.thinker, config.learning_rate), (model.audio_projector, config.projector_learning_rate),
               (model.vision_projector, config.projector_learning_rate)]
     if not config.freeze_encoders:
         groups += [(encoder, config.encoder_learning_rate) for encoder in model.encoders()]
-    optimizer = optim.adamw(groups, config.weight_decay, model)
     describe(model, mix, schedule, config, device)
     if args.dry_run:
         dry_run(model, mix, collate, config, device)
         return
+    bf16 = computes_in_bf16(device, config.precision)
+    wrapped = parallel.wrap(model, config.parallel, world, bf16)  # itself, DDP or FSDP2
+    optimizer = optim.adamw(groups, config.weight_decay, model)
 
     # Resume
-    if args.overwrite and args.resume is None:
-        folder.clear()
-    folder.write_config(config)
-    metrics = MetricsFile(folder.path)
-    state = {"step": 0, "sums": new_sums(), "best": float("inf")}
-    if args.resume is not None:
-        state = folder.resume(args.resume, model, optimizer, config)
+    folder.open(resume, args.overwrite, config)
+    metrics, made_from = MetricsFile(folder.path), world.once_a_node(lambda: inputs(config, mix))
+    state = {"step": 0, "sums": new_sums(), "bad": 0}
+    if resume:
+        state = folder.resume(args.resume, model, optimizer, config, made_from, args.allow_change)
         say(f"resumed at step {state['step']:,} of {schedule.steps:,}")
-    kept = metrics.rewind(state["step"])
-    state["best"] = min((row["val_loss"] for row in kept if "val_loss" in row), default=state["best"])
+    kept = world.from_first(lambda: metrics.rewind(state["step"]))
+    evaluated = {row["epoch"] for row in kept if row["event"] == "epoch"}
+    state["best"] = min((row["val_loss"] for row in kept if "val_loss" in row), default=float("inf"))
 
     # Epochs
+    if state["step"] == 0:
+        with parallel.whole(model):
+            evaluating += before_training(evaluator, mix, folder.path)
     for epoch in range(max(0, state["step"] - 1) // schedule.steps_per_epoch, config.num_epochs):
-        train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics, folder, stop)
-        evaluated = any(row["event"] == "epoch" and row["epoch"] == epoch + 1 for row in metrics.rows())
-        if not evaluated:
+        save = partial(folder.save_step, state, model, optimizer, config, made_from)
+        train_epoch(epoch, state, wrapped, optimizer, dataset, config, device, metrics, folder, save, stop)
+        if epoch + 1 not in evaluated:
             begun = time.time()
-            figures = evaluate_epoch(epoch, state, evaluator, mix, config, metrics, begun - started)
+            evaluate_epoch(epoch, state, evaluator, mix, config, metrics, folder, begun - started)
             evaluating += time.time() - begun
-            if figures.get("val_loss", 0.0) < state["best"]:
-                state["best"] = figures.get("val_loss", 0.0)
-                folder.save_system("omni_best.pt", model, config, figures)
+        if world.first:
+            report.write(folder.path)
         state["sums"] = new_sums()
 
     # The whole system
@@ -102,63 +118,73 @@ def main(arguments: list[str] | None = None) -> None:
         same = checkpoint.fingerprint(*model.encoders())
         verdict = "equal" if same == frozen_hash else "CHANGED"
         say(f"frozen encoders: {frozen_hash} before, {same} after: {verdict}")
-    last = [row for row in metrics.rows() if row["event"] == "epoch"][-1]
-    folder.save_system("omni_final.pt", model, config, last)
+    figures = [row for row in metrics.rows() if row["event"] == "epoch"]
+    folder.save_system("omni_final.pt", model, config, figures[-1] if figures else {})
     for line in skipped_lines(mix):
         say(line)
     minutes = (time.time() - started) / 60
     say(f"wrote {folder.path / 'omni_final.pt'} after {minutes:.1f} minutes, {evaluating / 60:.1f} of them "
         f"evaluation; peak memory {peak_memory_gb():.2f} GB")
+    parallel.stop()
 
 
-def train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics, folder, stop) -> None:
+def train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics, folder, save, stop) -> None:
     """The loop: from wherever the run stands to the end of this epoch. `state` is what a resume needs."""
     schedule, end = dataset.schedule, (epoch + 1) * dataset.schedule.steps_per_epoch
+    world = dataset.world
     trained = [p for p in model.parameters() if p.requires_grad]
     model.train()
     stop.training = True
     window_start, window_samples, window_tokens = time.time(), 0, 0
     bar = tqdm(total=schedule.steps_per_epoch, initial=state["step"] - end + schedule.steps_per_epoch,
-               desc=f"epoch {epoch + 1}/{config.num_epochs}", unit="step", mininterval=1, disable=None,
-               leave=False)
+               desc=f"epoch {epoch + 1}/{config.num_epochs}", unit="step", mininterval=1,
+               disable=QUIET or None, leave=False)
     for step in loader(dataset, state["step"], end, config.num_workers):
         factor = optim.lr_factor(state["step"], schedule.steps, config.warmup_steps,
                                  config.min_learning_rate_ratio)
         optim.set_lr(optimizer, factor)
 
         # One global step: the sum of the loss over all its answer tokens, divided by their number.
-        answer_tokens = sum(tokens for _, tokens in step.sources.values())
-        step_loss = 0.0
-        for batch in step.batches:
-            with autocast(device, config.precision):
-                loss, _, _ = model(batch.to(device))
-            (loss / answer_tokens).backward()
-            step_loss += loss.detach()
-        grad_norm = torch.nn.utils.clip_grad_norm_(trained, config.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        counts = world.total(step.counts)
+        answer_tokens, step_loss = int(counts[:, 1].sum()), torch.zeros((), device=device)
+        with memory_told(step.batches, "raise gradient_accumulation_steps or lower max_length", save):
+            for number, batch in enumerate(step.batches, 1):
+                with parallel.reducing(model, number == len(step.batches)):
+                    with autocast(device, config.precision):
+                        loss, _, _ = model(batch.to(device))
+                    (loss * world.size / answer_tokens).backward()  # ranks' gradients are averaged
+                step_loss += loss.detach()
+            grad_norm = optim.clip(trained, config.grad_clip)
+            world.total(step_loss)
+            applied = bool(torch.isfinite(step_loss + grad_norm))  # waits for a GPU, as the next step would
+            if applied:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
         # Bookkeeping
         state["step"] += 1
+        if applied:
+            state["bad"] = 0
+            add_step(state["sums"], step_loss, dict(zip(dataset.mix.train, counts.tolist(), strict=True)))
+        else:
+            leave_out(state, [dataset.mix.name(draw) for draw in step.draws], epoch, metrics, save, config)
         sums = state["sums"]
-        sums["loss"], sums["tokens"] = sums["loss"] + step_loss.double(), sums["tokens"] + answer_tokens
-        for name, counts in step.sources.items():
-            sums["mix"][name] = [a + b for a, b in zip(sums["mix"].get(name, [0, 0]), counts, strict=True)]
-        window_samples, window_tokens = window_samples + step.samples, window_tokens + answer_tokens
+        window_samples, window_tokens = window_samples + len(step.draws), window_tokens + answer_tokens
         bar.update()
-        if state["step"] % config.log_every_steps == 0:  # the only place where the loop waits for a GPU
+        if applied and state["step"] % config.log_every_steps == 0:
             seconds = time.time() - window_start
             row = {"step": state["step"], "epoch": epoch + 1, "loss": float(step_loss) / answer_tokens,
                    "lr": config.learning_rate * factor, "grad_norm": float(grad_norm),
                    "samples_per_s": window_samples / seconds, "tokens_per_s": window_tokens / seconds,
-                   "gpu_mem_gb": gpu_memory_gb(device)}
+                   "gpu_mem_gb": gpu_memory_gb(device), "main_mem_gb": peak_memory_gb()}
             metrics.add("step", **row)
             bar.set_postfix(loss=f"{float(sums['loss']) / sums['tokens']:.3f}", lr=f"{row['lr']:.1e}",
                             samples_s=f"{row['samples_per_s']:.0f}", refresh=False)
             window_start, window_samples, window_tokens = time.time(), 0, 0
-        if state["step"] % config.save_every_steps == 0 or state["step"] == end or stop.asked:
-            folder.save_step(state, model, optimizer, config)
-        if stop.asked:
+        due, stopping = world.any(folder.due(state["step"], config), stop.asked)
+        if due or stopping or state["step"] == end:
+            save()
+        if stopping:
             bar.close()
             say(f"stopped at step {state['step']:,}; go on with: --resume")
             sys.exit(130)
@@ -166,54 +192,32 @@ def train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics
     bar.close()
 
 
-def evaluate_epoch(epoch, state, evaluator, mix: Mix, config, metrics, seconds: float) -> dict:
-    """Held-out figures of the epoch: printed, and added to the metrics."""
+def evaluate_epoch(epoch, state, evaluator, mix: Mix, config, metrics, folder, seconds: float) -> None:
+    """Held-out figures of the epoch: printed, saved with the model if the best so far, put to the metrics."""
     sums = state["sums"]
     loss = float(sums["loss"]) / max(1, sums["tokens"])
-    scores = evaluator.score(mix.val)
+    with memory_told((), "lower eval_batch_size or max_new_tokens"):
+        with parallel.whole(evaluator.model):
+            scores = evaluator.score(mix.val)
+            swapped = summarise(evaluator.score(mix.val, swapped=True))
     figures = summarise(scores)
-    swapped = summarise(evaluator.score(mix.val, swapped=True))
     swapped.pop("val_loss", None)
     for line in epoch_lines(epoch + 1, config.num_epochs, loss, figures, swapped):
         say(line)
-    samples, tokens = (sum(counts[i] for counts in sums["mix"].values()) for i in (0, 1))
-    total = sum(mix.weights.values())
-    realised = {}
-    for name, (count, answer) in sorted(sums["mix"].items()):
-        passes = (state["step"] and count * (epoch + 1)) / len(mix.train[name])
-        realised[name] = {"wanted": mix.weights[name] / total, "samples": count / samples,
-                          "tokens": answer / tokens, "passes": passes}
-        say(f"    mix {name}: wanted {mix.weights[name] / total:.1%}, got {count / samples:.1%} of samples, "
-            f"{answer / tokens:.1%} of answer tokens; {passes:.2f} passes so far")
-    metrics.add("epoch", epoch=epoch + 1, step=state["step"], loss=loss, **figures, swapped=swapped,
-                mix=realised, skipped=mix.skipped, seconds=seconds)
+    shares = realised(mix, sums["mix"], epoch)
+    for name, share in shares.items():
+        say(f"    mix {name}: wanted {share['wanted']:.1%}, got {share['samples']:.1%} of samples, "
+            f"{share['tokens']:.1%} of answer tokens; {share['passes']:.2f} passes so far")
+    # The row of the epoch comes last: a run that is killed before it evaluates again, to the same figures.
+    if figures.get("val_loss", 0.0) < state["best"]:
+        state["best"] = figures.get("val_loss", 0.0)
+        folder.save_system("omni_best.pt", evaluator.model, config, figures)
     metrics.add("answers", epoch=epoch + 1, step=state["step"], samples={
         ", ".join(filter(None, key)): score.shown for key, score in scores.items()})
-    report.write(metrics.path.parent)
-    return figures
-
-
-def new_sums() -> dict:
-    """What an epoch adds up: the loss over its answer tokens, and samples and answer tokens a source."""
-    return {"loss": torch.zeros((), dtype=torch.float64), "tokens": 0, "mix": {}}
-
-
-class StopSignal:
-    """SIGINT and SIGTERM let the step finish and be saved. Outside the loop, or asked twice, it ends at once.
-
-    All that it writes is written whole or not at all, so leaving at once harms nothing.
-    """
-
-    def __init__(self):
-        self.asked = self.training = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.ask)
-
-    def ask(self, number, frame) -> None:
-        if self.asked or not self.training:
-            say("stopped; go on with: --resume")
-            sys.exit(130)
-        self.asked = True
+    bad = [row for row in metrics.rows() if row["event"] == "bad_step" and row["epoch"] == epoch + 1]
+    metrics.add("epoch", epoch=epoch + 1, step=state["step"], loss=loss, **figures, swapped=swapped,
+                counts=counted(scores), mix=shares, skipped=mix.reasons(), cut=mix.cut, bad_steps=len(bad),
+                seconds=seconds)
 
 
 def parse_arguments(arguments: list[str] | None):
@@ -221,12 +225,17 @@ def parse_arguments(arguments: list[str] | None):
     parser.add_argument("--config", required=True, help="a JSON config, see configs/")
     parser.add_argument("--resume", nargs="?", const="", metavar="CKPT",
                         help="go on from a step checkpoint; alone: from the newest of the output folder")
+    parser.add_argument("--allow-change", action="append", default=[], metavar="KEY",
+                        help="with --resume: take a changed key on although it bends the run")
     parser.add_argument("--overwrite", action="store_true",
                         help="start over in a folder that already holds a run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
                         help="override a key of the config")
     parser.add_argument("--dry-run", action="store_true", help="load and check everything, train nothing")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.allow_change and args.resume is None:
+        raise UserError("--allow-change goes with --resume; a new run takes every key as it is")
+    return args
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """One decoded, checked clip, and its log-mel. Sound is mono float32 at 16 kHz in [-1, 1] everywhere else."""
 
 import math
-import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +10,9 @@ import torch
 import torchaudio
 import torchaudio.functional as AF
 from torch.nn import functional as F
+
+from omni import media
+from omni.media import MediaError
 
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: 25 ms
@@ -22,16 +24,11 @@ MAX_FILTER = 40_000_000  # grows with the resampler's filter: odd rates such as 
 LOG_FLOOR = 1e-6  # of the mel power, added before the logarithm: about the noise floor of 16-bit sound
 
 
-class MediaError(Exception):
-    """A medium that can't be used. The message is the reason, without the path."""
-
-
 def load(path: str | Path) -> torch.Tensor:
     """The clip at `path`, mixed down and resampled: (samples,) float32. Raises MediaError with the reason."""
-    if not Path(path).is_file():
-        raise MediaError("no such file" if not Path(path).exists() else "not a regular file")
+    source = media.source(path)
     try:
-        with soundfile.SoundFile(path) as f:
+        with soundfile.SoundFile(source) as f:
             rate, promised = f.samplerate, f.frames
             if "ADPCM" in f.subtype:
                 raise MediaError("ADPCM sound is not read (unsafe in libsndfile 1.2.2)")
@@ -44,11 +41,10 @@ def load(path: str | Path) -> torch.Tensor:
         raise MediaError(f"not readable as sound ({err.error_string})") from None  # its text holds no path
     except (RuntimeError, OSError) as err:
         raise MediaError(f"not readable as sound ({type(err).__name__})") from None
-    with open(path, "rb") as f:  # libsndfile trims the length that a WAV's header promises to what is there
-        head = f.read(12)
+    head, there = media.head(source, 12)  # libsndfile trims what a WAV promises to what is there
     size = int.from_bytes(head[4:8], "little")
     known = head[:4] == b"RIFF" and head[8:] == b"WAVE" and size < 0x7FFFFFFF  # larger: written to a pipe
-    if known and size + 8 > os.path.getsize(path) + 1:
+    if known and size + 8 > there + 1:
         raise MediaError("cut short: the file is smaller than its header says")
     if len(sound) < promised:  # libsndfile returns what it has of a cut file, without an error
         raise MediaError(f"cut short: {len(sound)} of {promised} samples")

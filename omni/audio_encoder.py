@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from omni.audio import FRAMES_PER_SECOND, MELS
 from omni.config import AudioArch
 from omni.layers import Block, RMSNorm, init_weights, rope_table
+from omni.tokenizer import audio_tokens
 
 
 class ConvModule(nn.Module):
@@ -64,9 +65,7 @@ class AudioEncoder(nn.Module):
 
     def lengths(self, mel_lengths):
         """Number of features of clips of so many mel frames (a tensor or an int)."""
-        for _ in self.stem:
-            mel_lengths = (mel_lengths + 1) // 2
-        return mel_lengths
+        return audio_tokens(self.arch, mel_lengths)
 
     def forward(self, mels: torch.Tensor, mel_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (N, S, width), those beyond a clip's length without meaning, and their numbers (N,)."""

@@ -23,6 +23,7 @@ class Sample:
     task: str = "text"  # text, qa or asr: how a held-out answer is graded
     group: str = ""  # held-out samples of a named group are scored apart
     transcript: str = ""  # what the clip says, where the answer is not that
+    untrained: tuple[int, ...] = ()  # numbers of the assistant's messages that are read, not trained on
     objects: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = ()  # what is where: (words, box)
 
     @property

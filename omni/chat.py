@@ -7,65 +7,182 @@ question, /reset forgets the talk so far, /quit (or Ctrl-D) leaves.
 """
 
 import argparse
+import json
 import sys
+import time
+from collections.abc import Iterator
 
-from omni import checkpoint
+import torch
+
+from omni import checkpoint, model, talks
 from omni.audio import MediaError
 from omni.batch import AUDIO, IMAGE, Sample
 from omni.collate import Collator, MediaReader
 from omni.config import SFTConfig, UserError, build
-from omni.device import choose_device
+from omni.device import autocast, choose_device
 from omni.evaluate import Evaluator
-from omni.model import OmniModel
+from omni.sampling import Sampling
+from omni.tokenizer import split_placeholders
+
+COMMANDS = "/image PATH, /audio PATH, /reset, /quit"
+
+
+class OmniModel(model.OmniModel):
+    """The whole system of a finished run, ready to answer."""
+
+    @classmethod
+    def load(cls, path: str, device: str = "auto") -> "OmniModel":
+        """The system in `path` (omni_final.pt or omni_best.pt of a run). UserError if it holds none."""
+        content = checkpoint.load(path, "omni", "a run of sft_omni.py writes it: omni_final.pt, omni_best.pt")
+        system = cls.from_content(content, path)
+        system.config = build(SFTConfig, content.get("config"), f"{path} (config)")
+        return system.to(choose_device(device))
+
+    def chat(self, messages: list[dict], **options) -> str:
+        """The answer to a talk that ends with the user's turn; `options` are those of `stream`.
+
+        A content is a text, or a list of parts: {"type": "text", "text": ...}, {"type": "image", "image":
+        PATH}, {"type": "audio", "audio": PATH}. UserError if something of it can't be used.
+        """
+        return "".join(self.stream(messages, **options))
+
+    def stream(self, messages: list[dict], max_new_tokens: int | None = None, temperature: float = 0.0,
+               top_p: float = 1.0, seed: int = 0) -> Iterator[str]:
+        """The answer piece by piece as it is made. Greedy unless a temperature is given."""
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, and {max_new_tokens} was given")
+        try:
+            sample, choose = as_sample(messages), Sampling(temperature, top_p, seed)
+        except ValueError as err:
+            raise UserError(str(err)) from None
+        device, ids, told = next(self.parameters()).device, [], 0
+        with torch.inference_mode(), autocast(device, self.config.precision):
+            batch = self.collator(NamingReader)([sample], prompt_only=True).to(device)
+        tokens = self.stream_ids(batch, max_new_tokens or self.config.max_new_tokens, choose)
+        while True:
+            with autocast(device, self.config.precision):  # not held while the caller has the word
+                token = next(tokens, None)
+            if token is None or int(token) == self.tokenizer.end:
+                break
+            ids.append(int(token))
+            text = self.tokenizer.decode(ids)
+            if not text.endswith("\ufffd"):  # the rest of a letter is still to come
+                yield text[told:]
+                told = len(text)
+        yield self.tokenizer.decode(ids)[told:]
+
+    def collator(self, reader=MediaReader) -> Collator:
+        return Collator(self.tokenizer, reader(self.vision_encoder.arch.image_size), self.image_tokens,
+                        self.audio_encoder.lengths, self.config.max_length)
+
+
+class NamingReader(MediaReader):
+    """Says which file can't be used, not only why."""
+
+    def pixels(self, path: str, take: int = 0) -> torch.Tensor:
+        try:
+            return super().pixels(path, take)
+        except MediaError as err:
+            raise UserError(f"{path}: {err}") from None
+
+    def mel(self, path: str, take: int = 0) -> torch.Tensor:
+        try:
+            return super().mel(path, take)
+        except MediaError as err:
+            raise UserError(f"{path}: {err}") from None
+
+
+def as_sample(messages: list[dict]) -> Sample:
+    """A talk as the data's `Sample` with an empty answer. ValueError says what is wrong with it."""
+    entry = talks.convert({"messages": messages})[1]
+    turns = tuple((turn["role"], turn["content"]) for turn in entry["messages"])
+    media = {mark: tuple(entry[key]) if key in entry else () for mark, key in
+             ((IMAGE, "images"), (AUDIO, "audios"))}
+    for mark, paths in media.items():
+        places = sum(content.count(mark) for _, content in turns)
+        if places != len(paths):
+            raise ValueError(f"{places} {mark} placeholders for {len(paths)} files")
+    if not turns or turns[-1][0] != "user":
+        raise ValueError("the last message must be the user's")
+    return Sample((*turns, ("assistant", "")), media[IMAGE], media[AUDIO])
+
+
+def question_parts(question: str, images: list[str], audios: list[str]) -> list[dict]:
+    """A question's content: its media stand before it, or where its <image> and <audio> say."""
+    left = {IMAGE: list(images), AUDIO: list(audios)}
+    counts = {mark: question.count(mark) for mark in left}
+    parts = []
+    for mark, paths in left.items():
+        if counts[mark] > len(paths):
+            raise UserError(f"the question has more {mark} placeholders than files were given")
+        parts += [medium(mark, paths.pop(0)) for _ in range(len(paths) - counts[mark])]
+    for i, piece in enumerate(split_placeholders(question)):
+        parts.append(medium(piece, left[piece].pop(0)) if i % 2 else {"type": "text", "text": piece})
+    return parts
+
+
+def medium(mark: str, path: str) -> dict:
+    kind = mark[1:-1]
+    return {"type": kind, kind: path}
 
 
 class Chat:
-    """A talk with a model: questions with media go in, answers come out, the history is kept."""
+    """A talk with a system: questions with media go in, answers come out, the history is kept."""
 
-    def __init__(self, model: OmniModel, config: SFTConfig):
-        self.evaluator = system_evaluator(model, config)
-        self.reset()
+    def __init__(self, system: OmniModel, as_json: bool = False, **options):
+        self.system, self.as_json, self.options = system, as_json, options
+        self.messages: list[dict] = []
 
-    def reset(self) -> None:
-        self.messages, self.images, self.audios = (), (), ()
+    def ask(self, question: str, images: list[str], audios: list[str]) -> None:
+        """Print the answer as it comes, or one JSON object. Nothing is remembered of what fails."""
+        asked = [*self.messages, {"role": "user", "content": question_parts(question, images, audios)}]
+        begun, first, pieces = time.time(), None, []
+        for piece in self.system.stream(asked, **self.options):
+            first = time.time() - begun if first is None else first
+            pieces.append(piece)
+            if not self.as_json:
+                print(piece, end="", flush=True)
+        answer = "".join(pieces)
+        print(json.dumps({"question": question, "images": images, "audios": audios, "answer": answer,
+                          "first_token_seconds": round(first, 3), "seconds": round(time.time() - begun, 3)})
+              if self.as_json else "", flush=True)
+        self.messages = [*asked, {"role": "assistant", "content": answer}]
 
-    def ask(self, question: str, images: list[str] = (), audios: list[str] = ()) -> str:
-        """The answer to a question. Media stand before the question unless it has placeholders of its own."""
-        content = IMAGE * max(0, len(images) - question.count(IMAGE)) \
-            + AUDIO * max(0, len(audios) - question.count(AUDIO)) + question
-        if content.count(IMAGE) != len(images) or content.count(AUDIO) != len(audios):
-            raise UserError("the question has more <image> or <audio> placeholders than files were given")
-        messages = self.messages + (("user", content), ("assistant", ""))
-        images, audios = self.images + tuple(images), self.audios + tuple(audios)
-        answer = self.evaluator.answers([Sample(messages, images, audios)])[0]
-        self.messages, self.images, self.audios = messages[:-1] + (("assistant", answer),), images, audios
-        return answer
 
-
-def converse(chat: Chat) -> None:
-    """The interactive session."""
-    print("Ask something. /image PATH, /audio PATH, /reset, /quit")
-    images, audios = [], []
+def converse(chat: Chat, images: list[str], audios: list[str]) -> None:
+    """The interactive session. `images` and `audios` belong to the first question."""
+    if not chat.as_json:
+        print(f"Ask something. {COMMANDS}")
+    reader = NamingReader(chat.system.vision_encoder.arch.image_size)
+    images, audios = list(images), list(audios)
     while True:
         try:
-            line = input("> ").strip()
+            line = input("" if chat.as_json else "> ").strip()
         except (EOFError, KeyboardInterrupt):
-            print()
+            print("", file=sys.stderr)
             return
         command, _, path = line.partition(" ")
-        if command == "/quit":
-            return
-        if command == "/reset":
-            chat.reset()
-            images, audios = [], []
-        elif command in ("/image", "/audio"):
-            (images if command == "/image" else audios).append(path.strip())
-        elif line or audios:
-            try:
-                print(chat.ask(line, images, audios), flush=True)
-            except (MediaError, UserError) as err:
-                print(f"that can't be used: {err}")
-            images, audios = [], []
+        path = path.strip().strip("\"'")
+        try:
+            if command == "/quit":
+                return
+            if command == "/reset":
+                chat.messages, images, audios = [], [], []
+            elif command == "/image":
+                reader.pixels(path)  # so that a wrong path is told at once
+                images.append(path)
+            elif command == "/audio":
+                reader.mel(path)
+                audios.append(path)
+            elif command.startswith("/"):
+                print(f"{command} is none of: {COMMANDS}", file=sys.stderr)
+            elif line or audios:
+                asked, images, audios = (line, images, audios), [], []
+                chat.ask(*asked)
+        except UserError as err:
+            print(f"that can't be used: {err}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("\nstopped; that question is forgotten", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -75,34 +192,30 @@ def main(arguments: list[str] | None = None) -> None:
                         help="a picture (may be repeated)")
     parser.add_argument("--audio", action="append", default=[], metavar="PATH",
                         help="a clip (may be repeated)")
+    parser.add_argument("--json", action="store_true", help="each answer as one line of JSON, for scripts")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): the likeliest token")
+    parser.add_argument("--top-p", type=float, default=1.0, help="share of the likeliest tokens drawn from")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--max-new-tokens", type=int, help="default: as the run was evaluated")
     parser.add_argument("question", nargs="?",
                         help="without it, and without --audio, an interactive session starts")
     args = parser.parse_args(arguments)
-    model, config = load_system(args.ckpt)
-    chat = Chat(model, config)
-    if args.question is None and not args.audio:
-        converse(chat)
-        return
     try:
-        print(chat.ask(args.question or "", args.image, args.audio))
-    except MediaError as err:
-        raise UserError(f"{', '.join(args.image + args.audio)}: {err}") from None
+        Sampling(args.temperature, args.top_p, args.seed)
+    except ValueError as err:
+        raise UserError(str(err)) from None
+    chat = Chat(OmniModel.load(args.ckpt), args.json, temperature=args.temperature, top_p=args.top_p,
+                seed=args.seed, max_new_tokens=args.max_new_tokens)
+    if args.question is None and not args.audio:
+        converse(chat, args.image, args.audio)
+    else:
+        chat.ask(args.question or "", args.image, args.audio)
 
 
-def load_system(path: str) -> tuple[OmniModel, SFTConfig]:
-    """Model and config of a finished run."""
-    content = checkpoint.load(path, "omni", "sft_omni.py writes it: omni_final.pt or omni_best.pt of a run")
-    config = build(SFTConfig, content["config"], f"{path} (config)")
-    model = OmniModel.from_content(content, path)
-    return model.to(choose_device("auto")), config
-
-
-def system_evaluator(model: OmniModel, config: SFTConfig) -> Evaluator:
-    """What answers for a finished system: the code that scored it while it was trained."""
-    reader = MediaReader(model.vision_encoder.arch.image_size)
-    collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths,
-                       config.max_length)
-    return Evaluator(model, collate, config.eval_batch_size, config.max_new_tokens, config.precision)
+def system_evaluator(system: OmniModel) -> Evaluator:
+    """What answers many samples at once: the code that scored the system while it was trained."""
+    return Evaluator(system, system.collator(), system.config.eval_batch_size, system.config.max_new_tokens,
+                     system.config.precision)
 
 
 if __name__ == "__main__":
@@ -111,3 +224,5 @@ if __name__ == "__main__":
     except UserError as err:
         print(f"error: {err}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,5 +1,6 @@
 """Save and load, atomic and safe: a file is whole or not there, says what it holds, and never runs code."""
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -10,42 +11,61 @@ from torch import nn
 
 from omni.config import UserError, build
 
-FORMAT = "micro-omni-1"
+FORMAT = "micro-omni-2"  # ends in a checksum of all that stands before
+UNSUMMED = "micro-omni-1"  # the same without a checksum, as the parts that come along were written
+MARK = b"sha256: "
+TAIL = len(MARK) + hashlib.sha256().digest_size  # bytes behind the zip archive, which zip readers pass over
+
+
+class _Summed:
+    """A file that is written to, and the checksum of what it was given."""
+
+    def __init__(self, file):
+        self.file, self.sum = file, hashlib.sha256()
+
+    def write(self, data) -> int:
+        self.sum.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def save(path: str | Path, kind: str, content: dict) -> None:
-    """Write `content` to `path` as a checkpoint of `kind`: flush, rename, flush the folder."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as f:
-            torch.save({"format": FORMAT, "kind": kind, **content}, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, RuntimeError) as err:
-        if temporary.is_file():
-            temporary.unlink()
-        raise UserError(f"{path}: can't be written ({str(err).splitlines()[0]}); what was there before is "
-                        "intact, make room or choose another save_dir") from None
+    """Write `content` to `path` as a checkpoint of `kind`: wholly, proven, or not at all."""
+    def fill(file: _Summed) -> None:
+        torch.save({"format": FORMAT, "kind": kind, **content}, file)
+        file.write(MARK + file.sum.digest())
+    _write(Path(path), fill)
 
 
 def save_text(path: str | Path, text: str) -> None:
     """Write a text file in the same all-or-nothing way."""
-    path = Path(path)
+    _write(Path(path), lambda file: file.write(text.encode()))
+
+
+def _write(path: Path, fill) -> None:
+    """A temporary file, flushed to the disk and read back; then renamed, and the folder flushed."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as f:
-            f.write(text)
+        with open(temporary, "wb") as f:
+            summed = _Summed(f)
+            fill(summed)
             f.flush()
             os.fsync(f.fileno())
+            if hasattr(os, "posix_fadvise"):  # so that the disk is read back, not the memory in front of it
+                os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with open(temporary, "rb") as f:
+            if hashlib.file_digest(f, "sha256").digest() != summed.sum.digest():
+                raise OSError("what the disk holds is not what was written")
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as err:
-        raise UserError(f"{path}: can't be written ({err.strerror}); choose another save_dir") from None
+    except (OSError, RuntimeError) as err:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: can't be written ({_reason(err)}); what was there before is intact; make "
+                        "room or choose another folder") from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -56,24 +76,67 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _reason(err: Exception) -> str:
+    return (str(err).splitlines() or [type(err).__name__])[0][:100]
+
+
+def _sum_holds(path: str | Path) -> bool | None:
+    """Whether the checksum at the end of a file is that of what stands before; None where there is none."""
+    found = hashlib.sha256()
+    with open(path, "rb") as f:
+        left = os.fstat(f.fileno()).st_size - TAIL
+        while left > 0:
+            chunk = f.read(min(left, 1 << 20))
+            found.update(chunk)
+            left -= len(chunk) or left
+        tail = f.read()
+    return tail == MARK + found.digest() if tail.startswith(MARK) else None
+
+
 def load(path: str | Path, kind: str, remedy: str) -> dict:
-    """Read a checkpoint and check that it is of `kind`. UserError with `remedy` if it is not."""
+    """Read a checkpoint and check that it is whole and of `kind`. UserError with `remedy` if it is not."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint; {remedy}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        holds = _sum_holds(path)
+        content = torch.load(path, map_location="cpu", weights_only=True) if holds is not False else None
     except Exception as err:  # torch raises a dozen types on broken files, and each means the same to a user
-        reason = (str(err).splitlines() or [type(err).__name__])[0][:100]
-        raise UserError(f"{path}: not readable as a checkpoint ({reason}); {remedy}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path}: not readable as a checkpoint ({_reason(err)}); {remedy}") from None
+    written = content.get("format") if isinstance(content, dict) else None
+    if holds is False or (written == FORMAT and holds is None):
+        raise UserError(f"{path}: damaged: it is not what its checksum says was written; {remedy}")
+    if written not in (FORMAT, UNSUMMED):
         raise UserError(f"{path}: not a checkpoint of this project ({FORMAT}); {remedy}")
     if content.get("kind") != kind:
         raise UserError(f'{path}: holds a "{content.get("kind")}", and a "{kind}" is wanted; {remedy}')
     return content
 
 
+def file_print(path: str | Path) -> str:
+    """Size and hash of a file, to notice that it changed; of a folder, those of the list of its files."""
+    if os.path.isdir(path):
+        files = sorted(p for p in Path(path).rglob("*") if p.is_file())
+        listing = "".join(f"{p.relative_to(path)} {p.stat().st_size}\n" for p in files)
+        return f"{len(files)} files, sha256 {hashlib.sha256(listing.encode()).hexdigest()[:16]}"
+    with open(path, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    return f"{os.path.getsize(path)} bytes, sha256 {digest[:16]}"
+
+
 def load_state(module: nn.Module, state: dict, name: str, where: str | Path) -> str:
     """Load a state dict strictly. Returns the line that says so; on any mismatch it is a UserError."""
+    line = _compare(module, state, name, where)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as err:  # of the right shape, and of a kind that can't be copied
+        raise UserError(f"{where}: {name}: {_reason(err)}") from None
+    return line
+
+
+def _compare(module: nn.Module, state: dict, name: str, where: str | Path) -> str:
+    """The line that counts what fits; a UserError that counts and names what does not."""
+    if not isinstance(state, dict):
+        raise UserError(f"{where}: lacks the weights of {name}")
     own = module.state_dict()
     missing = [k for k in own if k not in state]
     unexpected = [k for k in state if k not in own]
@@ -90,16 +153,17 @@ def load_state(module: nn.Module, state: dict, name: str, where: str | Path) -> 
             shapes = f", {given} in the file and {tuple(own[first].shape)} here"
         raise UserError(f"{where}: {line} (first: {first}{shapes}); it does not match the architecture it "
                         "names")
-    module.load_state_dict(state)
     return line
 
 
 def build_part(module_type, arch_type, content: dict, name: str, where: str | Path) -> tuple[nn.Module, str]:
     """A part of the architecture that its checkpoint names, with its weights, and the line that says so."""
-    if "arch" not in content or not isinstance(content.get("state"), dict):
+    if not isinstance(content, dict) or "arch" not in content or not isinstance(content.get("state"), dict):
         raise UserError(f"{where}: lacks the architecture or the weights of {name}")
     arch = build(arch_type, content["arch"], f"{where} (arch)")
     try:
+        with torch.device("meta"):  # an architecture that its weights don't fit gets no memory
+            _compare(module_type(arch), content["state"], name, where)
         module = module_type(arch)
     except (RuntimeError, ValueError, ZeroDivisionError, AssertionError) as err:
         reason = str(err).splitlines()[0][:100]

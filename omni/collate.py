@@ -74,23 +74,42 @@ class Collator:
         for sample in samples:
             messages = sample.messages[:-1] if prompt_only else sample.messages
             ids, labels = self.tokenizer.chat(messages, [self.image_tokens] * len(sample.images),
-                                              [next(audio_lengths) for _ in sample.audios])
+                                              [next(audio_lengths) for _ in sample.audios], sample.untrained)
             rows.append(self.fit(ids, labels))
         ids, labels = ([torch.tensor(row[i]) for row in rows] for i in (0, 1))
         return Batch(pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad),
                      pad_sequence(labels, batch_first=True, padding_value=IGNORE),
                      torch.tensor([len(row) for row in ids]), **media)
 
+    def cut(self, sample: Sample, frames: dict[str, int]) -> tuple[bool, str | None]:
+        """Whether a sample is longer than `max_length`, and if so why it can't be cut (None: it can).
+
+        `frames` are the mel frames of the clips.
+        """
+        clips = [self.audio_tokens(frames[path]) for path in sample.audios]
+        media = self.image_tokens * len(sample.images) + sum(clips)
+        # A token is a byte at least, so most samples need no tokenising here.
+        if media + sum(len(content.encode()) + 3 for _, content in sample.messages) <= self.max_length:
+            return False, None
+        ids, _ = self.tokenizer.chat(sample.messages, [self.image_tokens] * len(sample.images), clips)
+        excess = len(ids) - self.max_length
+        if excess <= 0 or excess <= len(self._free(ids)) or sample.messages[0][0] == "assistant":
+            return excess > 0, None
+        return True, f'its {"media" if media + 4 > self.max_length else "answer"} alone exceed max_length'
+
     def fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
         """Cut to `max_length` at the front of the text, never at the end (the answer); media stay whole."""
         excess = len(ids) - self.max_length
         if excess <= 0:
             return ids, labels
-        media = {self.tokenizer.image, self.tokenizer.audio}
-        last = max(i for i, token in enumerate(ids) if token == self.tokenizer.ids[ASSISTANT])
-        free = [i for i in range(1, len(ids)) if ids[i] not in media and not last - 1 <= i]
-        drop = set((free or list(range(1, len(ids))))[:excess])
+        drop = set((self._free(ids) or list(range(1, len(ids))))[:excess])
         # A label is the next token: where that one is dropped, there is none.
         labels = [IGNORE if i + 1 in drop else label for i, label in enumerate(labels)]
         kept = [i for i in range(len(ids)) if i not in drop]
         return [ids[i] for i in kept], [labels[i] for i in kept]
+
+    def _free(self, ids: list[int]) -> list[int]:
+        """The places of tokens that may be cut: neither media nor the last answer, nor the first."""
+        media = {self.tokenizer.image, self.tokenizer.audio}
+        last = max(i for i, token in enumerate(ids) if token == self.tokenizer.ids[ASSISTANT])
+        return [i for i in range(1, last - 1) if ids[i] not in media]

@@ -1,7 +1,7 @@
 """The JSON configs as frozen dataclasses: every key's type, default and check live here and nowhere else.
 
-A config file is JSON in which `//` and `/* */` comments and trailing commas are welcome. Anything wrong with
-it is one line that names the key, what was given and what is allowed, before anything heavy is loaded.
+Anything wrong with a config is one line that names the key, what was given and what is allowed, before
+anything heavy is loaded.
 """
 
 import dataclasses
@@ -14,12 +14,7 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
-class UserError(Exception):
-    """Something the user gave can't be used.
-
-    The message is one line: what, where, what to do. Ends in exit code 2.
-    """
+from omni.jsonc import UserError, parse_json
 
 
 def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choices=None, factory=None):
@@ -38,53 +33,58 @@ class SFTConfig:
     thinker_ckpt: str = "checkpoints/thinker_tiny/thinker_best.pt"
     audio_ckpt: str = "checkpoints/audio_enc_tiny/audio_enc.pt"
     vision_ckpt: str = "checkpoints/vision_tiny/vision.pt"
-    # Data: name -> weight, or name -> {"weight": w, "train": PATH, "val": PATH}
+    # Data: name -> weight, or name -> {"weight": w, "train": PATH, "val": PATH or share, "question": TEXT}
     data_mix: dict = _key(factory=lambda: {"text_only": 0.4, "image_text": 0.3, "audio_text": 0.3})
     data_dir: str = "data/tiny"
-    samples_per_epoch: int | None = _key(None, low=1)  # None: the number of training samples in the mix
-    max_length: int = _key(512, low=16)  # tokens a sample; a longer prompt loses its front, never its answer
-    augment_takes: int = _key(2, low=1)  # versions of each training medium: the first plain, others varied
+    samples_per_epoch: int | None = _key(None, low=1, high=10 ** 12)  # None: as many as the mix has
+    max_length: int = _key(512, low=16, high=2 ** 20)  # tokens a sample; a longer prompt loses its front
+    augment_takes: int = _key(2, low=1, high=100)  # versions of each medium: the first plain
     allow_outside_paths: bool = False  # media outside the manifest's folder
     max_skipped: float = _key(0.05, low=0.0, high=1.0)  # share of unusable samples a source may have
+    decode_timeout_s: float = _key(20.0, above=0.0, high=3600.0)  # a medium that takes longer is skipped
     # Optimisation
     freeze_encoders: bool = True
-    batch_size: int = _key(8, low=1)  # samples a step, over all micro-batches
-    gradient_accumulation_steps: int = _key(1, low=1)  # micro-batches a step
-    num_epochs: int = _key(5, low=1)
+    batch_size: int = _key(8, low=1, high=2 ** 16)  # samples a step, over all micro-batches
+    gradient_accumulation_steps: int = _key(1, low=1, high=2 ** 16)  # micro-batches a step
+    num_epochs: int = _key(5, low=1, high=10 ** 6)
     learning_rate: float = _key(1e-4, above=0.0, high=1.0)
     projector_learning_rate: float = _key(1e-3, above=0.0, high=1.0)
     encoder_learning_rate: float = _key(1e-5, above=0.0, high=1.0)  # with freeze_encoders: false
-    warmup_steps: int = _key(100, low=0)
+    warmup_steps: int = _key(100, low=0, high=10 ** 9)
     min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # the cosine's end, as a share of the peak
-    weight_decay: float = _key(0.01, low=0.0)
+    weight_decay: float = _key(0.01, low=0.0, high=100.0)
     grad_clip: float = _key(1.0, above=0.0)
+    max_bad_steps: int = _key(10, low=1, high=10 ** 6)  # steps in a row without finite loss and gradients
     # Evaluation
-    eval_batch_size: int = _key(64, low=1)
+    eval_batch_size: int = _key(64, low=1, high=2 ** 16)
     eval_samples: int | None = _key(None, low=1)  # held-out samples a source; None: all
-    max_new_tokens: int = _key(48, low=1)
+    max_new_tokens: int = _key(48, low=1, high=2 ** 16)
     # The run
     save_dir: str | None = None  # None: checkpoints/<config name>
     save_every_steps: int = _key(500, low=1)
+    save_every_minutes: float = _key(10.0, above=0.0)  # besides: whichever comes first
     keep_checkpoints: int = _key(2, low=1)
     log_every_steps: int = _key(20, low=1)
-    feature_cache_gb: float = _key(1.0, low=0.0)  # memory for frozen features; 0 encodes every batch anew
-    num_workers: int = _key(0, low=0)
+    feature_cache_gb: float = _key(1.0, low=0.0, high=1e6)  # memory for frozen features; 0: none are kept
+    num_workers: int = _key(0, low=0, high=256)
+    parallel: str = _key("auto", choices=("auto", "ddp", "fsdp"))  # under torchrun; auto is ddp
+    activation_checkpointing: bool = False  # less memory, more time: blocks are computed again going back
     device: str = _key("auto", choices=("auto", "cpu", "cuda"))
     precision: str = _key("auto", choices=("auto", "fp32", "bf16"))
-    seed: int = _key(0, low=0)
+    seed: int = _key(0, low=0, high=2 ** 63)
 
 
 @dataclass(frozen=True)
 class ThinkerArch:
     """Shape of the Thinker. Maps by name on Llama (qk_norm false) and Qwen3 (qk_norm true)."""
 
-    vocab_size: int = _key(0, low=0)  # 0 in a pretraining config: as the tokenizer has it
-    width: int = _key(256, low=8)
-    layers: int = _key(4, low=1)
-    heads: int = _key(8, low=1)
-    kv_heads: int = _key(4, low=1)
-    head_dim: int = _key(32, low=2)
-    mlp_width: int = _key(704, low=1)
+    vocab_size: int = _key(0, low=0, high=2 ** 24)  # 0 in a pretraining config: as the tokenizer has it
+    width: int = _key(256, low=8, high=2 ** 18)
+    layers: int = _key(4, low=1, high=1024)
+    heads: int = _key(8, low=1, high=1024)
+    kv_heads: int = _key(4, low=1, high=1024)
+    head_dim: int = _key(32, low=2, high=2 ** 18)
+    mlp_width: int = _key(704, low=1, high=2 ** 18)
     qk_norm: bool = True
     tied_head: bool = True
     rope_theta: float = _key(10000.0, above=0.0)
@@ -95,12 +95,12 @@ class ThinkerArch:
 class AudioArch:
     """Shape of the audio encoder: convolutions to 12.5 or 25 frames/s, then transformer layers."""
 
-    width: int = _key(192, low=8)
-    layers: int = _key(4, low=1)
-    heads: int = _key(6, low=1)
-    mlp_width: int = _key(512, low=1)
-    stem_channels: int = _key(32, low=1)
-    conv_kernel: int = _key(9, low=1)  # depthwise convolution inside each layer, in frames
+    width: int = _key(192, low=8, high=2 ** 18)
+    layers: int = _key(4, low=1, high=1024)
+    heads: int = _key(6, low=1, high=1024)
+    mlp_width: int = _key(512, low=1, high=2 ** 18)
+    stem_channels: int = _key(32, low=1, high=2 ** 18)
+    conv_kernel: int = _key(9, low=1, high=1025)  # depthwise convolution inside each layer, in frames
     frames_per_second: float = _key(12.5, choices=(12.5, 25.0))
 
 
@@ -108,12 +108,12 @@ class AudioArch:
 class VisionArch:
     """Shape of the vision encoder (ViT with a convolutional patch stem)."""
 
-    image_size: int = _key(128, low=32)
+    image_size: int = _key(128, low=32, high=8192)
     patch_size: int = _key(16, choices=(8, 16, 32))
-    width: int = _key(192, low=8)
-    layers: int = _key(4, low=1)
-    heads: int = _key(6, low=1)
-    mlp_width: int = _key(512, low=1)
+    width: int = _key(192, low=8, high=2 ** 18)
+    layers: int = _key(4, low=1, high=1024)
+    heads: int = _key(6, low=1, high=1024)
+    mlp_width: int = _key(512, low=1, high=2 ** 18)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class PretrainConfig:
     allow_outside_paths: bool = False
     device: str = _key("auto", choices=("auto", "cpu", "cuda"))
     precision: str = _key("auto", choices=("auto", "fp32", "bf16"))
-    seed: int = _key(0, low=0)
+    seed: int = _key(0, low=0, high=2 ** 63)
     # Stages A and C
     vocab_size: int = _key(1200, low=300)  # of the byte-level BPE trained on `train`
     # Stage A
@@ -144,36 +144,6 @@ class PretrainConfig:
     # Stages A and B: pieces of words that the audio encoder names and the Thinker learns to read
     speech_pieces: int = _key(192, low=30)
     decoder: dict = _key(factory=dict)  # Stage C: the throw-away decoder that captions
-
-
-def parse_json(text: str, where: str):
-    """JSON with `//`, `/* */` and trailing commas; duplicate keys and NaN hide mistakes: errors."""
-    token = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.S)
-    # Comments become blanks of their own length, so that the line and column of an error stay true.
-    text = text.removeprefix("\ufeff")
-    blank = token.sub(lambda m: m[0] if m[0][0] == '"' else re.sub(r"[^\n]", " ", m[0]), text)
-    comma = re.compile(r'"(?:\\.|[^"\\\n])*"|,(?=\s*[}\]])', re.S)
-    plain = comma.sub(lambda m: m[0] if m[0][0] == '"' else " ", blank)
-
-    def unique(pairs):
-        names = [name for name, _ in pairs]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise UserError(f'{where}: the key "{twice}" stands twice; keep one of them')
-        return dict(pairs)
-
-    def not_a_number(name):
-        raise UserError(f"{where}: {name} is not a number that can be used; give a finite one")
-
-    try:
-        return json.loads(plain, object_pairs_hook=unique, parse_constant=not_a_number)
-    except json.JSONDecodeError as err:
-        place = f"{where}, line {err.lineno}, column {err.colno}"
-        raise UserError(f"{place}: not valid JSON ({err.msg})") from None
-    except RecursionError:
-        raise UserError(f"{where}: nested too deeply") from None
-    except ValueError as err:  # a whole number of thousands of digits
-        raise UserError(f"{where}: {err}") from None
 
 
 def _type_name(kind) -> str:
@@ -203,23 +173,27 @@ def _check_value(f: dataclasses.Field, kind, value):
     return value
 
 
+def _shown(value) -> str:  # a checkpoint's header may hold what JSON has no word for
+    return json.dumps(value, default=lambda other: type(other).__name__, skipkeys=True)
+
+
 def build(cls, values, where: str):
     """An instance of the dataclass `cls` from the dict `values`; all problems in one UserError line."""
     if not isinstance(values, dict):
-        raise UserError(f"{where}: must be an object {{...}}, and it is {json.dumps(values)[:60]}")
+        raise UserError(f"{where}: must be an object {{...}}, and it is {_shown(values)[:60]}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     kinds = typing.get_type_hints(cls)
     checked, problems = {}, []
     for name, value in values.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.5)
             hint = f'did you mean "{near[0]}"?' if near else f"known keys: {', '.join(fields)}"
-            problems.append(f"unknown key {json.dumps(name)}; {hint}")
+            problems.append(f"unknown key {_shown(name)}; {hint}")
             continue
         try:
             checked[name] = _check_value(fields[name], kinds[name], value)
         except ValueError as err:
-            problems.append(f'"{name}" {err}, and {json.dumps(value)[:80]} was given')
+            problems.append(f'"{name}" {err}, and {_shown(value)[:80]} was given')
     if problems:
         raise UserError(f"{where}: " + "; ".join(problems))
     return cls(**checked)
@@ -232,7 +206,7 @@ def apply_override(values: dict, setting: str) -> None:
         raise UserError(f"--set {setting}: write it as key=value, for example --set batch_size=16")
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     *parents, last = key.split(".")
     for name in parents:
@@ -245,19 +219,27 @@ def apply_override(values: dict, setting: str) -> None:
 def load_config(path: str, cls, overrides: list[str] = ()):
     """Read the config file at `path` as the dataclass `cls`, with `--set` overrides applied on top."""
     try:
+        if Path(path).stat().st_size > 1_000_000 or not Path(path).is_file():  # a pipe would be waited for
+            raise OSError("not a regular file of at most 1 MB")
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file; the ones that come along are in configs/") from None
-    except (OSError, UnicodeDecodeError) as err:
+    except (OSError, ValueError) as err:
         raise UserError(f"{path}: can't be read as text ({err})") from None
     values = parse_json(text, path)
     if isinstance(values, dict):
         for setting in overrides:
             apply_override(values, setting)
+    odd = re.search("[\0\ud800-\udfff]", json.dumps(values, ensure_ascii=False).replace("\\u0000", "\0"))
+    if odd:
+        raise UserError(f"{path}: holds the character {ascii(odd[0])}, which no path or name can hold")
     config = build(cls, values, path)
     if cls is SFTConfig:
         check_mix(config, path)
     return config
+
+
+SOURCE_KEYS = ("weight", "train", "val", "image_folder", "question")
 
 
 def check_mix(config: SFTConfig, where: str) -> None:
@@ -271,21 +253,45 @@ def check_mix(config: SFTConfig, where: str) -> None:
             continue
         total += weight
         if isinstance(entry, dict):
-            for key, value in entry.items():
-                if key not in ("weight", "train", "val"):
-                    problems.append(f'unknown key "data_mix.{name}.{key}"; known keys: weight, train, val')
-                elif key != "weight" and not isinstance(value, str):
-                    problems.append(f'"data_mix.{name}.{key}" must be the path of a manifest')
+            problems += _source_problems(f"data_mix.{name}", entry)
     if not problems and total <= 0:
         problems.append('"data_mix" needs at least one source with a weight above 0')
     if problems:
         raise UserError(f"{where}: " + "; ".join(problems))
 
 
-def mix_entry(config: SFTConfig, name: str) -> tuple[float, str, str]:
-    """Weight, train manifest and val manifest of the source `name`."""
+def _source_problems(where: str, entry: dict) -> list[str]:
+    """What is wrong with a source of data_mix, besides its weight."""
+    problems = []
+    for key, value in entry.items():
+        if key not in SOURCE_KEYS:
+            problems.append(f'unknown key "{where}.{key}"; known keys: {", ".join(SOURCE_KEYS)}')
+        elif key == "val" and isinstance(value, int | float) and not isinstance(value, bool):
+            if not 0 < value < 1:
+                problems.append(f'"{where}.val" as a number is the share that is held out: above 0, below 1, '
+                                f"and {value:g} was given")
+        elif key != "weight" and not isinstance(value, str):
+            what = {"question": "a text", "val": "a path, or the share that is held out"}
+            problems.append(f'"{where}.{key}" must be {what[key] if key in what else "a path"}')
+    if "image_folder" in entry and "train" in entry:
+        problems.append(f'"{where}" has both train and image_folder; keep one of them')
+    if "image_folder" in entry and "question" not in entry:
+        problems.append(f'"{where}.image_folder" needs "question", such as "What is in the picture?"')
+    if "image_folder" in entry and "val" not in entry:
+        problems.append(f'"{where}.image_folder" needs "val": a folder, or the share that is held out')
+    return problems
+
+
+def mix_entry(config: SFTConfig, name: str) -> tuple[float, str, str | float]:
+    """Weight, train path, and val path (or the share of train to hold out) of the source `name`."""
     entry = config.data_mix[name]
     entry = entry if isinstance(entry, dict) else {"weight": entry}
     folder = Path(config.data_dir) / name
-    return float(entry["weight"]), entry.get("train", str(folder / "train.jsonl")), entry.get(
-        "val", str(folder / "val.jsonl"))
+    train = entry.get("train", entry.get("image_folder", str(folder / "train.jsonl")))
+    return float(entry["weight"]), train, entry.get("val", str(folder / "val.jsonl"))
+
+
+def mix_question(config: SFTConfig, name: str) -> str:
+    """What the source `name` asks of samples that ask nothing themselves; "" for what their format asks."""
+    entry = config.data_mix[name]
+    return entry.get("question", "") if isinstance(entry, dict) else ""

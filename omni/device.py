@@ -20,13 +20,18 @@ def choose_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """bf16 autocast for "bf16", and for "auto" where the device computes in bf16; otherwise plain fp32."""
+    """bf16 autocast where a run computes in bf16; otherwise plain fp32."""
+    on = computes_in_bf16(device, precision)
+    return torch.autocast(device.type, torch.bfloat16) if on else contextlib.nullcontext()
+
+
+def computes_in_bf16(device: torch.device, precision: str) -> bool:
+    """For "bf16", and for "auto" where the device computes in bf16."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported()
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    on = precision == "bf16" or (precision == "auto" and native)
-    return torch.autocast(device.type, torch.bfloat16) if on else contextlib.nullcontext()
+    return precision == "bf16" or (precision == "auto" and native)
 
 
 def gpu_memory_gb(device: torch.device) -> float:

@@ -10,10 +10,12 @@ from tqdm import tqdm
 from omni.batch import Sample
 from omni.collate import Collator
 from omni.device import autocast
+from omni.log import QUIET
 from omni.model import OmniModel
-from omni.tasks import WordErrors, correct, word_errors
+from omni.parallel import ALONE, World
+from omni.tasks import WordErrors, correct, unlike, word_errors
 
-SHOWN = 12  # samples of a held-out set drawn for the report, and as many wrong ones
+SHOWN = 12  # samples of a held-out set drawn for the report, and as many of the worst
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,18 @@ class Evaluator:
     """Scores a model on held-out samples: {(source, group, task): Score}."""
 
     def __init__(self, model: OmniModel, collate: Collator, batch_size: int, max_new_tokens: int,
-                 precision: str):
-        self.model, self.collate, self.precision = model, collate, precision
+                 precision: str, world: World = ALONE):
+        self.model, self.collate, self.precision, self.world = model, collate, precision, world
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self.device = next(model.parameters()).device
 
     @torch.inference_mode()
-    def score(self, sources: dict[str, Sequence[Sample]],
-              swapped: bool = False) -> dict[tuple[str, str, str], Score]:
-        """With `swapped`, each sample keeps its question and gets the media of another sample of its set."""
+    def score(self, sources: dict[str, Sequence[Sample]], swapped: bool = False,
+              limit: int | None = None) -> dict[tuple[str, str, str], Score]:
+        """With `swapped`, each sample keeps its question and gets the media of another sample of its set.
+
+        With `limit`, no more than so many samples of a set are scored, taken evenly from all of it.
+        """
         sets: dict[tuple[str, str, str], list[Sample]] = {}
         for source, samples in sources.items():
             for sample in samples:
@@ -58,19 +63,24 @@ class Evaluator:
         if swapped:
             sets = {key: swap_media(samples) for key, samples in sets.items()
                     if samples[0].images or samples[0].audios}
+        if limit is not None:
+            sets = {key: samples[::-(-len(samples) // limit)] for key, samples in sets.items()}
+        sets = {key: self.world.share(samples) for key, samples in sets.items() if len(samples)}
         self.model.eval()
         scores = {}
         with tqdm(total=sum(map(len, sets.values())), desc="media swapped" if swapped else "held out",
-                  unit="sample", mininterval=2, disable=None, leave=False) as bar:
+                  unit="sample", mininterval=2, disable=QUIET or None, leave=False) as bar:
             for key, samples in sets.items():
-                scores[key] = self._score_set(key[2], samples, bar)
+                if samples:  # a rank may have none of a small set
+                    scores[key] = self._score_set(key[2], samples, bar)
         self.model.train()
-        return scores
+        ranks = self.world.gather(scores)
+        return {key: _pool([scores[key] for scores in ranks if key in scores]) for key in sets}
 
     def _score_set(self, task: str, samples: Sequence[Sample], bar) -> Score:
         loss = tokens = hits = right = 0
         errors = WordErrors()
-        wrong, drawn = [], []
+        wrong, drawn = [], []  # to look at; of the wrong ones (how wrong, sample), the worst SHOWN
         chosen = set(np.random.default_rng(0).permutation(len(samples))[:SHOWN].tolist())
         # Like lengths together: less padding, and a batch's generation ends with its longest answer.
         samples = sorted(samples, key=lambda s: len(s.answer))
@@ -82,17 +92,19 @@ class Evaluator:
             for number, (sample, answer) in enumerate(zip(group, self.answers(group), strict=True), start):
                 good = correct(answer, sample.answer)
                 right += good
+                missed = word_errors(answer, sample.answer) if task == "asr" else WordErrors()
+                errors += missed
                 if number in chosen:
-                    drawn.append(_show(sample, answer, good))
-                elif not good and len(wrong) < SHOWN:
-                    wrong.append(_show(sample, answer, good))
-                if task == "asr":
-                    errors += word_errors(answer, sample.answer)
+                    drawn.append(_show(sample, answer, good, "random"))
+                elif not good:
+                    badness = missed.rate if task == "asr" else unlike(answer, sample.answer)
+                    wrong.append((badness, _show(sample, answer, good, "worst")))
+                    wrong = sorted(wrong, key=lambda pair: -pair[0])[:SHOWN]
             bar.update(len(group))
         held = (("image", samples[0].images), ("audio", samples[0].audios))
         media = tuple(name for name, paths in held if paths)
         return Score(task, media, len(samples), loss, int(tokens), int(hits), right, errors,
-                     (*wrong, *drawn))
+                     (*(shown for _, shown in wrong), *drawn))
 
     def answers(self, samples: Sequence[Sample]) -> list[str]:
         """Greedy answers to the samples' last question."""
@@ -102,9 +114,10 @@ class Evaluator:
         return [self.model.tokenizer.decode(row) for row in ids]
 
 
-def _show(sample: Sample, answer: str, right: bool) -> dict:
-    """A sample and its answer for the report."""
-    return {"question": sample.messages[-2][1] if len(sample.messages) > 1 else "", "answer": answer,
+def _show(sample: Sample, answer: str, right: bool, why: str) -> dict:
+    """A sample and its answer for the report; `why` it is shown: "worst" or "random"."""
+    *before, _ = sample.messages
+    return {"why": why, "question": before[-1][1] if before else "", "before": before[:-1], "answer": answer,
             "reference": sample.answer, "right": right, "images": sample.images, "audios": sample.audios}
 
 
@@ -123,25 +136,38 @@ def swap_media(samples: Sequence[Sample]) -> list[Sample]:
 
 def summarise(scores: dict[tuple[str, str, str], Score]) -> dict[str, float]:
     """The epoch's figures: val_loss over all ungrouped samples, one a task, and each set by its own name."""
+    return {name: value for name, (value, _) in _named(scores).items()}
+
+
+def counted(scores: dict[tuple[str, str, str], Score]) -> dict[str, int]:
+    """The number of samples behind each figure."""
+    return {name: samples for name, (_, samples) in _named(scores).items()}
+
+
+def _named(scores: dict[tuple[str, str, str], Score]) -> dict[str, tuple[float, int]]:
+    """Name -> (figure, samples)."""
     main = {key: score for key, score in scores.items() if not key[1]}
-    figures = {}
+    named = {}
     if main:
-        tokens = sum(s.tokens for s in main.values())
-        figures["val_loss"] = sum(s.loss for s in main.values()) / max(1, tokens)
+        tokens, samples = (sum(getattr(s, key) for s in main.values()) for key in ("tokens", "samples"))
+        named["val_loss"] = sum(s.loss for s in main.values()) / max(1, tokens), samples
     for name, task, media in (("text_acc", "text", ()), ("image_qa", "qa", ("image",)),
                               ("audio_wer", "asr", ("audio",))):
         scored = [s for s in main.values() if (s.task, s.media) == (task, media)]
         if scored:
-            figures[name] = _pool(scored).figure
+            pooled = _pool(scored)
+            named[name] = pooled.figure, pooled.samples
     for (source, group, task), score in scores.items():
         suffix = {"text": "acc", "qa": "qa", "asr": "wer"}[task]
-        figures["/".join(filter(None, (source, group, suffix)))] = score.figure
+        named["/".join(filter(None, (source, group, suffix)))] = score.figure, score.samples
         if task == "text":
-            figures["/".join(filter(None, (source, group, "exact")))] = score.right / max(score.samples, 1)
-    return figures
+            named["/".join(filter(None, (source, group, "exact")))] = \
+                score.right / max(score.samples, 1), score.samples
+    return named
 
 
 def _pool(scores: list[Score]) -> Score:
+    """Several scores as one; of the samples to look at, those of the first."""
     return Score(scores[0].task, scores[0].media, sum(s.samples for s in scores), sum(s.loss for s in scores),
                  sum(s.tokens for s in scores), sum(s.hits for s in scores), sum(s.right for s in scores),
-                 sum((s.errors for s in scores), WordErrors()))
+                 sum((s.errors for s in scores), WordErrors()), scores[0].shown)

@@ -7,23 +7,34 @@ from tqdm import tqdm
 
 from omni.audio import MediaError
 from omni.batch import Sample
-from omni.collate import MediaReader, pad_mels
+from omni.collate import pad_mels
 from omni.config import UserError
+from omni.decode import Decoder
+from omni.log import QUIET
 from omni.model import OmniModel
+from omni.parallel import ALONE, World
 
 GROUP = 32  # media encoded together
 
 
-def unusable_media(samples: Iterable[Sample], reader: MediaReader, what: str) -> dict[str, str]:
+def unusable_media(samples: Iterable[Sample], decoder: Decoder, what: str,
+                   world: World = ALONE) -> dict[str, str]:
     """Read every medium of `samples` once; returns {path: reason} of those that can't be used."""
-    media = [(reader.pixels, p) for p in dict.fromkeys(p for s in samples for p in s.images)]
-    media += [(reader.mel, p) for p in dict.fromkeys(p for s in samples for p in s.audios)]
-    bad = {}
-    for read, path in tqdm(media, desc=f"checking {what}", mininterval=2, disable=None, leave=False):
-        try:
-            read(path)
-        except MediaError as err:
-            bad[path] = str(err)
+    requests = [("pixels", p, 0) for p in dict.fromkeys(p for s in samples for p in s.images)]
+    requests += [("mel", p, 0) for p in dict.fromkeys(p for s in samples for p in s.audios)]
+    requests = world.share(requests)
+    bar = tqdm(decoder.read(requests), desc=f"checking {what}", total=len(requests), mininterval=2,
+               disable=QUIET or None, leave=False)
+    bad = {path: str(medium) for (_, path, _), medium in zip(requests, bar, strict=True)
+           if isinstance(medium, MediaError)}
+    return share_out(bad, decoder, world)
+
+
+def share_out(bad: dict[str, str], decoder: Decoder, world: World = ALONE) -> dict[str, str]:
+    """What each rank found about its share of the media, made known to all."""
+    for failed, frames in world.gather((bad, decoder.frames)):
+        bad |= failed
+        decoder.frames |= {path: max(n, decoder.frames.get(path, 0)) for path, n in frames.items()}
     return bad
 
 
@@ -31,11 +42,12 @@ class FeatureStore:
     """Features of pictures and clips by (path, take), in half precision in main memory.
 
     They are computed in groups of a fixed make-up, so they come out the same to the bit whenever a run is
-    resumed.
+    resumed. Of several ranks each computes its share and gives it to the others.
     """
 
-    def __init__(self, model: OmniModel, reader: MediaReader, limit_gb: float):
-        self.model, self.reader, self.limit = model, reader, limit_gb * 2 ** 30
+    def __init__(self, model: OmniModel, decoder: Decoder, limit_gb: float, world: World = ALONE):
+        self.model, self.decoder, self.limit = model, decoder, limit_gb * 2 ** 30
+        self.world = world
         self._images: dict[tuple[str, int], torch.Tensor] = {}
         self._audios: dict[tuple[str, int], torch.Tensor] = {}
         self.bytes = 0
@@ -51,40 +63,37 @@ class FeatureStore:
     @torch.inference_mode()
     def add(self, samples: Iterable[Sample], takes: int, what: str) -> dict[str, str]:
         """Read and encode the media of `samples` in `takes` versions; returns {path: reason} of the bad."""
-        images = dict.fromkeys(p for s in samples for p in s.images)
-        audios = dict.fromkeys(p for s in samples for p in s.audios)
-        todo = [(self._images, p, t) for p in images for t in range(takes) if (p, t) not in self._images]
-        todo += [(self._audios, p, t) for p in audios for t in range(takes) if (p, t) not in self._audios]
         bad: dict[str, str] = {}
-        with tqdm(total=len(todo), desc=f"features of {what}", unit="media", mininterval=2, disable=None,
-                  leave=False) as bar:
-            for store in (self._images, self._audios):
-                keys = [(p, t) for s, p, t in todo if s is store]
-                for start in range(0, len(keys), GROUP):
-                    group = keys[start:start + GROUP]
-                    self._encode(store, group, bad)
-                    bar.update(len(group))
-                    if self.bytes > self.limit:
-                        raise UserError(
-                            f"the frozen features need more than feature_cache_gb "
-                            f"({self.limit / 2 ** 30:g}): raise it, lower augment_takes, "
-                            "or set feature_cache_gb to 0 to encode every batch anew")
-        return bad
+        for store, method, paths in (
+                (self._images, "pixels", dict.fromkeys(p for s in samples for p in s.images)),
+                (self._audios, "mel", dict.fromkeys(p for s in samples for p in s.audios))):
+            todo = [(method, p, t) for p in paths for t in range(takes) if (p, t) not in store]
+            groups = self.world.share([todo[i:i + GROUP] for i in range(0, len(todo), GROUP)])
+            todo = [request for group in groups for request in group]
+            bar = tqdm(self.decoder.read(todo), desc=f"features of {what}", total=len(todo), unit="media",
+                       mininterval=2, disable=QUIET or None, leave=False)
+            group: dict[tuple[str, int], torch.Tensor] = {}
+            for number, ((_, path, take), medium) in enumerate(zip(todo, bar, strict=True), 1):
+                if isinstance(medium, MediaError):
+                    bad[path] = str(medium)
+                else:
+                    group[path, take] = medium
+                if number % GROUP == 0 or number == len(todo):
+                    self._encode(store, group)
+                    group = {}
+            if self.world.size > 1:
+                mine = {(path, take): store[path, take] for _, path, take in todo if (path, take) in store}
+                for theirs in self.world.gather(mine):
+                    store |= theirs
+            self.bytes = sum(f.nbytes for kept in (self._images, self._audios) for f in kept.values())
+            self._check()
+        return share_out(bad, self.decoder, self.world)
 
-    def _encode(self, store, keys: list[tuple[str, int]], bad: dict[str, str]) -> None:
-        is_image = store is self._images
-        read = self.reader.pixels if is_image else self.reader.mel
+    def _encode(self, store, media: dict[tuple[str, int], torch.Tensor]) -> None:
         device = next(self.model.parameters()).device
-        media = {}
-        for path, take in keys:
-            try:
-                if path not in bad:
-                    media[path, take] = read(path, take)
-            except MediaError as err:
-                bad[path] = str(err)
         if not media:
             return
-        if is_image:
+        if store is self._images:
             features = self.model.encode_images(torch.stack(list(media.values())).to(device))
         else:
             mels, lengths = pad_mels(list(media.values()))
@@ -93,3 +102,10 @@ class FeatureStore:
         for key, feature in zip(media, features, strict=True):
             store[key] = feature.to("cpu", torch.float16, copy=True)
             self.bytes += store[key].nbytes
+        self._check()
+
+    def _check(self) -> None:
+        if self.bytes > self.limit:
+            raise UserError("the frozen features need more than feature_cache_gb "
+                            f"({self.limit / 2 ** 30:g}): raise it, lower augment_takes, or set "
+                            "feature_cache_gb to 0 to encode every batch anew")

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from omni.audio import MediaError
+from omni import media
+from omni.media import MediaError
 
 MAX_PIXELS = 40_000_000  # a larger picture is refused from its header, before it is decoded
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # the decoders that may run on users' files
@@ -21,12 +22,11 @@ def load(path: str | Path, size: int) -> torch.Tensor:
     animation. A picture that is not square is fitted into the square and padded with white: nothing is cut
     off or distorted.
     """
-    if not Path(path).is_file():
-        raise MediaError("no such file" if not Path(path).exists() else "not a regular file")
+    source = media.source(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as picture:
+            with Image.open(source, formats=FORMATS) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     limit = MAX_PIXELS // 1_000_000

@@ -1,27 +1,59 @@
-"""One line of a manifest -> one checked `Sample`. What can't be used is counted by its reason."""
+"""A source -> checked `Sample`s, whatever its format. What can't be used is counted by its reason.
 
+    python -m omni.manifest PATH
+
+shows how a source is read: what it was recognised as, its first samples, their lengths, what is skipped.
+"""
+
+import argparse
+import hashlib
 import json
 import os
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omni import tasks
+from omni import formats, show, talks, tasks
 from omni.batch import AUDIO, IMAGE, Sample
-from omni.config import UserError
+from omni.config import SFTConfig, UserError, load_config
+from omni.media import Piece
 from omni.tokenizer import split_placeholders
 
-MAX_LINE = 1_000_000  # characters
+MAX_TEXT = 1_000_000  # characters of a sample's messages
 
 
 @dataclass
 class Source:
-    """The samples of one manifest, with what was skipped and why."""
+    """The samples of one source, with what was skipped and why."""
 
     name: str
     path: str
     samples: list[Sample]
-    skipped: list[tuple[int, str]] = field(default_factory=list)  # (line number, reason)
+    skipped: list[tuple[int, str]] = field(default_factory=list)  # (number, reason)
+    unit: str = "line"  # what the numbers count
+    kind: str = ""  # what it was recognised as
+    folder: Path = Path()  # media paths are relative to it
+
+    def split(self, share: float) -> tuple[list[Sample], list[Sample]]:
+        """(training, held out): about `share` of the samples is held out, and never fewer than one.
+
+        A sample's side hangs on its own content alone, so it stays where it is when the source grows, is
+        shuffled or moves elsewhere, and equal samples are on the same side.
+        """
+        places = [self._place_of(sample) for sample in self.samples]
+        limit = max(share, min(places, default=0.0))
+        sides = [], []
+        for sample, place in zip(self.samples, places, strict=True):
+            sides[place <= limit].append(sample)
+        return sides
+
+    def _place_of(self, sample: Sample) -> float:
+        """A number from 0 to 1, evenly spread, made of the texts and the names of the media."""
+        names = [path.rsplit("/", 1)[-1] if isinstance(path, Piece) else os.path.relpath(path, self.folder)
+                 for path in sample.images + sample.audios]
+        content = json.dumps([sample.messages, names]).encode()
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) / 2 ** 64
 
     def reasons(self) -> Counter:
         return Counter(reason for _, reason in self.skipped)
@@ -32,62 +64,78 @@ class Source:
         if not self.samples or len(self.skipped) > max_skipped * total:
             common = self.reasons().most_common(3)
             reasons = "; ".join(f"{n}x {reason}" for reason, n in common) or "it is empty"
-            line = f" (first on line {self.skipped[0][0]})" if self.skipped else ""
-            raise UserError(f"{self.path}: {len(self.skipped)} of {total} samples can't be used: "
-                            f"{reasons}{line}. Mend them or raise max_skipped (now {max_skipped:g})")
+            line = f" (first: {self.unit} {self.skipped[0][0]})" if self.skipped else ""
+            raise UserError(f"{self.path} ({self.kind}): {len(self.skipped)} of {total} samples can't be used"
+                            f": {reasons}{line}. Mend them or raise max_skipped (now {max_skipped:g})")
         return self
 
 
-def read(path: str, name: str = "", allow_outside_paths: bool = False) -> Source:
-    """Read the JSONL manifest at `path`. Media paths become absolute; files are looked for, not opened."""
-    source = Source(name or Path(path).stem, path, [])
-    folder = Path(path).resolve().parent
+def told(sources: list[Source]) -> str:
+    """What a source's files were recognised as, with the three counts of all of them."""
+    kinds = " and ".join(dict.fromkeys(source.kind for source in sources))
+    samples = [sample for source in sources for sample in source.samples]
+    media = {path for sample in samples for path in sample.images + sample.audios}
+    skipped = sum(len(source.skipped) for source in sources)
+    return f"{kinds}; {len(samples):,} samples, {len(media):,} media, {skipped:,} skipped"
+
+
+def read(path: str, name: str = "", allow_outside_paths: bool = False, question: str = "") -> Source:
+    """Read the source at `path`, whatever its format. Media paths become absolute; files are looked for, not
+    opened. `question` is asked of the samples that ask nothing themselves.
+    """
+    form = formats.recognise(path, question)
+    source, kinds = Source(name or Path(path).stem, path, [], unit=form.unit, folder=form.folder), Counter()
     try:
-        file = open(path, encoding="utf-8-sig")
+        for number, entry in form.entries:
+            try:
+                if isinstance(entry, ValueError):
+                    raise entry
+                kind, entry = talks.convert(entry, question, form.inline)
+                source.samples.append(_sample(entry, form.folder, allow_outside_paths))
+                kinds[kind] += 1
+            except ValueError as err:
+                source.skipped.append((number, str(err)))
     except OSError as err:
-        raise UserError(f"{path}: can't open this manifest ({err.strerror}); "
-                        "data_mix or data_dir names it") from None
-    with file:
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        source.samples.append(_sample(line, folder, allow_outside_paths))
-                    except ValueError as err:
-                        source.skipped.append((number, str(err)))
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+        raise UserError(f"{path}: can't be read ({err.strerror})") from None
+    shapes = ", ".join(kind for kind, _ in kinds.most_common(3)) or "nothing usable"
+    source.kind = f"{form.name}: {shapes}"
     return source
 
 
-def _sample(line: str, folder: Path, allow_outside: bool) -> Sample:
-    if len(line) > MAX_LINE:
-        raise ValueError(f"longer than {MAX_LINE} characters")
-    try:
-        entry = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError("not valid JSON") from None
-    if not isinstance(entry, dict):
-        raise ValueError("not a JSON object")
-    if "messages" not in entry and isinstance(entry.get("text"), str):  # plain text: all of it is trained on
+def _sample(entry: dict, folder: Path, allow_outside: bool) -> Sample:
+    """The sample of an entry as this project writes it, or a ValueError with the reason against it."""
+    untrained: tuple[int, ...] = ()
+    if "messages" not in entry:  # plain text: all of it is trained on
         messages = (("assistant", entry["text"]),)
         if not entry["text"].strip():
             raise ValueError("the text is empty")
     else:
-        messages = _messages(entry.get("messages"))
+        messages, untrained = _messages(entry["messages"])
+    if sum(len(content) for _, content in messages) > MAX_TEXT:
+        raise ValueError(f"longer than {MAX_TEXT} characters")
     if any("\ud800" <= c <= "\udfff" for _, content in messages for c in content):
         raise ValueError("half a surrogate pair in a text")
     images = _media(entry.get("images", []), "images", folder, allow_outside)
     audios = _media(entry.get("audios", []), "audios", folder, allow_outside)
     messages = _place(messages, IMAGE, len(images))
     messages = _place(messages, AUDIO, len(audios))
+    messages, images, audios = _trim(messages, images, audios, untrained)
     task = entry.get("task") or tasks.guess(messages, images, audios)
     if task not in tasks.TASKS:
         raise ValueError(f'unknown task "{str(task)[:20]}" (text, qa or asr)')
     group, transcript = entry.get("group", ""), entry.get("transcript", "")
     if not isinstance(group, str) or not isinstance(transcript, str):
         raise ValueError("group and transcript must be texts")
-    return Sample(messages, images, audios, task, group, transcript, _objects(entry.get("objects", [])))
+    untrained = tuple(i for i in untrained if i < len(messages))
+    return Sample(messages, images, audios, task, group, transcript, untrained,
+                  _objects(entry.get("objects", [])))
+
+
+def _trim(messages, images, audios, untrained):
+    """Without what follows the last answer that is trained on: nothing is learned from it."""
+    end = max(i for i, (role, _) in enumerate(messages) if role == "assistant" and i not in untrained) + 1
+    pieces = [piece for _, content in messages[:end] for piece in split_placeholders(content)[1::2]]
+    return messages[:end], images[:pieces.count(IMAGE)], audios[:pieces.count(AUDIO)]
 
 
 def _objects(raw) -> tuple[tuple[tuple[str, ...], tuple[float, ...]], ...]:
@@ -103,24 +151,25 @@ def _objects(raw) -> tuple[tuple[tuple[str, ...], tuple[float, ...]], ...]:
     return tuple(objects)
 
 
-def _messages(raw) -> tuple[tuple[str, str], ...]:
+def _messages(raw) -> tuple[tuple[tuple[str, str], ...], tuple[int, ...]]:
+    """The turns, and the numbers of the answers that are not trained on."""
     if not isinstance(raw, list) or not raw:
         raise ValueError('no "messages" list')
-    messages = []
-    for turn in raw:
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        if role not in ("system", "user", "assistant") or not isinstance(content, str):
-            raise ValueError("a message needs a role (system, user, assistant) and a text as content")
-        messages.append((role, content))
+    if not all(isinstance(turn["content"], str) for turn in raw):
+        raise ValueError("a message needs a text as content")
+    messages = [(turn["role"], turn["content"]) for turn in raw]
+    untrained = tuple(i for i, turn in enumerate(raw) if turn["role"] == "assistant" and "loss" in turn)
     roles = [role for role, _ in messages]
     if "system" in roles[1:]:
         raise ValueError("a system message that is not the first")
     talk = roles[1:] if roles[0] == "system" else roles
     if talk != ["user", "assistant"] * (len(talk) // 2) or not talk:
         raise ValueError("turns must go user, assistant, user, assistant, ...")
+    if roles.count("assistant") == len(untrained):
+        raise ValueError("no answer of it is to be trained on")
     if not messages[-1][1].strip():
         raise ValueError("the answer is empty")
-    return tuple(messages)
+    return tuple(messages), untrained
 
 
 def _media(raw, key: str, folder: Path, allow_outside: bool) -> tuple[str, ...]:
@@ -128,6 +177,11 @@ def _media(raw, key: str, folder: Path, allow_outside: bool) -> tuple[str, ...]:
         raise ValueError(f'"{key}" must be a list of paths')
     paths = []
     for name in raw:
+        if isinstance(name, Piece):  # a part of the source itself
+            paths.append(name)
+            continue
+        if "://" in name:
+            raise ValueError(f'a web address in "{key}": nothing is fetched, download it first')
         path = (folder / name).resolve() if "\0" not in name else folder / "?"
         if not allow_outside and not path.is_relative_to(folder):
             raise ValueError(f'"{key}" leaves the manifest\'s folder (allow_outside_paths permits it)')
@@ -153,3 +207,26 @@ def _place(messages, placeholder: str, count: int):
     if any(placeholder in split_placeholders(content)[1::2] for content in answers):
         raise ValueError(f"{placeholder} in an answer")
     return messages
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m omni.manifest",
+                                     description="Show how a source is read, without training.")
+    parser.add_argument("path", help="a file or a folder, in any of the formats that a source may have")
+    parser.add_argument("--question", default="", help="asked of samples that ask nothing themselves")
+    parser.add_argument("--config", help="a config, for its parts, max_length and allow_outside_paths")
+    parser.add_argument("--samples", type=int, default=3, help="how many to show (3)")
+    args = parser.parse_args(arguments)
+    config = load_config(args.config, SFTConfig) if args.config else SFTConfig()
+    source = read(args.path, "", config.allow_outside_paths, args.question)
+    print(told([source]))
+    for line in show.lines(source, config, args.samples):
+        print(line)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as err:
+        print(f"error: {err}", file=sys.stderr)
+        sys.exit(2)

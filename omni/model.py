@@ -1,5 +1,7 @@
 """`OmniModel`: Thinker, encoders and projectors in one; how features are fused, the loss, generation."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -9,11 +11,10 @@ from omni.audio_encoder import AudioEncoder
 from omni.batch import IGNORE, Batch
 from omni.config import AudioArch, SFTConfig, ThinkerArch, UserError, VisionArch
 from omni.log import say
+from omni.sampling import GREEDY
 from omni.thinker import Thinker
-from omni.tokenizer import Tokenizer
+from omni.tokenizer import MERGE, Tokenizer, image_tokens
 from omni.vision_encoder import VisionEncoder
-
-MERGE = 2  # patches of a MERGE x MERGE square become one token of the Thinker
 
 
 class Projector(nn.Module):
@@ -39,12 +40,13 @@ class OmniModel(nn.Module):
         self.audio_encoder = audio_encoder
         self.vision_encoder = vision_encoder
         self.freeze_encoders = freeze_encoders
+        self.reach_all = False  # of several ranks: each step's loss reaches every trained weight
         width = thinker.arch.width
         if audio_encoder is not None:
             self.audio_projector = Projector(audio_encoder.arch.width, width)
         if vision_encoder is not None:
             self.vision_projector = Projector(MERGE ** 2 * vision_encoder.arch.width, width)
-            self.image_tokens = (vision_encoder.grid // MERGE) ** 2
+            self.image_tokens = image_tokens(vision_encoder.arch)
         if freeze_encoders:
             for encoder in self.encoders():
                 encoder.requires_grad_(False)
@@ -118,13 +120,23 @@ class OmniModel(nn.Module):
         answers = batch.labels != IGNORE
         logits, labels = self.thinker.logits(hidden[answers]).float(), batch.labels[answers]
         loss = F.cross_entropy(logits, labels, reduction="sum")
+        if self.reach_all:  # the weights of a modality that this rank has none of: their gradient here is 0
+            loss = loss + 0.0 * sum(p.sum() for name, p in self.named_parameters()
+                                    if p.requires_grad and not name.startswith("thinker."))
         return loss, answers.sum(), (logits.detach().argmax(-1) == labels).sum()
 
-    @torch.inference_mode()
     def generate(self, batch: Batch, max_new_tokens: int) -> list[list[int]]:
-        """Greedy continuation of each right-padded prompt, until `<|end|>`: a list of ids a row.
+        """Greedy continuation of each right-padded prompt, until `<|end|>`: a list of ids a row."""
+        answers = torch.stack(list(self.stream_ids(batch, max_new_tokens)), dim=1).tolist()
+        end = self.tokenizer.end
+        return [row[:row.index(end)] if end in row else row for row in answers]
 
-        The prompt is read once and every later step reads one token a row against the KV cache.
+    @torch.inference_mode()
+    def stream_ids(self, batch: Batch, max_new_tokens: int, choose=GREEDY) -> Iterator[torch.Tensor]:
+        """The next token of each row (B,), step by step, until every row has had its `<|end|>`.
+
+        The prompt is read once and every later step reads one token a row against the KV cache. `choose`
+        takes logits (B, V) and gives tokens (B,).
         """
         lengths = batch.lengths
         rows, longest = batch.input_ids.shape
@@ -134,18 +146,14 @@ class OmniModel(nn.Module):
         hidden = self.thinker.extend(embeds, cache, positions)
         hidden = hidden[torch.arange(rows, device=lengths.device), lengths - 1]  # (B, D) at the prompts' ends
         done = torch.zeros(rows, dtype=torch.bool, device=lengths.device)
-        tokens = []
         for step in range(max_new_tokens):
-            token = self.thinker.logits(hidden).argmax(-1)  # (B,)
-            tokens.append(token)
+            token = choose(self.thinker.logits(hidden))
+            yield token
             done |= token == self.tokenizer.end
             if done.all():
-                break
+                return
             embeds = self.thinker.embed_tokens(token)[:, None]
             hidden = self.thinker.extend(embeds, cache, (lengths + step)[:, None])[:, 0]
-        answers = torch.stack(tokens, dim=1).tolist()
-        end = self.tokenizer.end
-        return [row[:row.index(end)] if end in row else row for row in answers]
 
     def content(self) -> dict:
         """The whole system for a checkpoint: what `from_content` rebuilds."""
@@ -158,11 +166,16 @@ class OmniModel(nn.Module):
     @classmethod
     def from_content(cls, content: dict, where: str) -> "OmniModel":
         """The system that `content` describes, strictly loaded."""
-        parts = [checkpoint.build_part(kind, arch, content[name], name, where)[0] for name, kind, arch in (
-            ("thinker", Thinker, ThinkerArch), ("audio_encoder", AudioEncoder, AudioArch),
-            ("vision_encoder", VisionEncoder, VisionArch))]
-        model = cls(Tokenizer(content["tokenizer"]), *parts)
-        state = model.state_dict() | content["projectors"]
+        kinds = {"thinker": (Thinker, ThinkerArch), "audio_encoder": (AudioEncoder, AudioArch),
+                 "vision_encoder": (VisionEncoder, VisionArch)}
+        parts = [checkpoint.build_part(*kind, content.get(name), name, where)[0]
+                 for name, kind in kinds.items()]
+        projectors = content.get("projectors")
+        if not isinstance(projectors, dict):
+            raise UserError(f"{where}: lacks the projectors")
+        model = cls(_tokenizer(content, parts[0], where), *parts)
+        parts_state = {k: v for k, v in model.state_dict().items() if "_projector." not in k}
+        state = parts_state | projectors
         checkpoint.load_state(model, state, "omni", where)
         return model.eval()
 
@@ -180,10 +193,16 @@ def load_parts(config: SFTConfig) -> OmniModel:
         say(line)
         parts.append(part)
         if kind == "thinker":
-            try:
-                tokenizer = Tokenizer(content["tokenizer"])
-            except Exception as err:  # tokenizers raises plain Exception
-                raise UserError(f"{path}: holds no usable tokenizer ({str(err)[:80]})") from None
-            if len(tokenizer) > part.arch.vocab_size:
-                raise UserError(f"{path}: {len(tokenizer)} tokens, and embeddings for {part.arch.vocab_size}")
+            tokenizer = _tokenizer(content, part, path)
     return OmniModel(tokenizer, *parts, freeze_encoders=config.freeze_encoders)
+
+
+def _tokenizer(content: dict, thinker: Thinker, where: str) -> Tokenizer:
+    """The tokenizer of a checkpoint, checked against the Thinker that it is for."""
+    try:
+        tokenizer = Tokenizer(content["tokenizer"])
+    except Exception as err:  # tokenizers raises plain Exception
+        raise UserError(f"{where}: holds no usable tokenizer ({str(err)[:80]})") from None
+    if len(tokenizer) > thinker.arch.vocab_size:
+        raise UserError(f"{where}: {len(tokenizer)} tokens, and embeddings for {thinker.arch.vocab_size}")
+    return tokenizer

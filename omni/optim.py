@@ -1,9 +1,14 @@
 """Parameter groups, and the learning rate as a function of the step."""
 
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+
+from omni import parallel
+from omni.config import UserError
 
 
 def lr_factor(step: int, total: int, warmup: int, floor: float) -> float:
@@ -35,7 +40,34 @@ def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.M
     return torch.optim.AdamW(parameter_groups, betas=(0.9, 0.98), fused=True)
 
 
+def clip(params: list[nn.Parameter], limit: float) -> torch.Tensor:
+    """Scale the gradients down to a norm of `limit`; returns the norm that they had."""
+    norm = torch.nn.utils.clip_grad_norm_(params, limit)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Every group's learning rate is its peak times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
+
+
+def restore(optimizer: torch.optim.Optimizer, saved: dict, where: str | Path) -> None:
+    """Put the moments of a checkpoint back. Rates and decay stay as the config has them.
+
+    Every shape is checked: the fused kernel trusts them, and would write past the end of a moment too small.
+    """
+    own = optimizer.state_dict()
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        groups, state = saved["param_groups"], saved["state"]
+        fits = [g["params"] for g in groups] == [g["params"] for g in own["param_groups"]] and all(
+            moments["step"].shape == () and moments["exp_avg"].shape == moments["exp_avg_sq"].shape
+            == params[number].shape for number, moments in state.items())
+    except (KeyError, TypeError, AttributeError, IndexError):
+        fits = False
+    if not fits:
+        raise UserError(f"{where}: its optimizer state is not one of the parameters that are trained here")
+    state = {number: parallel.sharded_like(dict.fromkeys(moments, params[number]), moments)
+             for number, moments in state.items()}
+    optimizer.load_state_dict({**own, "state": state})

@@ -1,13 +1,21 @@
-"""What a run tells before it trains: what would be trained on what, and what `--dry-run` tries out."""
+"""What a run tells before it trains: what is trained on what, what `--dry-run` tries, what is known."""
+
+import json
+import time
+from pathlib import Path
 
 import torch
 
+from omni import checkpoint, report
 from omni.collate import Collator
 from omni.config import SFTConfig
 from omni.dataset import Mix, Schedule
 from omni.device import autocast, gpu_memory_gb, peak_memory_gb
-from omni.log import say
+from omni.evaluate import Evaluator, counted, summarise
+from omni.log import QUIET, say
 from omni.model import OmniModel
+
+BEFORE = 64  # held-out samples a set, scored before training
 
 
 def describe(model: OmniModel, mix: Mix, schedule: Schedule, config: SFTConfig, device: torch.device) -> None:
@@ -29,10 +37,12 @@ def describe(model: OmniModel, mix: Mix, schedule: Schedule, config: SFTConfig, 
 
 
 def skipped_lines(mix: Mix) -> list[str]:
-    """A line a source on what was skipped and why."""
-    return [f"source {name}: {sum(reasons.values())} samples skipped"
-            + "".join(f"; {count}x {reason}" for reason, count in reasons.items())
-            for name, reasons in mix.skipped.items()]
+    """A line a source on what was skipped and why, and one on what is cut."""
+    lines = [f"source {name}: {sum(reasons.values())} samples skipped"
+             + "".join(f"; {count}x {reason}" for reason, count in reasons.items())
+             for name, reasons in mix.reasons().items()]
+    return lines + [f"source {name}: {count} samples are longer than max_length and lose the front of their "
+                    "prompt" for name, count in mix.cut.items()]
 
 
 def dry_run(model: OmniModel, mix: Mix, collate: Collator, config: SFTConfig, device: torch.device) -> None:
@@ -47,3 +57,19 @@ def dry_run(model: OmniModel, mix: Mix, collate: Collator, config: SFTConfig, de
             f"{int(tokens)} of them answers, loss {float(loss) / int(tokens):.3f}")
     gpu = f", {gpu_memory_gb(device):.2f} GB on the GPU" if device.type == "cuda" else ""
     say(f"dry run: all is well; peak memory {peak_memory_gb():.2f} GB{gpu}")
+
+
+def before_training(evaluator: Evaluator, mix: Mix, folder: Path) -> float:
+    """Score what the untrained system answers, and keep it for the report; returns the seconds it took.
+
+    BEFORE samples of a set are enough to see what is gained and what is forgotten, and cost little.
+    """
+    begun = time.time()
+    scores = evaluator.score(mix.val, limit=BEFORE)
+    seconds = time.time() - begun
+    if QUIET:
+        return seconds
+    row = {**summarise(scores), "counts": counted(scores), "seconds": seconds}
+    checkpoint.save_text(folder / "before.json", json.dumps(row) + "\n")
+    report.write(folder)
+    return seconds

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from omni import audio
+from omni import audio, media
 from omni.batch import AUDIO, IMAGE, Sample
-from omni.chat import load_system, system_evaluator
+from omni.chat import OmniModel, system_evaluator
 from omni.config import UserError
 from omni.dataset import read_mix
 from omni.tasks import correct, normalise_words
@@ -43,7 +43,7 @@ def draw_cell(sheet: Image.Image, x: int, y: int, sample: Sample, answer: str) -
     question = question or "(the question is spoken)"
     for path in sample.images:
         side = MEDIA - (MEDIA // 2 + 6) * bool(sample.audios)
-        sheet.paste(Image.open(path).convert("RGB").resize((side, side)), (x + 10, top))
+        sheet.paste(Image.open(media.source(path)).convert("RGB").resize((side, side)), (x + 10, top))
         top += side + 6
     for path in sample.audios:
         sheet.paste(mel_picture(path), (x + 10, top))
@@ -65,16 +65,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="the PNG to write")
     parser.add_argument("--seed", type=int, default=0, help="which samples are drawn")
     args = parser.parse_args(arguments)
-    model, config = load_system(args.ckpt)
+    system = OmniModel.load(args.ckpt)
     sets: dict[tuple[bool, bool], list[Sample]] = {}
-    for samples in read_mix(config).val.values():
+    for samples in read_mix(system.config).val.values():
         for sample in samples:
             if len(sample.images) <= 1 and len(sample.audios) <= 1:
                 sets.setdefault((bool(sample.images), bool(sample.audios)), []).append(sample)
     rows = [choose(sets[held], COLUMNS, args.seed) for held in ((True, False), (False, True), (True, True))
             if held in sets]
     sheet = Image.new("RGB", (CELL * COLUMNS, (MEDIA + 150) * len(rows)), PAPER)
-    evaluator = system_evaluator(model, config)
+    evaluator = system_evaluator(system)
     for row, samples in enumerate(rows):
         for column, (sample, answer) in enumerate(zip(samples, evaluator.answers(samples), strict=True)):
             draw_cell(sheet, CELL * column, (MEDIA + 150) * row, sample, answer)

@@ -46,7 +46,7 @@ class ThinkerStage(Stage):
 
     def _encode(self, sample: Sample) -> tuple[list[int], list[int]]:
         """Ids and labels: of a plain text all is learned, of a talk the answers (what is asked is chance)."""
-        ids, labels = self.tok.chat(sample.messages, [], [])
+        ids, labels = self.tok.chat(sample.messages, [], [], sample.untrained)
         return ids[:self.config.max_length], labels[:self.config.max_length]
 
     def reading(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 import re
 import string
+from collections import Counter
 from dataclasses import dataclass
 
 from torchaudio.functional import edit_distance
@@ -39,6 +40,12 @@ def normalise_words(text: str) -> list[str]:
 def correct(answer: str, reference: str) -> bool:
     """Whether a generated answer equals the reference after `normalise_answer`."""
     return normalise_answer(answer) == normalise_answer(reference)
+
+
+def unlike(answer: str, reference: str) -> float:
+    """How far a wrong answer is off, to find the worst: 1 less the share of words in common, in any order."""
+    given, wanted = Counter(normalise_words(answer)), Counter(normalise_words(reference))
+    return 1 - (given & wanted).total() / max(1, given.total(), wanted.total())
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from omni.config import ThinkerArch
 from omni.layers import Block, LayerCache, RMSNorm, init_weights, rope_table
@@ -14,6 +15,7 @@ class Thinker(nn.Module):
     def __init__(self, arch: ThinkerArch):
         super().__init__()
         self.arch = arch
+        self.activation_checkpointing = False
         self.embed_tokens = nn.Embedding(arch.vocab_size, arch.width)
         self.layers = nn.ModuleList(
             Block(arch.width, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp_width, arch.qk_norm,
@@ -34,7 +36,10 @@ class Thinker(nn.Module):
                           self.arch.rope_theta)
         x = embeds
         for layer in self.layers:
-            x = layer(x, rope, causal=True)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, rope, causal=True, use_reentrant=False)
+            else:
+                x = layer(x, rope, causal=True)
         return self.norm(x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

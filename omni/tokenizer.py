@@ -7,9 +7,11 @@ from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from omni.batch import AUDIO, IGNORE, IMAGE
+from omni.config import AudioArch, VisionArch
 
 PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIALS = (PAD, SYSTEM, USER, ASSISTANT, END, IMAGE, AUDIO)
+MERGE = 2  # patches of a MERGE x MERGE square become one token of the Thinker
 ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 
 
@@ -52,17 +54,18 @@ class Tokenizer:
         """The text of `ids`; special tokens are left out."""
         return self.bpe.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def chat(self, messages, image_tokens, audio_tokens) -> tuple[list[int], list[int]]:
+    def chat(self, messages, image_tokens, audio_tokens, untrained=()) -> tuple[list[int], list[int]]:
         """Ids and next-token labels of a conversation.
 
         `image_tokens` and `audio_tokens` give the number of features of each medium in order: its placeholder
         is repeated that often. Labels are IGNORE except where the next token belongs to an answer (or ends
-        it). If the last turn is not the assistant's, the ids end with `<|assistant|>`, ready to be answered.
+        it); the answers whose numbers among the messages are `untrained` stay IGNORE too. If the last turn is
+        not the assistant's, the ids end with `<|assistant|>`, ready to be answered.
         """
         images, audios = iter(image_tokens), iter(audio_tokens)
         ids: list[int] = []
         answer: list[bool] = []
-        for role, content in messages:
+        for number, (role, content) in enumerate(messages):
             turn = [self.ids[ROLES[role]]]
             for i, piece in enumerate(split_placeholders(content)):
                 if piece == IMAGE and i % 2:
@@ -72,7 +75,7 @@ class Tokenizer:
                 elif piece:
                     turn += self._encode_cached(piece)
             ids += turn + [self.end]
-            answer += [False] + [role == "assistant"] * len(turn)
+            answer += [False] + [role == "assistant" and number not in untrained] * len(turn)
         if not messages or messages[-1][0] != "assistant":
             ids.append(self.ids[ASSISTANT])
             answer.append(False)
@@ -87,6 +90,18 @@ class Tokenizer:
 def split_placeholders(content: str) -> list[str]:
     """Text and placeholders by turns: "a<image>b" -> ["a", "<image>", "b"]; odd places hold placeholders."""
     return re.split(f"({re.escape(IMAGE)}|{re.escape(AUDIO)})", content)
+
+
+def image_tokens(arch: VisionArch) -> int:
+    """Tokens of the Thinker a picture."""
+    return (arch.image_size // arch.patch_size // MERGE) ** 2
+
+
+def audio_tokens(arch: AudioArch, mel_frames):
+    """Tokens of the Thinker of clips of so many mel frames, 100 a second (a tensor or an int)."""
+    for _ in range(round(100 / arch.frames_per_second).bit_length() - 1):  # each stride halves, rounded up
+        mel_frames = (mel_frames + 1) // 2
+    return mel_frames
 
 
 class SpeechPieces:

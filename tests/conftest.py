@@ -17,6 +17,15 @@ import toy as toy_module  # noqa: E402
 REAL = ROOT.parent / "shared" / "real"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="tests/faults in full, not in the short form")
+
+
+@pytest.fixture(scope="session")
+def full(request) -> bool:
+    return request.config.getoption("--full")
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():

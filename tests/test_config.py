@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, assert_user_error
 
-from omni.config import PretrainConfig, SFTConfig, UserError, load_config, mix_entry, parse_json
+from omni.config import PretrainConfig, SFTConfig, UserError, load_config, mix_entry, mix_question, parse_json
 
 SPECIFIED = """{
   // Load pretrained checkpoints
@@ -97,6 +97,12 @@ MALFORMED = {  # config -> words of the one line
     '{"data_mix": {"a": 1e999}}': ["data_mix.a"],
     '{"data_mix": {"a": {"weight": 1, "tran": "x"}}}': ["data_mix.a.tran"],
     '{"data_mix": {"a": {"weight": 1, "train": 3}}}': ["data_mix.a.train"],
+    '{"data_mix": {"a": {"weight": 1, "val": 1.5}}}': ["data_mix.a.val", "below 1", "1.5"],
+    '{"data_mix": {"a": {"weight": 1, "val": 0}}}': ["data_mix.a.val", "above 0"],
+    '{"data_mix": {"a": {"weight": 1, "val": true}}}': ["data_mix.a.val", "share"],
+    '{"data_mix": {"a": {"weight": 1, "image_folder": "x", "val": 0.1}}}': ["data_mix.a", "question"],
+    '{"data_mix": {"a": {"weight": 1, "image_folder": "x", "question": "q"}}}': ["data_mix.a", "val"],
+    '{"data_mix": {"a": {"weight": 1, "image_folder": "x", "train": "y"}}}': ["data_mix.a", "both"],
     '{"seed": 1, "seed": 2}': ["seed", "twice"],
     '{"data_mix": {"a": 1, "a": 2}}': ['"a"', "twice"], "[]": ["object"], "3": ["object"], "": ["line 1"],
     '{"seed": 1': ["line 1"], '{"seed" 1}': ["line 1"], "[" * 100_000: ["nested"],
@@ -131,6 +137,15 @@ def test_overrides_are_set_and_checked(tmp_path):
     assert config.data_mix["text_only"] == 0 and config.data_mix["image_text"] == 0.3
     assert config.learning_rate == 1e-3 and config.freeze_encoders is False
     assert mix_entry(config, "more") == (1.0, "t.jsonl", "data/tiny/more/val.jsonl")
+
+
+def test_a_source_points_at_a_file_and_that_is_all(tmp_path):
+    config = load(tmp_path, """{"data_mix": {"vqa": {"weight": 0.3, "train": "my/vqa.json", "val": 0.05},
+        "kinds": {"weight": 1, "image_folder": "my/kinds", "val": "my/test", "question": "What is this?"}}}
+        """)
+    assert mix_entry(config, "vqa") == (0.3, "my/vqa.json", 0.05) and mix_question(config, "vqa") == ""
+    assert mix_entry(config, "kinds") == (1.0, "my/kinds", "my/test")
+    assert mix_question(config, "kinds") == "What is this?"
 
 
 @pytest.mark.parametrize("setting, word", [

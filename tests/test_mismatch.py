@@ -4,6 +4,7 @@ import pytest
 import torch
 from test_run import read, rows, train
 
+from omni import checkpoint
 from omni.config import UserError
 
 
@@ -45,7 +46,7 @@ def test_a_resume_that_changes_the_order_of_the_draws_says_so(toy, tmp_path, cap
 def changed_part(toy, tmp_path, key: str, change) -> str:
     content = torch.load(toy.config[key], weights_only=True)
     change(content)
-    torch.save(content, tmp_path / "part.pt")
+    checkpoint.save(tmp_path / "part.pt", content["kind"], content)
     return str(tmp_path / "part.pt")
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from omni import checkpoint, optim
 from omni.batch import IGNORE, Sample
+from omni.decode import Decoder
 from omni.features import FeatureStore
 
 
@@ -63,7 +64,7 @@ def test_features_land_on_their_placeholders_in_any_turn(toy, model, mixed):
 
 def test_kept_features_land_where_computed_ones_do(toy, model, mixed):
     collate = toy.collator(model)
-    store = FeatureStore(model, collate.reader, 1.0)
+    store = FeatureStore(model, Decoder(collate.reader, timeout=20), 1.0)
     assert store.add(mixed, 1, "test") == {}
     kept = toy.collator(model, store)(mixed)
     assert kept.pixels is None and kept.mels is None

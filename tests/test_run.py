@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, assert_user_error
 
 import sft_omni
+from omni import checkpoint
 
 STEP_KEYS = {"event", "step", "epoch", "loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s",
              "gpu_mem_gb"}
@@ -126,7 +127,7 @@ def test_the_best_so_far_is_remembered_across_a_resume(toy, tmp_path):
     best = (out / "omni_best.pt").read_bytes()
     content = read(out / "step_000005.pt")
     content["model"]["thinker.norm.weight"] *= 100  # so the second epoch is surely worse
-    torch.save(content, out / "step_000005.pt")
+    checkpoint.save(out / "step_000005.pt", "step", content)
     train(toy, tmp_path, "--resume", **still)
     first, second = rows(out, "epoch")
     assert second["val_loss"] > first["val_loss"]

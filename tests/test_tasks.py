@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni.tasks import WordErrors, correct, guess, normalise_answer, normalise_words, word_errors
+from omni.tasks import WordErrors, correct, guess, normalise_answer, normalise_words, unlike, word_errors
 
 words = st.lists(st.sampled_from(["one", "two", "red", "a", "don't"]), max_size=8)
 
@@ -61,3 +61,9 @@ def test_transcripts_are_compared_without_case_and_punctuation():
     ("<image><audio>Transcribe", ("p",), ("c",), "qa")])
 def test_a_task_is_guessed_from_media_and_question(question, images, audios, task):
     assert guess((("user", question), ("assistant", "x")), images, audios) == task
+
+
+def test_how_far_a_wrong_answer_is_off():
+    assert unlike("A red cat.", "a red cat") == 0 and unlike("", "cat") == 1
+    assert unlike("a dog", "a red cat") == pytest.approx(2 / 3)
+    assert unlike("cat " * 10, "cat") == pytest.approx(0.9)

@@ -1,0 +1,183 @@
+"""Every kind of bad file: used rightly or refused with its reason; never a crash, a hang or another mix."""
+
+import json
+import os
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from bad_media import NO_FILES, PICTURES, RED, SOUND, SOUNDS
+from harness import assert_same_run, next_try, start, wait
+from test_run import rows, train
+
+from omni import audio
+from omni.collate import MediaReader
+from omni.config import UserError
+from omni.decode import Decoder
+
+SIDE = 32
+
+
+def read(folder, files: dict, reader=None, method="pixels", timeout=20.0) -> dict:
+    """What the run's own way of reading makes of the files: {name: array or the reason}."""
+    requests = [(method, str(folder / name), 0) for name in files]
+    got = Decoder(reader or MediaReader(SIDE), timeout).read(requests)
+    return {name: str(medium) if isinstance(medium, audio.MediaError) else medium.numpy()
+            for name, medium in zip(files, got, strict=True)}
+
+
+def test_pictures_are_used_rightly_or_refused(tmp_path):
+    for name, (content, _) in PICTURES.items():
+        (tmp_path / name).write_bytes(content)
+    for name, got in read(tmp_path, PICTURES).items():
+        wanted = PICTURES[name][1]
+        if isinstance(got, str):
+            assert isinstance(wanted, str) and wanted in got, f"{name}: refused, {got}"
+            assert got and "\n" not in got and str(tmp_path) not in got, name
+            continue
+        assert got.shape == (3, SIDE, SIDE) and np.isfinite(got).all() and abs(got).max() <= 1, name
+        shown = (got + 1) * 127.5
+        if wanted == "corner":
+            assert abs(shown[:, 4, 4] - RED).max() < 12 and shown[:, 24, 24].min() > 250, name
+        elif isinstance(wanted, tuple):
+            color = shown[:, SIDE // 2, SIDE // 2]
+            assert abs(color - wanted).max() <= 6, f"{name}: {color}, and {wanted} was wanted"
+        else:
+            assert wanted == "", f"{name}: read, and it should have been refused ({wanted})"
+    print(f"{len(PICTURES)} pictures")
+
+
+def test_sounds_are_used_rightly_or_refused(tmp_path, monkeypatch):
+    class Plain(MediaReader):
+        def wave(self, path, take):
+            return audio.load(path)
+    for name, (content, _) in SOUNDS.items():
+        (tmp_path / name).write_bytes(content)
+    for name, got in read(tmp_path, SOUNDS, Plain(SIDE), "wave").items():
+        wanted = SOUNDS[name][1]
+        if isinstance(got, str):
+            assert isinstance(wanted, str) and wanted in got, f"{name}: refused, {got}"
+            assert got and "\n" not in got and str(tmp_path) not in got, name
+            continue
+        assert got.dtype == np.float32 and np.isfinite(got).all(), name
+        if wanted is True:
+            power = abs(np.fft.rfft(got[1000:7000] * np.hanning(len(got[1000:7000]))))
+            assert abs(power.argmax() * 16_000 / len(got[1000:7000]) - SOUND) < 5, f"{name}: another tone"
+            assert abs(len(got) - 8_000) < 2_500, f"{name}: {len(got)} samples"
+        else:
+            assert wanted == "", f"{name}: read, and it should have been refused ({wanted})"
+    print(f"{len(SOUNDS)} sounds")
+
+
+@pytest.mark.parametrize("method", ["pixels", "mel"])
+def test_what_is_no_file_is_refused_without_waiting(tmp_path, method):
+    for name, make in NO_FILES.items():
+        make(tmp_path / name)
+    begun = time.monotonic()
+    assert all(isinstance(got, str) and got for got in read(tmp_path, NO_FILES, method=method).values())
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become somebody who may not read")
+def test_a_file_without_permission_is_skipped_and_named(toy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unreadable")
+    for part in (folder, *folder.parents[:2], toy.root, toy.root.parent):
+        part.chmod(0o755)
+    data = folder / "data"
+    shutil.copytree(toy.root / "data", data)
+    (data / "image_text" / "train_1.png").chmod(0)
+    train(toy, folder / "before", num_epochs=1)  # all that a run imports is imported while it may be read
+    (folder / "out").mkdir()
+    (folder / "out").chmod(0o777)
+    config = toy.write(folder, data_dir=str(data), max_skipped=0.5)
+    log = folder.parent / "unreadable.log"
+    log.touch()
+    log.chmod(0o666)
+    assert wait(start(["--config", config], log, lambda: os.setuid(65534))) == 0, log.read_text()[-2000:]
+    (row,) = map(json.loads, (folder / "out" / "skipped.jsonl").read_text().splitlines())
+    assert row["source"] == "image_text" and row["media"] == [str(data / "image_text" / "train_1.png")]
+    assert "ermission" in row["reason"]
+
+
+class Slow(MediaReader):
+    """Hangs on one file, crashes on another, wants all memory for a third."""
+
+    def pixels(self, path, take=0):
+        if path.endswith("hang.png"):
+            time.sleep(600)
+        if path.endswith("crash.png"):
+            os.kill(os.getpid(), 9)
+        if path.endswith("memory.png"):
+            torch.zeros(2 ** 40)
+        return super().pixels(path, take)
+
+
+def test_a_decode_that_hangs_or_crashes_is_given_up_and_the_others_are_read(tmp_path):
+    names = ["a.png", "hang.png", "b.png", "crash.png", "c.png", "memory.png", "d.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(PICTURES["png_as.jpg"][0])
+    begun = time.monotonic()
+    got = read(tmp_path, dict.fromkeys(names), Slow(SIDE), timeout=1.0)
+    assert time.monotonic() - begun < 10
+    assert "longer than 1 s" in got["hang.png"] and "crashed" in got["crash.png"] and got["memory.png"]
+    assert all(isinstance(got[name], np.ndarray) for name in ("a.png", "b.png", "c.png", "d.png"))
+
+
+def test_reading_apart_gives_the_bits_of_reading_here(toy):
+    reader = MediaReader(SIDE)
+    for source, method in (("image_text", "pixels"), ("audio_text", "mel")):
+        paths = [p for s in toy.samples(source) for p in s.images + s.audios]
+        requests = [(method, path, take) for path in paths for take in (0, 1)]
+        for (_, path, take), got in zip(requests, Decoder(reader, 20.0).read(requests), strict=True):
+            assert torch.equal(got, getattr(reader, method)(path, take))
+
+
+def spoil(toy, tmp_path, *names: str):
+    data = tmp_path / "data"
+    shutil.copytree(toy.root / "data", data)
+    for name in names:
+        (data / name).write_bytes(b"<html>404</html>")
+    return data
+
+
+def test_what_is_skipped_is_listed_and_leaves_the_mix_of_the_others_as_it_was(toy, tmp_path):
+    whole = train(toy, tmp_path / "whole")
+    data = spoil(toy, tmp_path, "image_text/train_1.png", "image_text/val_0.png")
+    out = train(toy, tmp_path, data_dir=str(data), max_skipped=0.5)
+    listed = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert [(row["source"], row["split"], len(row["media"])) for row in listed] == [
+        ("image_text", "train", 1), ("image_text", "val", 1)]
+    assert all("not a picture" in row["reason"] for row in listed)
+    for row, other in zip(rows(out, "epoch"), rows(whole, "epoch"), strict=True):
+        assert row["skipped"]["image_text"] and not row["skipped"]["text_only"]
+        for name, share in other["mix"].items():
+            assert row["mix"][name]["samples"] == share["samples"]
+            assert name == "image_text" or row["mix"][name] == share or share["tokens"] != 1
+    assert not (whole / "skipped.jsonl").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_rots_while_the_run_goes_on_is_one_line_and_the_run_can_go_on(toy, tmp_path, monkeypatch,
+                                                                                 workers):
+    data = spoil(toy, tmp_path)
+    settings = {"data_dir": str(data), "feature_cache_gb": 0, "save_every_steps": 1, "num_workers": workers}
+    whole = train(toy, tmp_path / "whole", **settings)
+    picture = data / "image_text" / "train_0.png"
+    good, close = picture.read_bytes(), Decoder.close
+    monkeypatch.setattr(Decoder, "close", lambda self: (picture.write_bytes(b"<html>"), close(self)))
+    with pytest.raises(UserError, match="readable when the run began.*not a picture.*image_text.*--resume"):
+        train(toy, tmp_path, **settings)
+    monkeypatch.undo()
+    picture.write_bytes(good)
+    train(toy, tmp_path, *next_try(tmp_path / "out"), **settings)
+    assert_same_run(tmp_path / "out", whole, 10)
+
+
+def test_more_than_max_skipped_of_a_source_stops_the_run_with_the_list(toy, tmp_path):
+    data = spoil(toy, tmp_path, *(f"image_text/train_{i}.png" for i in range(3)))
+    with pytest.raises(UserError, match="source image_text.*3 of 15.*not a picture.*jsonl lists") as caught:
+        train(toy, tmp_path, data_dir=str(data), max_skipped=0.1)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "out" / "skipped.jsonl").read_text().count("\n") == 3

@@ -1,0 +1,157 @@
+"""Talking to a system: from Python, with one command, and by typing."""
+
+import dataclasses
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, assert_user_error
+
+from omni import OmniModel, checkpoint
+from omni.chat import question_parts, system_evaluator
+from omni.config import SFTConfig, UserError, build
+from omni.sampling import Sampling
+
+
+@pytest.fixture(scope="module")
+def saved(toy, tmp_path_factory) -> str:
+    """A system in a file, its projectors untrained."""
+    path = tmp_path_factory.mktemp("chat") / "omni_final.pt"
+    config = build(SFTConfig, {**toy.config, "max_new_tokens": 12}, "toy")
+    checkpoint.save(path, "omni", {**toy.model().content(), "config": dataclasses.asdict(config),
+                                   "metrics": {}})
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def system(saved) -> OmniModel:
+    return OmniModel.load(saved, device="cpu")
+
+
+@pytest.fixture
+def media(toy) -> tuple[str, str]:
+    data = toy.root / "data"
+    return str(data / "image_text" / "val_0.png"), str(data / "audio_text" / "val_1.wav")
+
+
+def part(kind: str, value: str) -> dict:
+    return {"type": kind, kind: value}
+
+
+def test_three_lines_of_python(system, media):
+    picture, clip = media
+    content = [part("image", picture), part("audio", clip), part("text", "What is seen and heard?")]
+    answer = system.chat([{"role": "user", "content": content}])
+    assert isinstance(answer, str) and answer == system.chat([{"role": "user", "content": content}])
+
+
+def test_the_answer_is_the_one_that_evaluation_gets_and_comes_in_pieces(system, toy):
+    sample = toy.samples("image_text", "val")[0]
+    (wanted,) = system_evaluator(system).answers([sample])
+    content = question_parts(sample.messages[0][1], list(sample.images), [])
+    pieces = list(system.stream([{"role": "user", "content": content}]))
+    assert "".join(pieces) == wanted and len(pieces) > 2
+
+
+def test_history_several_media_and_system_messages(system, media):
+    picture, clip = media
+    talk = [{"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [part("image", picture), part("image", picture), part("text", "?")]},
+            {"role": "assistant", "content": "red"}, {"role": "user", "content": [part("audio", clip)]}]
+    assert isinstance(system.chat(talk), str)
+
+
+def test_question_parts_stand_where_the_placeholders_say():
+    kinds = [p["type"] for p in question_parts("a <audio> b <image>", ["x", "y"], ["z"])]
+    assert kinds == ["image", "text", "audio", "text", "image", "text"]
+    with pytest.raises(UserError, match="more <image>"):
+        question_parts("<image><image>", ["x"], [])
+
+
+@pytest.mark.parametrize("messages, word", [
+    ([], "the user's"), ([{"role": "assistant", "content": "x"}], "the user's"),
+    ([{"role": "user", "content": "<image>"}], "1 <image> placeholders for 0 files"),
+    ([{"role": "user", "content": [part("image", "nowhere.png")]}], "nowhere.png: no such file"),
+    ([{"role": "bot", "content": "x"}], "bot"),
+    ([{"role": "user", "content": [{"type": "video"}]}], "video")])
+def test_a_talk_that_cannot_be_is_a_user_error(system, messages, word):
+    with pytest.raises(UserError, match=word):
+        system.chat(messages)
+
+
+def test_sampling_is_greedy_at_zero_seeded_and_cut_to_the_likeliest():
+    logits = torch.tensor([[0.0, 3.0, 2.0, -1.0]]).expand(500, -1)
+    assert (Sampling()(logits) == 1).all()
+    drawn = Sampling(1.0, seed=3)(logits)
+    assert torch.equal(drawn, Sampling(1.0, seed=3)(logits)) and len(drawn.unique()) > 2
+    assert not torch.equal(drawn, Sampling(1.0, seed=4)(logits))
+    assert set(Sampling(1.0, 0.9)(logits).tolist()) == {1, 2}
+    assert set(Sampling(1.0, 0.01)(logits).tolist()) == {1}
+    shares = logits[0].softmax(-1)
+    assert torch.allclose((drawn == 1).float().mean(), shares[1], atol=0.08)
+
+
+def test_sampled_talks_differ_by_seed_and_not_otherwise(system):
+    ask = [{"role": "user", "content": "What is 1 plus 1?"}]
+    said = [system.chat(ask, temperature=2.0, seed=seed) for seed in (0, 1, 2, 0)]
+    assert said[0] == said[3] and len(set(said)) > 1
+
+
+def test_the_command_answers_as_json_with_several_media(saved, media, command):
+    picture, clip = media
+    given = ("--image", picture, "--image", picture, "--audio", clip)
+    done = command("-m", "omni.chat", "--ckpt", saved, *given, "--json", "Which?")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["images"] == [picture, picture] and told["question"] == "Which?"
+    assert isinstance(told["answer"], str) and 0 < told["first_token_seconds"] <= told["seconds"]
+
+
+@pytest.mark.parametrize("arguments, word", [
+    (["--temperature", "-1", "hi"], "temperature"), (["--top-p", "0", "hi"], "top_p"),
+    (["--max-new-tokens", "0", "hi"], "max_new_tokens"),
+    (["--audio", "nowhere.wav"], "nowhere.wav")])
+def test_what_the_command_cannot_use_is_one_line(saved, command, arguments, word):
+    assert_user_error(command("-m", "omni.chat", "--ckpt", saved, *arguments), word)
+
+
+def test_a_person_types(saved, media):
+    """In a terminal: the prompt, a picture, a wrong path, a question, history, /reset, Ctrl-D."""
+    picture, clip = media
+    terminal, theirs = pty.openpty()
+    chat = subprocess.Popen([sys.executable, "-m", "omni.chat", "--ckpt", saved], cwd=ROOT, stdin=theirs,
+                            stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = ""
+
+    def until(mark: str, times: int) -> None:
+        nonlocal shown
+        deadline = time.time() + 60
+        while shown.count(mark) < times and time.time() < deadline:
+            shown += os.read(terminal, 4096).decode(errors="replace")
+        assert shown.count(mark) >= times, shown
+
+    lines = [f"/image {picture}", "/image no such.png", "What color?", f"/audio {clip}", "And this?", "/sing",
+             "/reset", "hi"]
+    until("> ", 1)
+    for count, line in enumerate(lines, 2):
+        os.write(terminal, line.encode() + b"\n")
+        until("> ", count)
+    os.write(terminal, b"\x04")
+    assert chat.wait(timeout=30) == 0
+    os.close(terminal)
+    assert "Ask something." in shown and "no such.png: no such file" in shown and "Traceback" not in shown
+    assert "/sing is none of" in shown
+
+
+def test_a_script_types_and_reads_json(saved, media, command):
+    picture, _ = media
+    done = command("-m", "omni.chat", "--ckpt", saved, "--json", input=f"/image {picture}\nWhat?\nAnd?\n")
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert first["images"] == [picture] and second["images"] == []
