@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     # Epochs
     if state["step"] == 0:
-        with parallel.whole(model):
+        with parallel.whole(model), memory_told((), "lower eval_batch_size or max_new_tokens"):
             evaluating += before_training(evaluator, mix, folder.path)
     for epoch in range(max(0, state["step"] - 1) // schedule.steps_per_epoch, config.num_epochs):
         save = partial(folder.save_step, state, model, optimizer, config, made_from)

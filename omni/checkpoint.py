@@ -12,7 +12,6 @@ from torch import nn
 from omni.config import UserError, build
 
 FORMAT = "micro-omni-2"  # ends in a checksum of all that stands before
-UNSUMMED = "micro-omni-1"  # the same without a checksum, as the parts that come along were written
 MARK = b"sha256: "
 TAIL = len(MARK) + hashlib.sha256().digest_size  # bytes behind the zip archive, which zip readers pass over
 
@@ -103,9 +102,9 @@ def load(path: str | Path, kind: str, remedy: str) -> dict:
     except Exception as err:  # torch raises a dozen types on broken files, and each means the same to a user
         raise UserError(f"{path}: not readable as a checkpoint ({_reason(err)}); {remedy}") from None
     written = content.get("format") if isinstance(content, dict) else None
-    if holds is False or (written == FORMAT and holds is None):
+    if holds is False or (written == FORMAT and not holds):
         raise UserError(f"{path}: damaged: it is not what its checksum says was written; {remedy}")
-    if written not in (FORMAT, UNSUMMED):
+    if written != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this project ({FORMAT}); {remedy}")
     if content.get("kind") != kind:
         raise UserError(f'{path}: holds a "{content.get("kind")}", and a "{kind}" is wanted; {remedy}')

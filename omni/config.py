@@ -54,6 +54,7 @@ class SFTConfig:
     min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # the cosine's end, as a share of the peak
     weight_decay: float = _key(0.01, low=0.0, high=100.0)
     grad_clip: float = _key(1.0, above=0.0)
+    label_smoothing: float = _key(0.0, low=0.0, high=0.9)  # keeps "never seen together" from becoming "never"
     max_bad_steps: int = _key(10, low=1, high=10 ** 6)  # steps in a row without finite loss and gradients
     # Evaluation
     eval_batch_size: int = _key(64, low=1, high=2 ** 16)

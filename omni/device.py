@@ -1,11 +1,16 @@
 """Where and in which precision a run computes."""
 
 import contextlib
+import os
 import resource
 
 import torch
 
 from omni.config import UserError
+
+# oneDNN keeps the code that it makes for each shape of a matrix product, 1,024 of them unless told otherwise:
+# with batches of many lengths that is a gigabyte. It reads this when the first one is made.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
 
 
 def choose_device(name: str) -> torch.device:

@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from omni.audio import MediaError
 from omni.batch import Sample
 from omni.collate import Collator
+from omni.config import UserError
 from omni.device import autocast
 from omni.log import QUIET
 from omni.model import OmniModel
@@ -71,8 +73,12 @@ class Evaluator:
         with tqdm(total=sum(map(len, sets.values())), desc="media swapped" if swapped else "held out",
                   unit="sample", mininterval=2, disable=QUIET or None, leave=False) as bar:
             for key, samples in sets.items():
-                if samples:  # a rank may have none of a small set
-                    scores[key] = self._score_set(key[2], samples, bar)
+                try:
+                    if samples:  # a rank may have none of a small set
+                        scores[key] = self._score_set(key[2], samples, bar)
+                except MediaError as err:
+                    raise UserError(f"source {key[0]}: a held-out medium that was readable at the start is "
+                                    f"so no more ({err}); mend it, then go on with --resume") from None
         self.model.train()
         ranks = self.world.gather(scores)
         return {key: _pool([scores[key] for scores in ranks if key in scores]) for key in sets}

@@ -62,5 +62,5 @@ def memory_told(batches: Iterable[Batch], lower: str, save=None) -> Iterator[Non
             save()
         shapes = ", ".join(" x ".join(map(str, batch.input_ids.shape)) for batch in batches)
         given = f"a step of {shapes} tokens" if shapes else "evaluation"
-        raise UserError(f"out of GPU memory in {given}: {lower}; the last step is saved, go on with "
+        raise UserError(f"out of GPU memory in {given}: {lower}; what was saved stays, go on with "
                         "--resume") from None

@@ -40,6 +40,7 @@ class OmniModel(nn.Module):
         self.audio_encoder = audio_encoder
         self.vision_encoder = vision_encoder
         self.freeze_encoders = freeze_encoders
+        self.label_smoothing = 0.0  # share of the training target that is spread over the whole vocabulary
         self.reach_all = False  # of several ranks: each step's loss reaches every trained weight
         width = thinker.arch.width
         if audio_encoder is not None:
@@ -114,12 +115,16 @@ class OmniModel(nn.Module):
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sum of the loss over answer tokens, their number, and how many of them the model predicts exactly.
 
-        Logits are computed at answer positions only: the rest of (B, T, V) would be thrown away.
+        Logits are computed at answer positions only: the rest of (B, T, V) would be thrown away. With label
+        smoothing (Szegedy et al. 2016) only the gradient is smoothed: the loss that is told is the plain one.
         """
         hidden = self.thinker.hidden(self.embed(batch))
         answers = batch.labels != IGNORE
         logits, labels = self.thinker.logits(hidden[answers]).float(), batch.labels[answers]
         loss = F.cross_entropy(logits, labels, reduction="sum")
+        if self.training and self.label_smoothing:
+            smooth = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
+            loss = loss.detach() + smooth - smooth.detach()
         if self.reach_all:  # the weights of a modality that this rank has none of: their gradient here is 0
             loss = loss + 0.0 * sum(p.sum() for name, p in self.named_parameters()
                                     if p.requires_grad and not name.startswith("thinker."))
@@ -194,7 +199,9 @@ def load_parts(config: SFTConfig) -> OmniModel:
         parts.append(part)
         if kind == "thinker":
             tokenizer = _tokenizer(content, part, path)
-    return OmniModel(tokenizer, *parts, freeze_encoders=config.freeze_encoders)
+    model = OmniModel(tokenizer, *parts, freeze_encoders=config.freeze_encoders)
+    model.label_smoothing = config.label_smoothing
+    return model
 
 
 def _tokenizer(content: dict, thinker: Thinker, where: str) -> Tokenizer:

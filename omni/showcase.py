@@ -51,7 +51,7 @@ def draw_cell(sheet: Image.Image, x: int, y: int, sample: Sample, answer: str) -
     top = y + MEDIA + 18
     right = correct(answer, sample.answer) or normalise_words(answer) == normalise_words(sample.answer)
     lines = [(text, INK) for text in textwrap.wrap(question, 31)[:2]]
-    lines += [(text, RIGHT if right else WRONG) for text in textwrap.wrap("→ " + answer, 31)[:3]]
+    lines += [(text, RIGHT if right else WRONG) for text in textwrap.wrap("> " + answer, 31)[:3]]
     if not right:
         lines += [(text, INK) for text in textwrap.wrap("was: " + sample.answer, 31)[:2]]
     for text, color in lines:

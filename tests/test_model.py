@@ -249,3 +249,20 @@ def test_a_system_is_rebuilt_from_its_content_to_the_bit(toy, model, mixed):
     batch = toy.collator(model)(mixed)
     assert torch.equal(model(batch)[0], again(batch)[0])
     assert F.mse_loss(again.thinker.norm.weight, toy.model().thinker.norm.weight) > 0
+
+
+def test_label_smoothing_changes_the_gradient_and_not_the_loss_that_is_told(toy, model, mixed):
+    """Against the definition: a share of the target is spread evenly over the vocabulary."""
+    batch = toy.collator(model)(mixed)
+    plain, _, _ = model.train()(batch)
+    model.label_smoothing = 0.2
+    told, _, _ = model(batch)
+    assert torch.equal(told, plain) and torch.equal(model.eval()(batch)[0], plain)
+    told.backward()
+    found = model.thinker.norm.weight.grad.clone()
+    model.zero_grad()
+    answers = batch.labels != IGNORE
+    logs = model.thinker.logits(model.thinker.hidden(model.embed(batch))[answers]).log_softmax(-1)
+    right = logs[torch.arange(len(logs)), batch.labels[answers]]
+    (-0.8 * right - 0.2 * logs.mean(-1)).sum().backward()
+    torch.testing.assert_close(found, model.thinker.norm.weight.grad, rtol=1e-3, atol=1e-4)

@@ -14,7 +14,8 @@ from test_run import assert_same
 import sft_omni
 from omni.config import UserError
 
-CLOCK = {"seconds", "samples_per_s", "tokens_per_s", "gpu_mem_gb"}  # what no two runs have in common
+# What no two runs have in common.
+CLOCK = {"seconds", "samples_per_s", "tokens_per_s", "gpu_mem_gb", "main_mem_gb"}
 
 
 def start(arguments: list, log: Path, before=None) -> int:

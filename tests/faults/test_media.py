@@ -158,16 +158,19 @@ def test_what_is_skipped_is_listed_and_leaves_the_mix_of_the_others_as_it_was(to
     assert not (whole / "skipped.jsonl").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers, name, told", [
+    (0, "train_0", "readable when the run began.*not a picture.*image_text.*--resume"),
+    (1, "train_0", "readable when the run began.*not a picture.*image_text.*--resume"),
+    (0, "val_0", "image_text: a held-out medium.*readable at the start.*not a picture.*--resume")])
 def test_a_file_that_rots_while_the_run_goes_on_is_one_line_and_the_run_can_go_on(toy, tmp_path, monkeypatch,
-                                                                                 workers):
+                                                                                 workers, name, told):
     data = spoil(toy, tmp_path)
     settings = {"data_dir": str(data), "feature_cache_gb": 0, "save_every_steps": 1, "num_workers": workers}
     whole = train(toy, tmp_path / "whole", **settings)
-    picture = data / "image_text" / "train_0.png"
+    picture = data / "image_text" / f"{name}.png"
     good, close = picture.read_bytes(), Decoder.close
     monkeypatch.setattr(Decoder, "close", lambda self: (picture.write_bytes(b"<html>"), close(self)))
-    with pytest.raises(UserError, match="readable when the run began.*not a picture.*image_text.*--resume"):
+    with pytest.raises(UserError, match=told):
         train(toy, tmp_path, **settings)
     monkeypatch.undo()
     picture.write_bytes(good)

@@ -7,6 +7,7 @@ import torch
 from harness import assert_same_run
 from test_run import assert_same, losses, read, rows, train
 
+import sft_omni
 from omni.config import UserError
 from omni.model import OmniModel
 
@@ -80,6 +81,9 @@ def test_a_full_gpu_is_one_line_and_the_run_goes_on_from_that_step(toy, tmp_path
 
 def test_a_full_gpu_in_the_evaluation_says_what_to_lower(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(OmniModel, "generate", full_gpu)
+    with pytest.raises(UserError, match="out of GPU memory in evaluation: lower eval_batch_size"):
+        train(toy, tmp_path)  # before training
+    monkeypatch.setattr(sft_omni, "before_training", lambda *_: 0.0)
     with pytest.raises(UserError, match="out of GPU memory in evaluation: lower eval_batch_size"):
         train(toy, tmp_path)
     assert (tmp_path / "out" / "step_000005.pt").exists()  # saved before the evaluation

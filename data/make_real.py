@@ -1,0 +1,133 @@
+"""Manifests over real data that others made: easy-VQA, Free Spoken Digits, CIFAR-10 as JPEG, Alpaca.
+
+    python data/make_real.py --real PATH_OF_THE_DOWNLOADS --out data/real
+
+`--real` holds the four as they are published: `easy-vqa/{train,test}/{images,questions.json}`,
+`fsdd/{digit}_{speaker}_{take}.wav`, `cifar10/{train,test}/{kind}/*.jpg`, `alpaca/*.json`. Pictures are copied
+and digits joined, so that the manifests stand on their own. What is held out is never trained on: easy-VQA's
+and CIFAR-10's own test images; of the digits one speaker, and of the other speakers the takes 0 to 4.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+NUMBERS = "zero one two three four five six seven eight nine".split()
+ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
+LEFT_OUT, HELD_TAKES = "lucas", 5  # a speaker never heard in training; takes of the others never heard
+RATE = 8000
+
+
+def talk(question: str, answer: str, **more) -> dict:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+            **more}
+
+
+def write(path: Path, lines: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    print(f"{path}: {len(lines):,} samples")
+
+
+def easy_vqa(real: Path, out: Path) -> None:
+    """All questions; the answers are one of 13 words."""
+    for theirs, ours in (("train", "train"), ("test", "val")):
+        shutil.copytree(real / theirs / "images", out / ours, dirs_exist_ok=True)
+        rows = json.loads((real / theirs / "questions.json").read_text(encoding="utf-8"))
+        write(out / f"{ours}.jsonl", [
+            talk(f"<image>{question}", answer, images=[f"{ours}/{number}.png"], task="qa")
+            for question, answer, number in rows])
+
+
+def article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def photographs(real: Path, out: Path, rng: np.random.Generator) -> None:
+    """Three questions: a training picture is one talk of them, held out each is a sample of its own."""
+    for theirs, ours in (("train", "train"), ("test", "val")):
+        lines = []
+        for path in sorted((real / theirs).glob("*/*.jpg")):
+            kind, image = path.parent.name, f"{ours}/{path.parent.name}_{path.name}"
+            (out / ours).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, out / image)
+            turns = [("What is in the picture?", f"There is {article(kind)} in the picture."),
+                     ("Is it an animal?",
+                      "Yes, it is an animal." if kind in ANIMALS else "No, it is a thing.")]
+            if kind in ANIMALS:
+                turns.append(("What animal?", f"This is {article(kind)}."))
+            if ours == "val":
+                lines += [talk(f"<image>{q}", a, images=[image], task="qa") for q, a in turns]
+                continue
+            turns = [turns[i] for i in rng.permutation(len(turns))]
+            messages = [m for q, a in turns for m in talk(q, a)["messages"]]
+            messages[0]["content"] = "<image>" + messages[0]["content"]
+            lines.append({"messages": messages, "images": [image], "task": "qa"})
+        write(out / f"{ours}.jsonl", lines)
+
+
+def spoken(takes: dict, speaker: str, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """3 to 7 digits of one speaker, joined with short pauses, and what is said."""
+    digits = rng.integers(10, size=rng.integers(3, 8))
+    parts = []
+    for digit in digits:
+        choice = takes[speaker, int(digit)]
+        pause = np.zeros(int(RATE * rng.uniform(0.02, 0.25)), np.float32)
+        parts += [choice[rng.integers(len(choice))], pause]
+    return np.concatenate(parts[:-1]), " ".join(NUMBERS[d] for d in digits)
+
+
+def digits(real: Path, out: Path, rng: np.random.Generator, train: int, val: int) -> None:
+    """Strings of digits: for training; unheard takes of heard speakers; the speaker left out, as a group."""
+    heard: dict[str, dict] = {"train": {}, "val": {}}
+    for path in sorted(real.glob("*.wav")):
+        digit, speaker, take = path.stem.split("_")
+        sound, rate = soundfile.read(path, dtype="float32")
+        assert rate == RATE, f"{path}: {rate} Hz"
+        split = "val" if speaker == LEFT_OUT or int(take) < HELD_TAKES else "train"
+        heard[split].setdefault((speaker, int(digit)), []).append(sound)
+    for split, count in (("train", train), ("val", val)):
+        speakers = sorted({speaker for speaker, _ in heard[split]})
+        (out / split).mkdir(parents=True, exist_ok=True)
+        lines = []
+        for number in tqdm(range(count), desc=f"digits, {split}"):
+            speaker = speakers[number % len(speakers)]
+            sound, text = spoken(heard[split], speaker, rng)
+            name = f"{split}/{number:05d}.wav"
+            soundfile.write(out / name, sound, RATE)
+            group = {"group": "left_out_speaker"} if speaker == LEFT_OUT else {}
+            lines.append(talk("<audio>Transcribe the audio.", text, audios=[name], task="asr", **group))
+        write(out / f"{split}.jsonl", lines)
+
+
+def instructions(real: Path, out: Path) -> None:
+    """Alpaca; every tenth is held out."""
+    rows = [row for path in sorted(real.glob("*.json"))
+            for row in json.loads(path.read_text(encoding="utf-8"))]
+    lines = [talk("\n\n".join(filter(None, (row["instruction"], row["input"]))), row["output"])
+             for row in rows]
+    write(out / "train.jsonl", [line for i, line in enumerate(lines) if i % 10])
+    write(out / "val.jsonl", lines[::10])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real", required=True, type=Path)
+    parser.add_argument("--out", default="data/real", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng = np.random.default_rng(args.seed)
+    easy_vqa(args.real / "easy-vqa", args.out / "easyvqa")
+    photographs(args.real / "cifar10", args.out / "animals", rng)
+    digits(args.real / "fsdd", args.out / "digits", rng, train=6000, val=600)
+    instructions(args.real / "alpaca", args.out / "alpaca")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""The named baselines: `transformers.Trainer` over the same modules and the same batches.
+
+As most people would train this: encoders under `no_grad` in every step, logits at all positions, the batch
+padded to its longest sample; or, as the specification's origin does, everything padded to 512 tokens under a
+dense (B, T, T) mask.
+"""
+
+import statistics
+import tempfile
+import time
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from omni.batch import IGNORE, Batch
+from omni.device import autocast
+from omni.layers import rope_table
+from omni.thinker import Thinker
+from tests.bench.workload import Workload
+
+DENSE_LENGTH = 512
+
+
+class TrainerModel(nn.Module):
+    """An OmniModel as the Trainer calls it."""
+
+    def __init__(self, workload: Workload):
+        super().__init__()
+        self.omni = workload.model
+
+    def forward(self, dense_mask=None, num_items_in_batch=None, **batch):
+        batch = Batch(**batch)
+        thinker = self.omni.thinker
+        embeds = self.omni.embed(batch)
+        if dense_mask is None:
+            hidden = thinker.hidden(embeds)
+        else:
+            hidden = hidden_under_mask(thinker, embeds, dense_mask)
+        logits = thinker.logits(hidden).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE)
+        return {"loss": loss, "logits": logits}
+
+
+def hidden_under_mask(thinker: Thinker, embeds: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`Thinker.hidden` with a dense mask (B, 1, T, T) in place of causal attention."""
+    rope = rope_table(torch.arange(embeds.shape[1], device=embeds.device), thinker.arch.head_dim,
+                      thinker.arch.rope_theta)
+    x = embeds
+    for layer in thinker.layers:
+        x = layer(x, rope, mask=mask)
+    return thinker.norm(x)
+
+
+class StepTimes(TrainerCallback):
+    def __init__(self):
+        self.ends: list[float] = []
+
+    def on_step_end(self, *args, **kwargs):
+        self.ends.append(time.perf_counter())
+
+
+class InOrder(Trainer):
+    """A Trainer that takes the steps in our sampler's order."""
+
+    def _get_train_sampler(self, *args, **kwargs):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def collator(workload: Workload, dense: bool):
+    """[step] -> the step's batch as keyword arguments."""
+    def collate(steps: list[int]) -> dict[str, torch.Tensor]:
+        batch = workload.dataset[steps[0]].batches[0]
+        found = {k: v for k, v in vars(batch).items() if v is not None}
+        if dense:
+            short = DENSE_LENGTH - batch.input_ids.shape[1]
+            found["input_ids"] = F.pad(batch.input_ids, (0, short), value=workload.model.tokenizer.pad)
+            found["labels"] = F.pad(batch.labels, (0, short), value=IGNORE)
+            here = torch.arange(DENSE_LENGTH)
+            valid = here < batch.lengths[:, None]
+            found["dense_mask"] = ((here[:, None] >= here) & valid[:, None, :])[:, None]  # (B, 1, T, T)
+        return found
+    return collate
+
+
+def seconds_a_step(workload: Workload, device: torch.device, steps: int, dense: bool = False) -> float:
+    """Median seconds of a training step; the first two are warm-up."""
+    config, times = workload.config, StepTimes()
+    bf16 = not isinstance(autocast(device, config.precision), type(autocast(device, "fp32")))
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            output_dir=folder, max_steps=steps + 2, per_device_train_batch_size=1, bf16=bf16,
+            learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=config.warmup_steps,
+            weight_decay=config.weight_decay, max_grad_norm=config.grad_clip, optim="adamw_torch_fused",
+            use_cpu=device.type == "cpu", report_to=[], save_strategy="no", logging_steps=20,
+            remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=device.type == "cuda")
+        InOrder(TrainerModel(workload), args, data_collator=collator(workload, dense),
+                train_dataset=list(range(steps + 2)), callbacks=[times]).train()
+    gaps = [b - a for a, b in zip(times.ends[1:], times.ends[2:], strict=False)]
+    return statistics.median(gaps)

@@ -1,0 +1,57 @@
+"""The machine: what it is, and what it can do at most."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from omni.device import choose_device  # noqa: F401 - the same choice as a run makes
+
+
+def describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    return f"{names[0] if names else 'CPU'}, {torch.get_num_threads()} threads"
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Wall-clock seconds of one call, the device's queue included."""
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def by_turns(works: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
+    """Median seconds of each, run A B A B ... so that a change of the machine's mood meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            times[name].append(seconds(work, device))
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def ceiling(device: torch.device) -> dict[str, float]:
+    """Rates of a large matrix product in fp32 and bf16, and of a large copy."""
+    n = 8192 if device.type == "cuda" else 2048
+    figures = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        torch.mm(a, b)
+        best = min(seconds(lambda a=a, b=b: torch.mm(a, b), device) for _ in range(5))
+        figures[f"matmul {str(dtype).removeprefix('torch.')}, TFLOP/s"] = 2 * n ** 3 / best / 1e12
+    source = torch.empty(2 ** 28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    target.copy_(source)
+    best = min(seconds(lambda: target.copy_(source), device) for _ in range(5))
+    figures["copy, GB/s read and written"] = 2 * source.nbytes / best / 1e9
+    return figures

@@ -1,0 +1,75 @@
+"""What the benchmark trains on: the model, data and steps of a config, built as `sft_omni.py` builds them."""
+
+from dataclasses import dataclass
+
+import torch
+
+from omni import optim
+from omni.collate import Collator, MediaReader
+from omni.config import SFTConfig, load_config
+from omni.dataset import Mix, Schedule, StepDataset, read_mix
+from omni.features import FeatureStore
+from omni.model import OmniModel, load_parts
+from omni.sampler import WeightedSampler
+
+
+class DecodedReader(MediaReader):
+    """A reader that decodes each medium once: what is measured is training, not the disk."""
+
+    def __init__(self, image_size: int, seed: int):
+        super().__init__(image_size, seed)
+        self.kept: dict[tuple[str, str, int], torch.Tensor] = {}
+
+    def pixels(self, path: str, take: int = 0) -> torch.Tensor:
+        key = "pixels", path, take
+        if key not in self.kept:
+            self.kept[key] = super().pixels(path, take)
+        return self.kept[key]
+
+    def mel(self, path: str, take: int = 0) -> torch.Tensor:
+        key = "mel", path, take
+        if key not in self.kept:
+            self.kept[key] = super().mel(path, take)
+        return self.kept[key]
+
+
+@dataclass
+class Workload:
+    """One way to train: its own copy of the model, and steps with frozen features or with decoded media."""
+
+    config: SFTConfig
+    model: OmniModel
+    mix: Mix
+    dataset: StepDataset
+
+    @property
+    def features(self) -> FeatureStore | None:
+        return self.dataset.collate.features
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        c, m = self.config, self.model
+        return optim.adamw([(m.thinker, c.learning_rate), (m.audio_projector, c.projector_learning_rate),
+                            (m.vision_projector, c.projector_learning_rate)], c.weight_decay, m)
+
+
+def build(config_path: str, device: torch.device, cached: bool, samples_a_source: int = 400) -> Workload:
+    """The first samples of each source of the config's mix, with features `cached` or else only decoded."""
+    config = load_config(config_path, SFTConfig)
+    model = load_parts(config).to(device)
+    mix = read_mix(config)
+    for split in (mix.train, mix.val):
+        for name in split:
+            split[name] = split[name][:samples_a_source]
+    reader = DecodedReader(model.vision_encoder.arch.image_size, config.seed)
+    features = FeatureStore(model, reader, config.feature_cache_gb) if cached else None
+    if cached:
+        for split, takes in ((mix.train, config.augment_takes), (mix.val, 1)):
+            for name, samples in split.items():
+                features.add(samples, takes, name)
+    collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths,
+                       config.max_length, features)
+    sizes = {name: len(samples) for name, samples in mix.train.items()}
+    schedule = Schedule(config.samples_per_epoch or sum(sizes.values()), config.batch_size, config.num_epochs)
+    dataset = StepDataset(mix, WeightedSampler(sizes, mix.weights, config.seed), schedule, collate,
+                          config.augment_takes, config.gradient_accumulation_steps)
+    return Workload(config, model, mix, dataset)
