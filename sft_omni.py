@@ -71,7 +71,8 @@ def main(arguments: list[str] | None = None) -> None:
     schedule = Schedule(config.samples_per_epoch or sum(sizes.values()), config.batch_size, config.num_epochs)
     dataset = StepDataset(mix, sampler, schedule, collate, config.augment_takes,
                           config.gradient_accumulation_steps, world)
-    evaluator = Evaluator(model, collate, config.eval_batch_size, config.max_new_tokens, config.precision,
+    evaluated = parallel.twin(model, config.parallel, world)
+    evaluator = Evaluator(evaluated, collate, config.eval_batch_size, config.max_new_tokens, config.precision,
                           world)
 
     # Optimizer
@@ -95,18 +96,19 @@ def main(arguments: list[str] | None = None) -> None:
         state = folder.resume(args.resume, model, optimizer, config, made_from, args.allow_change)
         say(f"resumed at step {state['step']:,} of {schedule.steps:,}")
     kept = world.from_first(lambda: metrics.rewind(state["step"]))
-    evaluated = {row["epoch"] for row in kept if row["event"] == "epoch"}
+    scored = {row["epoch"] for row in kept if row["event"] == "epoch"}
     state["best"] = min((row["val_loss"] for row in kept if "val_loss" in row), default=float("inf"))
 
     # Epochs
     if state["step"] == 0:
-        with parallel.whole(model), memory_told((), "lower eval_batch_size or max_new_tokens"):
+        with memory_told((), "lower eval_batch_size or max_new_tokens"):
             evaluating += before_training(evaluator, mix, folder.path)
     for epoch in range(max(0, state["step"] - 1) // schedule.steps_per_epoch, config.num_epochs):
         save = partial(folder.save_step, state, model, optimizer, config, made_from)
         train_epoch(epoch, state, wrapped, optimizer, dataset, config, device, metrics, folder, save, stop)
-        if epoch + 1 not in evaluated:
+        if epoch + 1 not in scored:
             begun = time.time()
+            parallel.refresh(evaluated, model)
             evaluate_epoch(epoch, state, evaluator, mix, config, metrics, folder, begun - started)
             evaluating += time.time() - begun
         if world.first:
@@ -197,9 +199,8 @@ def evaluate_epoch(epoch, state, evaluator, mix: Mix, config, metrics, folder, s
     sums = state["sums"]
     loss = float(sums["loss"]) / max(1, sums["tokens"])
     with memory_told((), "lower eval_batch_size or max_new_tokens"):
-        with parallel.whole(evaluator.model):
-            scores = evaluator.score(mix.val)
-            swapped = summarise(evaluator.score(mix.val, swapped=True))
+        scores = evaluator.score(mix.val)
+        swapped = summarise(evaluator.score(mix.val, swapped=True))
     figures = summarise(scores)
     swapped.pop("val_loss", None)
     for line in epoch_lines(epoch + 1, config.num_epochs, loss, figures, swapped):

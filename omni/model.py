@@ -124,7 +124,7 @@ class OmniModel(nn.Module):
         loss = F.cross_entropy(logits, labels, reduction="sum")
         if self.training and self.label_smoothing:
             smooth = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
-            loss = loss.detach() + smooth - smooth.detach()
+            loss = loss.detach() + (smooth - smooth.detach())  # exactly the plain value
         if self.reach_all:  # the weights of a modality that this rank has none of: their gradient here is 0
             loss = loss + 0.0 * sum(p.sum() for name, p in self.named_parameters()
                                     if p.requires_grad and not name.startswith("thinker."))

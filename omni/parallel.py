@@ -6,6 +6,7 @@ another that went a different way.
 """
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -119,17 +120,18 @@ def reducing(module: nn.Module, now: bool) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
-    """Within it a sharded model's weights are whole on every rank, which may then go its own way."""
-    sharded = [m for m in model.modules() if isinstance(m, FSDPModule)]
-    for module in sharded:
-        module.set_reshard_after_forward(False)
-        module.unshard()
-    yield
-    for module in sharded:
-        module.reshard()
-        module.set_reshard_after_forward(module is not model)
+def twin(model: nn.Module, kind: str, world: World) -> nn.Module:
+    """What evaluation runs: the model itself, or a whole copy of one that is going to be sharded.
+
+    In evaluation ranks go their own ways (a rank may have no sample of a set), which shards don't allow.
+    """
+    return copy.deepcopy(model) if world.size > 1 and kind == "fsdp" else model
+
+
+def refresh(twin: nn.Module, model: nn.Module) -> None:
+    """Give the whole copy the weights that the sharded model has now. All ranks call it together."""
+    if twin is not model:
+        twin.load_state_dict(gathered(model.state_dict()))
 
 
 def gathered(state: Any) -> Any:
