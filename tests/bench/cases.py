@@ -52,7 +52,7 @@ def train(w: workload.Workload, device: torch.device, first: int, count: int) ->
     w.model.train()
     for number in range(first, first + count):
         step = w.dataset[number]
-        answer_tokens = sum(tokens for _, tokens in step.sources.values())
+        answer_tokens = int(step.counts[:, 1].sum())
         for batch in step.batches:
             with autocast(device, w.config.precision):
                 loss, _, _ = w.model(batch.to(device))

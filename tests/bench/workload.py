@@ -8,6 +8,7 @@ from omni import optim
 from omni.collate import Collator, MediaReader
 from omni.config import SFTConfig, load_config
 from omni.dataset import Mix, Schedule, StepDataset, read_mix
+from omni.decode import Decoder
 from omni.features import FeatureStore
 from omni.model import OmniModel, load_parts
 from omni.sampler import WeightedSampler
@@ -61,11 +62,13 @@ def build(config_path: str, device: torch.device, cached: bool, samples_a_source
         for name in split:
             split[name] = split[name][:samples_a_source]
     reader = DecodedReader(model.vision_encoder.arch.image_size, config.seed)
-    features = FeatureStore(model, reader, config.feature_cache_gb) if cached else None
+    decoder = Decoder(reader, config.decode_timeout_s)
+    features = FeatureStore(model, decoder, config.feature_cache_gb) if cached else None
     if cached:
         for split, takes in ((mix.train, config.augment_takes), (mix.val, 1)):
             for name, samples in split.items():
                 features.add(samples, takes, name)
+    decoder.close()
     collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths,
                        config.max_length, features)
     sizes = {name: len(samples) for name, samples in mix.train.items()}
