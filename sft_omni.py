@@ -24,7 +24,7 @@ from omni.evaluate import Evaluator, counted, summarise
 from omni.features import FeatureStore, unusable_media
 from omni.folder import RunFolder
 from omni.guard import StopSignal, leave_out, memory_told
-from omni.log import QUIET, MetricsFile, epoch_lines, open_streams, say
+from omni.log import QUIET, MetricsFile, command, epoch_lines, open_streams, say
 from omni.model import load_parts
 from omni.preview import before_training, describe, dry_run, skipped_lines
 from omni.sampler import WeightedSampler
@@ -149,7 +149,8 @@ def train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics
         # One global step: the sum of the loss over all its answer tokens, divided by their number.
         counts = world.total(step.counts)
         answer_tokens, step_loss = int(counts[:, 1].sum()), torch.zeros((), device=device)
-        with memory_told(step.batches, "raise gradient_accumulation_steps or lower max_length", save):
+        with memory_told(step.batches, "raise gradient_accumulation_steps or lower max_length",
+                         save if world.size == 1 else None):  # ranks save together, and this one can't
             for number, batch in enumerate(step.batches, 1):
                 with parallel.reducing(model, number == len(step.batches)):
                     with autocast(device, config.precision):
@@ -240,8 +241,4 @@ def parse_arguments(arguments: list[str] | None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as err:
-        print(f"error: {err}", file=sys.stderr)
-        sys.exit(2)
+    command(main)

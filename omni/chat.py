@@ -21,6 +21,7 @@ from omni.collate import Collator, MediaReader
 from omni.config import SFTConfig, UserError, build
 from omni.device import autocast, choose_device
 from omni.evaluate import Evaluator
+from omni.log import command
 from omni.sampling import Sampling
 from omni.tokenizer import split_placeholders
 
@@ -219,10 +220,4 @@ def system_evaluator(system: OmniModel) -> Evaluator:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as err:
-        print(f"error: {err}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command(main)

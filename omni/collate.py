@@ -91,7 +91,8 @@ class Collator:
         # A token is a byte at least, so most samples need no tokenising here.
         if media + sum(len(content.encode()) + 3 for _, content in sample.messages) <= self.max_length:
             return False, None
-        ids, _ = self.tokenizer.chat(sample.messages, [self.image_tokens] * len(sample.images), clips)
+        ids, _ = self.tokenizer.chat(sample.messages, [self.image_tokens] * len(sample.images), clips,
+                                     sample.untrained)
         excess = len(ids) - self.max_length
         if excess <= 0 or excess <= len(self._free(ids)) or sample.messages[0][0] == "assistant":
             return excess > 0, None

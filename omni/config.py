@@ -110,7 +110,8 @@ class VisionArch:
     """Shape of the vision encoder (ViT with a convolutional patch stem)."""
 
     image_size: int = _key(128, low=32, high=8192)
-    patch_size: int = _key(16, choices=(8, 16, 32))
+    patch_size: int = _key(16, choices=(4, 8, 16, 32))
+    stem_blocks: int = _key(0, low=0, high=64)  # residual blocks of convolutions after each halving
     width: int = _key(192, low=8, high=2 ** 18)
     layers: int = _key(4, low=1, high=1024)
     heads: int = _key(6, low=1, high=1024)
@@ -145,6 +146,7 @@ class PretrainConfig:
     # Stages A and B: pieces of words that the audio encoder names and the Thinker learns to read
     speech_pieces: int = _key(192, low=30)
     decoder: dict = _key(factory=dict)  # Stage C: the throw-away decoder that captions
+    photographs: bool = False  # Stage C: pictures may be mirrored, moved far and partly hidden
 
 
 def _type_name(kind) -> str:

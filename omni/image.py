@@ -3,6 +3,7 @@
 import struct
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,28 +56,50 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def placement(rng: np.random.Generator) -> tuple[float, float, float]:
-    """How `augment` moves a picture: its scale, and its shift right and down in half sides."""
-    return rng.uniform(0.92, 1.08), *rng.uniform(-0.06, 0.06, size=2)
+class Placement(NamedTuple):
+    """How `augment` moves a picture: mirrored or not, then shifted in half sides, then scaled."""
+
+    scale: float
+    right: float
+    down: float
+    mirrored: bool = False
 
 
-def moved(box: tuple[float, ...], placed: tuple[float, float, float]) -> tuple[float, ...]:
+def placement(rng: np.random.Generator, photograph: bool = False) -> Placement:
+    """A random one; photographs are moved further, and half of them are mirrored."""
+    if photograph:
+        return Placement(rng.uniform(0.85, 1.15), *rng.uniform(-0.2, 0.2, size=2), bool(rng.random() < 0.5))
+    return Placement(rng.uniform(0.92, 1.08), *rng.uniform(-0.06, 0.06, size=2))
+
+
+def moved(box: tuple[float, ...], placed: Placement) -> tuple[float, ...]:
     """A box (left, top, right, bottom, in shares of the sides) after the picture was moved."""
-    scale, *shift = placed
-    return tuple(min(max(((2 * v - 1 + shift[i % 2]) * scale + 1) / 2, 0.0), 1.0) for i, v in enumerate(box))
+    left, top, right, bottom = box
+    if placed.mirrored:
+        left, right = 1 - right, 1 - left
+    shift = (placed.right, placed.down)
+    return tuple(min(max(((2 * v - 1 + shift[i % 2]) * placed.scale + 1) / 2, 0.0), 1.0)
+                 for i, v in enumerate((left, top, right, bottom)))
 
 
-def augment(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def augment(pixels: torch.Tensor, rng: np.random.Generator, photograph: bool = False) -> torch.Tensor:
     """A varied take of a picture (3, H, W): moved and scaled a little, brightness, contrast and noise.
 
-    No flips (left and right and letters have meaning) and no change of hue (colors have names).
+    No change of hue (colors have names), and no mirroring (left and right and letters have meaning) but of
+    photographs. Of those a square is hidden besides (DeVries and Taylor 2017).
     """
     height, width = pixels.shape[1:]
-    scale, right, down = placement(rng)
-    theta = torch.tensor([[[1 / scale, 0, -right], [0, 1 / scale, -down]]], dtype=torch.float32)
+    placed = placement(rng, photograph)
+    side = -1 if placed.mirrored else 1
+    theta = torch.tensor([[[side / placed.scale, 0, -side * placed.right],
+                           [0, 1 / placed.scale, -placed.down]]], dtype=torch.float32)
     grid = torch.nn.functional.affine_grid(theta, [1, 3, height, width], align_corners=False)
     pixels = torch.nn.functional.grid_sample(
         pixels[None], grid, padding_mode="border", align_corners=False)[0]
     pixels = pixels * rng.uniform(0.85, 1.15) + rng.uniform(-0.1, 0.1)
+    if photograph:
+        hidden = height // 4
+        top, left = rng.integers(0, height - hidden, size=2)
+        pixels[:, top:top + hidden, left:left + hidden] = 0
     noise = torch.from_numpy(rng.standard_normal(pixels.shape, dtype=np.float32))
     return (pixels + noise * rng.uniform(0, 0.04)).clamp(-1, 1)

@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from omni import formats, show, talks, tasks
 from omni.batch import AUDIO, IMAGE, Sample
 from omni.config import SFTConfig, UserError, load_config
+from omni.log import command
 from omni.media import Piece
 from omni.tokenizer import split_placeholders
 
@@ -225,8 +225,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as err:
-        print(f"error: {err}", file=sys.stderr)
-        sys.exit(2)
+    command(main)

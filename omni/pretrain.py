@@ -17,6 +17,7 @@ from tqdm import tqdm
 from omni import checkpoint, optim
 from omni.config import PretrainConfig, UserError, load_config
 from omni.device import autocast, choose_device
+from omni.log import command
 from omni.stage_audio import AudioStage
 from omni.stage_thinker import ThinkerStage
 from omni.stage_vision import VisionStage
@@ -79,8 +80,4 @@ def run(config: PretrainConfig) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as err:
-        print(f"error: {err}", file=sys.stderr)
-        sys.exit(2)
+    command(main)

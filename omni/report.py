@@ -8,7 +8,6 @@ It can be opened while the run goes on: what is there so far is shown.
 
 import argparse
 import json
-import sys
 import time
 from html import escape
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from omni import checkpoint
 from omni.cards import cards
 from omni.compare import compare
-from omni.config import UserError
+from omni.log import command
 from omni.page import Cell, Run, chart, document, facts, lower_is_better, shown, table
 
 
@@ -138,8 +137,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as err:
-        print(f"error: {err}", file=sys.stderr)
-        sys.exit(2)
+    command(main)

@@ -4,7 +4,6 @@
 """
 
 import argparse
-import sys
 import textwrap
 
 import numpy as np
@@ -14,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from omni import audio, media
 from omni.batch import AUDIO, IMAGE, Sample
 from omni.chat import OmniModel, system_evaluator
-from omni.config import UserError
 from omni.dataset import read_mix
+from omni.log import command
 from omni.tasks import correct, normalise_words
 
 CELL, MEDIA, COLUMNS = 236, 180, 5  # pixels a cell and its medium, cells a row
@@ -83,8 +82,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as err:
-        print(f"error: {err}", file=sys.stderr)
-        sys.exit(2)
+    command(main)

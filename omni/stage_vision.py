@@ -35,15 +35,16 @@ def recolor(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 class KeepingReader(MediaReader):
     """A reader that decodes each picture once and keeps it as bytes."""
 
-    def __init__(self, image_size: int, seed: int):
+    def __init__(self, image_size: int, seed: int, photographs: bool):
         super().__init__(image_size, seed)
+        self.photographs = photographs
         self.kept: dict[str, torch.Tensor] = {}
 
     def pixels(self, path: str, take: int = 0) -> torch.Tensor:
         if path not in self.kept:
             self.kept[path] = super().pixels(path).add(1).mul(127.5).round().byte()
         pixels = self.kept[path].float().div(127.5).sub(1)
-        return image.augment(pixels, self.rng(path, take)) if take else pixels
+        return image.augment(pixels, self.rng(path, take), self.photographs) if take else pixels
 
 
 def known_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -81,18 +82,21 @@ class VisionStage(Stage):
       (multiple-instance learning of a caption's words, Fang et al. 2015).
     - Where a manifest says what is where (`objects`), the mean of the patches in a box scores its words.
 
-    Three quarters of the pictures are shown in other colors, and then nothing is asked about colors.
-    Otherwise what a thing is gets inferred from its color too: a pink cat was never seen, so what is pink
-    can't be a cat.
+    Where colors are spoken of, three quarters of the pictures are shown in other ones, and then nothing is
+    asked about colors. Otherwise what a thing is gets inferred from its color too: a pink cat was never
+    seen, so what is pink can't be a cat. A manifest that never names a color keeps those it has.
     """
 
     kind = "vision_encoder"
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
-        self.train, self.val = ([s for s in self.read(p) if len(s.images) == 1 and not s.audios]
-                                for p in (config.train, config.val))
-        self.train = one_talk_a_picture(self.train)
+        self.train, self.recolored = [], []  # pictures, and whether they are shown in other colors too
+        for path in [config.train] if isinstance(config.train, str) else config.train:
+            talks = one_talk_a_picture(self._of_one_picture(path))
+            self.train += talks
+            self.recolored += [any(COLOR_WORDS & {*said_words(s)} for s in talks)] * len(talks)
+        self.val = self._of_one_picture(config.val)
         tokenizer = Tokenizer.train([text for s in self.train for _, text in s.messages], config.vocab_size)
         counts = Counter(word for s in self.train
                          for word in {*said_words(s), *(w for words, _ in s.objects for w in words)})
@@ -105,24 +109,28 @@ class VisionStage(Stage):
         nn.init.constant_(self.model["words"].bias, -6.0)  # most words are said about few pictures
         nn.init.constant_(self.model["area_words"].bias, -3.0)
         self.colors = [i for word, i in self.words.items() if word in COLOR_WORDS]
-        reader = KeepingReader(arch.image_size, config.seed)
+        reader = KeepingReader(arch.image_size, config.seed, config.photographs)
         self.collate = Collator(tokenizer, reader, self.omni.image_tokens, None, config.max_length)
         for sample in tqdm(self.train + self.val, desc="pictures", mininterval=2, disable=None, leave=False):
             reader.pixels(sample.images[0])
         self.lengths = [len(tokenizer.chat(s.messages, [1], [])[0]) for s in self.train]
 
+    def _of_one_picture(self, paths: str | list[str]) -> list[Sample]:
+        return [s for s in self.read(paths) if len(s.images) == 1 and not s.audios]
+
     def batch(self, numbers, epoch: int):
-        """A quarter of the pictures with their talk, the others recolored; every epoch sees other takes."""
-        take, number = epoch + 1, np.arange(len(numbers))
-        order = [int(numbers[i]) for i in np.argsort((number + epoch) % 4 != 0, kind="stable")]
+        """First the pictures as they are, with their talk, then the recolored; every epoch other takes."""
+        take = epoch + 1
+        other = [self.recolored[n] and (i + epoch) % 4 != 0 for i, n in enumerate(numbers)]
+        order = [int(numbers[i]) for i in np.argsort(other, kind="stable")]
         samples = [self.train[i] for i in order]
-        told = sum((number + epoch) % 4 == 0)
+        told = len(other) - sum(other)
         pixels, picture_words, areas, area_words = [], [], [], []
         for row, sample in enumerate(samples):
             path = sample.images[0]
             picture = self.collate.reader.pixels(path, take)
             pixels.append(picture if row < told else recolor(picture, self.rng(epoch, order[row])))
-            placed = image.placement(self.collate.reader.rng(path, take))
+            placed = image.placement(self.collate.reader.rng(path, take), self.config.photographs)
             picture_words.append(self._target(said_words(sample), recolored=row >= told))
             for words, box in sample.objects:
                 areas.append((row, self._patches(image.moved(box, placed))))

@@ -71,16 +71,39 @@ def test_reading_samples_end_in_what_was_said(toy, tmp_path):
         assert labels == [-100] * turn + ids[turn + 1:] + [-100]
 
 
-def test_a_box_moves_with_its_picture():
+@pytest.mark.parametrize("photograph", [False, True])
+def test_a_box_moves_with_its_picture(photograph):
     """`moved` says where `augment` puts a box: checked against the bright square that was in it."""
+    mirrored = 0
     for seed in range(20):
         pixels = torch.full((3, 64, 64), -1.0)
-        pixels[:, 20:36, 28:52] = 1.0
-        bright = image.augment(pixels, np.random.default_rng(seed)).mean(0) > 0.2
+        pixels[:, 20:36, 20:44] = 1.0
+        placed = image.placement(np.random.default_rng(seed), photograph)
+        mirrored += placed.mirrored
+        bright = image.augment(pixels, np.random.default_rng(seed), photograph).amax(0) > 0.2
         rows, columns = (bright.any(dim).nonzero().flatten() for dim in (1, 0))
-        box = image.moved((28 / 64, 20 / 64, 52 / 64, 36 / 64), image.placement(np.random.default_rng(seed)))
+        if photograph and (len(rows) < 12 or len(columns) < 18):
+            continue  # the hidden square took an edge of the bright one
+        box = image.moved((20 / 64, 20 / 64, 44 / 64, 36 / 64), placed)
         seen = (columns[0] / 64, rows[0] / 64, (columns[-1] + 1) / 64, (rows[-1] + 1) / 64)
-        assert np.allclose(box, seen, atol=1.5 / 64)
+        assert np.allclose(box, seen, atol=1.5 / 64), seed
+    assert (mirrored > 4) == photograph
+
+
+def test_pictures_without_color_words_keep_their_colors(toy, tmp_path):
+    folder = toy.root / "data" / "image_text"
+    for name, answer in (("plain", "a cat"), ("colored", "a red cat")):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(
+            {"messages": [{"role": "user", "content": f"<image>What, {name}?"},
+                          {"role": "assistant", "content": answer}],
+             "images": [f"train_{i}.png"]}) + "\n" for i in range(1, 12)))
+    stage = VisionStage(config(toy, tmp_path, "vision", photographs=True, batch_size=8,
+                               train=[str(folder / "plain.jsonl"), str(folder / "colored.jsonl")],
+                               arch={**TINY, "image_size": 32, "patch_size": 4, "stem_blocks": 1},
+                               decoder=TINY | {"kv_heads": 2, "head_dim": 8}))
+    talk, pixels, picture_words, *_ = stage.batch([11, 0, 1, 2, 3, 12, 13, 14], 0)
+    assert len(talk.input_ids) == 5 and len(pixels) == 8  # four plain ones and one of four colored ones
+    assert sum(bool(words.isnan().any()) for words in picture_words) == 3
 
 
 def test_recolored_pictures_are_not_asked_about_colors(toy, tmp_path):
