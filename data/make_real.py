@@ -99,7 +99,9 @@ def digits(real: Path, out: Path, rng: np.random.Generator, train: int, val: int
             speaker = speakers[number % len(speakers)]
             sound, text = spoken(heard[split], speaker, rng)
             name = f"{split}/{number:05d}.wav"
-            soundfile.write(out / name, sound, RATE)
+            # Training strings are played faster or slower, as a tape is: three speakers become many.
+            played = 100 * int(rng.integers(64, 100)) if split == "train" else RATE
+            soundfile.write(out / name, sound, played)
             group = {"group": "left_out_speaker"} if speaker == LEFT_OUT else {}
             lines.append(talk("<audio>Transcribe the audio.", text, audios=[name], task="asr", **group))
         write(out / f"{split}.jsonl", lines)

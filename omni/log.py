@@ -4,12 +4,13 @@ import contextlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
-from omni import checkpoint
+from omni import checkpoint, parallel
 from omni.config import UserError
 
 QUIET = os.environ.get("RANK", "0") != "0"  # of the processes that torchrun starts, the first one speaks
@@ -32,9 +33,14 @@ def command(main: Callable[[], object]) -> None:
         main()
     except UserError as err:
         print(f"error: {err}", file=sys.stderr)
-        sys.exit(2)
+        parallel.leave(2)
     except KeyboardInterrupt:
-        sys.exit(130)
+        parallel.leave(130)
+    except SystemExit as err:
+        parallel.leave(err.code)
+    except Exception:
+        traceback.print_exc()
+        parallel.leave(1)
 
 
 def say(line: str) -> None:

@@ -71,7 +71,7 @@ class Run:
         if not metrics.path.is_file():
             raise UserError(f"{metrics.path}: no such file; give the output folder of a run")
         rows = metrics.rows()
-        answers = [row["samples"] for row in rows if row["event"] == "answers"]
+        answers = [row.get("samples", {}) for row in rows if row["event"] == "answers"]
         return cls(folder.resolve().name, _json(folder / "config.json"), _json(folder / "before.json"),
                    [row for row in rows if row["event"] == "step"],
                    [row for row in rows if row["event"] == "epoch"], answers[-1] if answers else {})

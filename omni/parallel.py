@@ -8,9 +8,10 @@ another that went a different way.
 import contextlib
 import copy
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -90,9 +91,24 @@ def start(device: torch.device) -> World:
 
 
 def stop() -> None:
-    """Leave the other processes in peace."""
+    """The end of a run: all ranks have arrived, and leave."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        dist.barrier()
+        leave(0)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process. One of several ends at once, before its process groups are taken apart.
+
+    Gloo's destructor (PyTorch 2.11) waits for its worker while it holds the interpreter's lock; if the worker
+    needs that lock just then, neither ever ends.
+    """
+    if dist.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def wrap(model: nn.Module, kind: str, world: World, bf16: bool) -> nn.Module:

@@ -7,14 +7,17 @@ It can be opened while the run goes on: what is there so far is shown.
 """
 
 import argparse
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
 from omni import checkpoint
 from omni.cards import cards
 from omni.compare import compare
+from omni.config import UserError
 from omni.log import command
 from omni.page import Cell, Run, chart, document, facts, lower_is_better, shown, table
 
@@ -117,9 +120,21 @@ def skipped_table(run: Run) -> str:
 
 def write(folder: str | Path) -> Path:
     """Write the report of a run's folder; returns its path."""
-    path = Path(folder) / "report.html"
-    checkpoint.save_text(path, build(Run.read(folder)))
+    path, run = Path(folder) / "report.html", Run.read(folder)
+    with told(run):
+        checkpoint.save_text(path, build(run))
     return path
+
+
+@contextlib.contextmanager
+def told(*runs: Run) -> Iterator[None]:
+    """A row of metrics that no run writes (someone edited the file) is one line, not a traceback."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as err:
+        names = ", ".join(run.name for run in runs)
+        raise UserError(f"{names}: a row of metrics.jsonl or before.json is not as a run writes it "
+                        f"({type(err).__name__}: {err}); mend or remove it") from None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -132,7 +147,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"wrote {write(args.folders[0])}")
         return
     path = Path(args.out or Path(args.folders[0]) / "comparison.html")
-    checkpoint.save_text(path, compare([Run.read(folder) for folder in args.folders]))
+    runs = [Run.read(folder) for folder in args.folders]
+    with told(*runs):
+        checkpoint.save_text(path, compare(runs))
     print(f"wrote {path}")
 
 

@@ -79,23 +79,25 @@ class VisionStage(Stage):
     - A small decoder with a tokenizer of its own captions and answers from the merged patch features, as
       the Thinker will. Alone it learns for long what is usually said before it looks.
     - Each patch scores each word, and the best patches decide whether it is said about the picture at all
-      (multiple-instance learning of a caption's words, Fang et al. 2015).
+      (multiple-instance learning of a caption's words, Fang et al. 2015). What a photograph is of fills it:
+      there the mean of all patches decides.
     - Where a manifest says what is where (`objects`), the mean of the patches in a box scores its words.
 
-    Where colors are spoken of, three quarters of the pictures are shown in other ones, and then nothing is
-    asked about colors. Otherwise what a thing is gets inferred from its color too: a pink cat was never
-    seen, so what is pink can't be a cat. A manifest that never names a color keeps those it has.
+    A quarter of the pictures have their whole talk told. Where colors are spoken of, the others are shown in
+    other ones, and then nothing is asked about colors. Otherwise what a thing is gets inferred from its color
+    too: a pink cat was never seen, so what is pink can't be a cat. A manifest that never names a color keeps
+    those it has.
     """
 
     kind = "vision_encoder"
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
-        self.train, self.recolored = [], []  # pictures, and whether they are shown in other colors too
+        self.train, self.colorful = [], []  # pictures, and whether their manifest speaks of colors
         for path in [config.train] if isinstance(config.train, str) else config.train:
             talks = one_talk_a_picture(self._of_one_picture(path))
             self.train += talks
-            self.recolored += [any(COLOR_WORDS & {*said_words(s)} for s in talks)] * len(talks)
+            self.colorful += [any(COLOR_WORDS & {*said_words(s)} for s in talks)] * len(talks)
         self.val = self._of_one_picture(config.val)
         tokenizer = Tokenizer.train([text for s in self.train for _, text in s.messages], config.vocab_size)
         counts = Counter(word for s in self.train
@@ -106,7 +108,7 @@ class VisionStage(Stage):
         self.omni = OmniModel(tokenizer, decoder, None, VisionEncoder(arch), freeze_encoders=False)
         self.model = nn.ModuleDict({"omni": self.omni, "words": nn.Linear(arch.width, len(self.words))})
         self.model["area_words"] = nn.Linear(arch.width, len(self.words))
-        nn.init.constant_(self.model["words"].bias, -6.0)  # most words are said about few pictures
+        nn.init.constant_(self.model["words"].bias, -3.0 if config.photographs else -6.0)  # most are not said
         nn.init.constant_(self.model["area_words"].bias, -3.0)
         self.colors = [i for word, i in self.words.items() if word in COLOR_WORDS]
         reader = KeepingReader(arch.image_size, config.seed, config.photographs)
@@ -119,22 +121,21 @@ class VisionStage(Stage):
         return [s for s in self.read(paths) if len(s.images) == 1 and not s.audios]
 
     def batch(self, numbers, epoch: int):
-        """First the pictures as they are, with their talk, then the recolored; every epoch other takes."""
-        take = epoch + 1
-        other = [self.recolored[n] and (i + epoch) % 4 != 0 for i, n in enumerate(numbers)]
-        order = [int(numbers[i]) for i in np.argsort(other, kind="stable")]
+        """A quarter of the pictures with their talk, the others with their words; every epoch other takes."""
+        take, number = epoch + 1, np.arange(len(numbers))
+        order = [int(numbers[i]) for i in np.argsort((number + epoch) % 4 != 0, kind="stable")]
         samples = [self.train[i] for i in order]
-        told = len(other) - sum(other)
+        told = sum((number + epoch) % 4 == 0)
         pixels, picture_words, areas, area_words = [], [], [], []
         for row, sample in enumerate(samples):
             path = sample.images[0]
-            picture = self.collate.reader.pixels(path, take)
-            pixels.append(picture if row < told else recolor(picture, self.rng(epoch, order[row])))
+            picture, other = self.collate.reader.pixels(path, take), row >= told and self.colorful[order[row]]
+            pixels.append(recolor(picture, self.rng(epoch, order[row])) if other else picture)
             placed = image.placement(self.collate.reader.rng(path, take), self.config.photographs)
-            picture_words.append(self._target(said_words(sample), recolored=row >= told))
+            picture_words.append(self._target(said_words(sample), recolored=other))
             for words, box in sample.objects:
                 areas.append((row, self._patches(image.moved(box, placed))))
-                area_words.append(self._target(words, recolored=row >= told))
+                area_words.append(self._target(words, recolored=other))
         talk = self.collate(samples[:told], [take] * told) if told else None
         return talk, torch.stack(pixels), picture_words, areas, area_words
 
@@ -160,7 +161,8 @@ class VisionStage(Stage):
     def loss(self, batch, device) -> tuple[torch.Tensor, torch.Tensor]:
         talk, pixels, picture_words, areas, area_words = batch
         patches = self.omni.encode_images(pixels.to(device))  # (M, P, width)
-        scores = self.model["words"](patches).float().logsumexp(1)  # (M, words): the best patches decide
+        scores = self.model["words"](patches).float()  # (M, P, words)
+        scores = scores.mean(1) if self.config.photographs else scores.logsumexp(1)
         words = known_loss(scores, torch.stack(picture_words).to(device))
         if areas:
             rows = torch.tensor([row for row, _ in areas], device=device)

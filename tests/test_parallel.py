@@ -6,16 +6,21 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
+from omni.decode import Decoder
+from omni.features import FeatureStore
 from omni.parallel import ALONE, World
 
 ROOT = Path(__file__).resolve().parent.parent
 WATCHDOG = 240  # seconds after which a run counts as hung
+CURVE = {"samples_per_epoch": 100}  # 50 steps in two epochs
 
 
 def torchrun(ranks: int, toy, out: Path, *arguments, more=(), **settings) -> subprocess.Popen:
@@ -56,7 +61,7 @@ def losses(rows: list[dict]) -> list[float]:
 def alone(toy, tmp_path_factory) -> tuple[list[dict], Path]:
     """The run of one process: its metrics and its folder."""
     out = tmp_path_factory.mktemp("alone") / "out"
-    return trained(1, toy, out), out
+    return trained(1, toy, out, **CURVE), out
 
 
 @pytest.mark.parametrize("ranks, settings", [
@@ -64,8 +69,8 @@ def alone(toy, tmp_path_factory) -> tuple[list[dict], Path]:
     (2, {"parallel": "fsdp", "activation_checkpointing": True, "gradient_accumulation_steps": 2})],
     ids=["2", "3, accumulated", "4", "2, sharded", "2, sharded, checkpointed, accumulated"])
 def test_the_curve_is_that_of_one_process(alone, toy, tmp_path, ranks, settings):
-    rows = trained(ranks, toy, tmp_path / "out", **settings)
-    assert losses(rows) == pytest.approx(losses(alone[0]), rel=1e-5)
+    rows = trained(ranks, toy, tmp_path / "out", **CURVE, **settings)
+    assert len(losses(rows)) == 50 and losses(rows) == pytest.approx(losses(alone[0]), rel=1e-5)
     ours, theirs = ([r for r in found if r["event"] == "epoch"] for found in (rows, alone[0]))
     assert [r["mix"] for r in ours] == [r["mix"] for r in theirs]
     assert [r["counts"] for r in ours] == [r["counts"] for r in theirs], "each held-out sample once"
@@ -78,15 +83,16 @@ def test_the_curve_is_that_of_one_process(alone, toy, tmp_path, ranks, settings)
 
 
 def test_another_number_of_ranks_goes_on_where_the_run_stopped(alone, toy, tmp_path):
-    trained(3, toy, tmp_path / "out", save_every_steps=3, keep_checkpoints=9)
+    settled = CURVE | {"save_every_steps": 15, "keep_checkpoints": 9}
+    trained(3, toy, tmp_path / "out", **settled)
     for ranks, settings in ((1, {}), (2, {"parallel": "fsdp"})):
         again = tmp_path / str(ranks)
         shutil.copytree(tmp_path / "out", again)
-        for later in ("step_000009.pt", "step_000010.pt"):
+        for later in ("step_000045.pt", "step_000050.pt"):
             (again / later).unlink()
-        rows = trained(ranks, toy, again, "--resume", save_every_steps=3, keep_checkpoints=9, **settings)
+        rows = trained(ranks, toy, again, "--resume", **settled, **settings)
         assert losses(rows) == pytest.approx(losses(alone[0]), rel=1e-5)
-        assert [row["step"] for row in rows if row["event"] == "step"] == list(range(1, 11))
+        assert [row["step"] for row in rows if row["event"] == "step"] == list(range(1, 51))
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -121,12 +127,49 @@ def test_two_machines(alone, toy, tmp_path):
     """Two agents of torchrun, as on two machines, meet at a port."""
     def node(rank):
         return ["--nnodes=2", f"--node-rank={rank}", "--master-addr=127.0.0.1", "--master-port=29517"]
-    first = torchrun(1, toy, tmp_path / "out", more=node(0))
-    second = torchrun(1, toy, tmp_path / "out", more=node(1))
+    first = torchrun(1, toy, tmp_path / "out", more=node(0), **CURVE)
+    second = torchrun(1, toy, tmp_path / "out", more=node(1), **CURVE)
     said = finished(first) + finished(second)
     assert first.returncode == second.returncode == 0, said
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert losses(rows) == pytest.approx(losses(alone[0]), rel=1e-5)
+
+
+class Thread(World):
+    """A rank that is a thread: what `gather` needs of a process group."""
+
+    def gather(self, value):
+        self.node["values"][self.rank] = value
+        self.node["barrier"].wait(60)
+        values = list(self.node["values"])
+        self.node["barrier"].wait(60)
+        return values
+
+
+def test_features_are_computed_once_over_all_ranks(toy, monkeypatch):
+    samples = toy.samples("image_audio_text") + toy.samples("image_text")
+    encoded, model = [], toy.model()
+    encode_images = model.encode_images
+    monkeypatch.setattr(model, "encode_images", lambda pixels: encoded.append(len(pixels))
+                        or encode_images(pixels))
+    monkeypatch.setattr("omni.features.GROUP", 5)
+    node = {"values": [None] * 3, "barrier": threading.Barrier(3)}
+
+    def stored(world: World) -> FeatureStore:
+        store = FeatureStore(model, Decoder(toy.collator(model).reader, 20), 1.0, world)
+        assert store.add(samples, 2, "test") == {}
+        store.decoder.close()
+        return store
+    whole = stored(ALONE)
+    alone = list(encoded)
+    encoded.clear()
+    with ThreadPoolExecutor(3) as pool:
+        stores = list(pool.map(stored, [Thread(rank, 3, node=node) for rank in range(3)]))
+    assert sorted(encoded) == sorted(alone) and sum(alone) == 2 * len({p for s in samples for p in s.images})
+    for store in stores:
+        assert store.bytes == whole.bytes
+        for path, take in whole._images:
+            assert torch.equal(store.image(path, take), whole.image(path, take))
 
 
 def test_shares_are_whole_and_apart():

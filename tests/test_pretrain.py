@@ -102,8 +102,10 @@ def test_pictures_without_color_words_keep_their_colors(toy, tmp_path):
                                arch={**TINY, "image_size": 32, "patch_size": 4, "stem_blocks": 1},
                                decoder=TINY | {"kv_heads": 2, "head_dim": 8}))
     talk, pixels, picture_words, *_ = stage.batch([11, 0, 1, 2, 3, 12, 13, 14], 0)
-    assert len(talk.input_ids) == 5 and len(pixels) == 8  # four plain ones and one of four colored ones
-    assert sum(bool(words.isnan().any()) for words in picture_words) == 3
+    assert len(talk.input_ids) == 2 and len(pixels) == 8
+    assert sum(bool(words.isnan().any()) for words in picture_words) == 3  # one of four is told
+    path = stage.train[1].images[0]
+    assert torch.equal(stage.batch([0, 1], 0)[1][1], stage.collate.reader.pixels(path, 1))  # as it is
 
 
 def test_recolored_pictures_are_not_asked_about_colors(toy, tmp_path):

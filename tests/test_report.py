@@ -1,5 +1,6 @@
 """The report: what it shows, that nothing escapes from it, that a browser opens it without a complaint."""
 
+import contextlib
 import html.parser
 import json
 import shutil
@@ -116,6 +117,17 @@ def test_what_users_wrote_is_text_and_never_markup(toy, tmp_path):
     text = (out / "report.html").read_text()
     assert "<script" not in text and "<b>x</b>" not in text and "onerror" in read(out / "report.html").text
     assert all("onerror" not in attributes for _, attributes in read(out / "report.html").tags)
+
+
+@pytest.mark.parametrize("row", [{"event": "step"}, {"event": "epoch", "epoch": "one"}, {"event": "answers"},
+                                 {"event": "answers", "samples": {"a": [7]}}])
+def test_a_row_that_no_run_writes_is_one_line(out, tmp_path, row):
+    shutil.copytree(out, tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as f:
+        f.write(json.dumps(row) + "\n")
+    for folders in ([str(tmp_path / "run")], [str(tmp_path / "run"), str(out)]):
+        with contextlib.suppress(UserError):  # or the report is as it can be
+            report.main(folders)
 
 
 def test_a_medium_that_is_gone_or_broken_is_told(out, tmp_path):
