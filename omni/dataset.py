@@ -191,6 +191,8 @@ class StepDataset(Dataset):
         largest = -(-len(draws) // self.world.size)  # share of a rank
         size = -(-largest // self.micro_batches)
         mine = self.world.share(draws)
+        if self.micro_batches > 1:  # each of samples of like length: less padding
+            mine = sorted(mine, key=lambda d: sum(len(text) for _, text in self._sample(d).messages))
         parts = [mine[i:i + size] for i in range(0, largest, size)]  # as many on each rank
         batches = [self._collate(part) if part else self._idle(draws[0]) for part in parts]
         answers = torch.cat([(b.labels != IGNORE).sum(1) for b in batches]).tolist()
@@ -201,8 +203,10 @@ class StepDataset(Dataset):
         return Step(batches, counts, draws)
 
     def _collate(self, draws: list[Draw]) -> Batch:
-        return self.collate([self.mix.train[d.source][d.index] for d in draws],
-                            [d.passes % self.takes for d in draws])
+        return self.collate([self._sample(d) for d in draws], [d.passes % self.takes for d in draws])
+
+    def _sample(self, draw: Draw) -> Sample:
+        return self.mix.train[draw.source][draw.index]
 
     def _idle(self, draw: Draw) -> Batch:
         """For a rank whose share of a small step is empty: a batch that nothing is learned from."""
