@@ -71,18 +71,18 @@ def photographs(real: Path, out: Path, rng: np.random.Generator) -> None:
         write(out / f"{ours}.jsonl", lines)
 
 
-def spoken(takes: dict, speaker: str, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """3 to 7 digits of one speaker, joined with short pauses, and what is said."""
+def spoken(takes: dict, speakers: list[str], rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """3 to 7 digits, each by one of the speakers, joined with short pauses; and what is said."""
     digits = rng.integers(10, size=rng.integers(3, 8))
     parts = []
     for digit in digits:
-        choice = takes[speaker, int(digit)]
+        choice = takes[speakers[rng.integers(len(speakers))], int(digit)]
         pause = np.zeros(int(RATE * rng.uniform(0.02, 0.25)), np.float32)
         parts += [choice[rng.integers(len(choice))], pause]
     return np.concatenate(parts[:-1]), " ".join(NUMBERS[d] for d in digits)
 
 
-def digits(real: Path, out: Path, rng: np.random.Generator, train: int, val: int) -> None:
+def digits(real: Path, out: Path, seed: int, train: int, val: int) -> None:
     """Strings of digits: for training; unheard takes of heard speakers; the speaker left out, as a group."""
     heard: dict[str, dict] = {"train": {}, "val": {}}
     for path in sorted(real.glob("*.wav")):
@@ -92,12 +92,15 @@ def digits(real: Path, out: Path, rng: np.random.Generator, train: int, val: int
         split = "val" if speaker == LEFT_OUT or int(take) < HELD_TAKES else "train"
         heard[split].setdefault((speaker, int(digit)), []).append(sound)
     for split, count in (("train", train), ("val", val)):
+        rng = np.random.default_rng([seed, split == "val"])
         speakers = sorted({speaker for speaker, _ in heard[split]})
         (out / split).mkdir(parents=True, exist_ok=True)
         lines = []
         for number in tqdm(range(count), desc=f"digits, {split}"):
             speaker = speakers[number % len(speakers)]
-            sound, text = spoken(heard[split], speaker, rng)
+            # Half of the training strings go from speaker to speaker: no digit is known by its neighbours.
+            mixed = split == "train" and number % 2
+            sound, text = spoken(heard[split], speakers if mixed else [speaker], rng)
             name = f"{split}/{number:05d}.wav"
             # Training strings are played faster or slower, as a tape is: three speakers become many.
             played = 100 * int(rng.integers(64, 100)) if split == "train" else RATE
@@ -127,7 +130,7 @@ def main() -> None:
     rng = np.random.default_rng(args.seed)
     easy_vqa(args.real / "easy-vqa", args.out / "easyvqa")
     photographs(args.real / "cifar10", args.out / "animals", rng)
-    digits(args.real / "fsdd", args.out / "digits", rng, train=6000, val=600)
+    digits(args.real / "fsdd", args.out / "digits", args.seed, train=6000, val=1000)
     instructions(args.real / "alpaca", args.out / "alpaca")
 
 

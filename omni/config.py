@@ -95,7 +95,6 @@ class ThinkerArch:
 @dataclass(frozen=True)
 class AudioArch:
     """Shape of the audio encoder: convolutions to 12.5 or 25 frames/s, then transformer layers."""
-
     width: int = _key(192, low=8, high=2 ** 18)
     layers: int = _key(4, low=1, high=1024)
     heads: int = _key(6, low=1, high=1024)
@@ -103,6 +102,7 @@ class AudioArch:
     stem_channels: int = _key(32, low=1, high=2 ** 18)
     conv_kernel: int = _key(9, low=1, high=1025)  # depthwise convolution inside each layer, in frames
     frames_per_second: float = _key(12.5, choices=(12.5, 25.0))
+    dropout: float = _key(0.0, low=0.0, high=0.9)  # of what each layer adds, while it is trained
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,9 @@ class VisionStage(Stage):
         self.collate = Collator(tokenizer, reader, self.omni.image_tokens, None, config.max_length)
         for sample in tqdm(self.train + self.val, desc="pictures", mininterval=2, disable=None, leave=False):
             reader.pixels(sample.images[0])
-        self.lengths = [len(tokenizer.chat(s.messages, [1], [])[0]) for s in self.train]
+        # Photographs of one kind have talks of one length: batches by length would be batches by kind.
+        self.lengths = [0 if config.photographs else len(tokenizer.chat(s.messages, [1], [])[0])
+                        for s in self.train]
 
     def _of_one_picture(self, paths: str | list[str]) -> list[Sample]:
         return [s for s in self.read(paths) if len(s.images) == 1 and not s.audios]

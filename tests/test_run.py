@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,6 @@ from conftest import ROOT, assert_user_error
 
 import sft_omni
 from omni import checkpoint
-from omni.dataset import Mix, Schedule, StepDataset
-from omni.sampler import WeightedSampler
 
 STEP_KEYS = {"event", "step", "epoch", "loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s",
              "gpu_mem_gb"}
@@ -160,19 +157,6 @@ def test_micro_batches_change_the_curve_by_rounding_only(toy, tmp_path, whole, p
     out = train(toy, tmp_path, gradient_accumulation_steps=parts)
     for row, other in zip(rows(out, "step"), rows(whole, "step"), strict=True):
         assert (row["loss"], row["grad_norm"]) == pytest.approx((other["loss"], other["grad_norm"]), rel=2e-3)
-
-
-def test_a_micro_batch_holds_samples_of_like_length(toy):
-    model = toy.model()
-    samples = [replace(sample, messages=(("user", "Why? " * (1 + 7 * i % 12)), ("assistant", "So.")))
-               for i, sample in enumerate(toy.samples("text_only"))]
-    mix = Mix({"a": samples}, {"a": []}, {"a": 1.0})
-    steps = [StepDataset(mix, WeightedSampler({"a": 12}, {"a": 1.0}, 0), Schedule(12, 12, 1),
-                         toy.collator(model), 1, parts)[0] for parts in (1, 4)]
-    whole, parts = (sorted(n for b in step.batches for n in b.lengths.tolist()) for step in steps)
-    assert parts == whole and torch.equal(steps[0].counts, steps[1].counts)
-    ranges = [(int(b.lengths.min()), int(b.lengths.max())) for b in steps[1].batches]
-    assert len(ranges) == 4 and all(a[1] <= b[0] for a, b in zip(ranges, ranges[1:], strict=False))
 
 
 def test_workers_change_no_bit(toy, tmp_path, whole):
