@@ -71,15 +71,28 @@ def photographs(real: Path, out: Path, rng: np.random.Generator) -> None:
         write(out / f"{ours}.jsonl", lines)
 
 
-def spoken(takes: dict, speakers: list[str], rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """3 to 7 digits, each by one of the speakers, joined with short pauses; and what is said."""
+def spoken(takes: dict, speakers: list[str], longest_pause: float,
+           rng: np.random.Generator) -> tuple[np.ndarray, str]:
+    """3 to 7 digits, each by one of the speakers, joined with pauses (seconds); and what is said."""
     digits = rng.integers(10, size=rng.integers(3, 8))
     parts = []
     for digit in digits:
         choice = takes[speakers[rng.integers(len(speakers))], int(digit)]
-        pause = np.zeros(int(RATE * rng.uniform(0.02, 0.25)), np.float32)
+        pause = np.zeros(int(RATE * rng.uniform(0.02, longest_pause)), np.float32)
         parts += [choice[rng.integers(len(choice))], pause]
     return np.concatenate(parts[:-1]), " ".join(NUMBERS[d] for d in digits)
+
+
+def varied(sound: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    """A string as it might have been recorded elsewhere, and its sample rate.
+
+    Silence around it and a quiet hiss under it: how much of a clip is silence moves its mean, which is
+    subtracted. Played faster or slower, as a tape is: three speakers become many.
+    """
+    margins = [int(RATE * rng.uniform(0, 0.4)) for _ in range(2)]
+    hiss = 10 ** -rng.uniform(2.5, 5)
+    sound = np.pad(sound, margins)
+    return sound + hiss * rng.standard_normal(len(sound), np.float32), 100 * int(rng.integers(64, 100))
 
 
 def digits(real: Path, out: Path, seed: int, train: int, val: int) -> None:
@@ -98,13 +111,13 @@ def digits(real: Path, out: Path, seed: int, train: int, val: int) -> None:
         lines = []
         for number in tqdm(range(count), desc=f"digits, {split}"):
             speaker = speakers[number % len(speakers)]
-            # Half of the training strings go from speaker to speaker: no digit is known by its neighbours.
-            mixed = split == "train" and number % 2
-            sound, text = spoken(heard[split], speakers if mixed else [speaker], rng)
-            name = f"{split}/{number:05d}.wav"
-            # Training strings are played faster or slower, as a tape is: three speakers become many.
-            played = 100 * int(rng.integers(64, 100)) if split == "train" else RATE
-            soundfile.write(out / name, sound, played)
+            name, rate = f"{split}/{number:05d}.wav", RATE
+            if split == "train":  # half go from speaker to speaker: no digit is known by its neighbours
+                sound, text = spoken(heard[split], speakers if number % 2 else [speaker], 0.5, rng)
+                sound, rate = varied(sound, rng)
+            else:
+                sound, text = spoken(heard[split], [speaker], 0.25, rng)
+            soundfile.write(out / name, sound, rate)
             group = {"group": "left_out_speaker"} if speaker == LEFT_OUT else {}
             lines.append(talk("<audio>Transcribe the audio.", text, audios=[name], task="asr", **group))
         write(out / f"{split}.jsonl", lines)
@@ -125,12 +138,14 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", required=True, type=Path)
     parser.add_argument("--out", default="data/real", type=Path)
+    parser.add_argument("--strings", type=int, default=6000,
+                        help="of digits for training; a sixth as many are held out")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
     easy_vqa(args.real / "easy-vqa", args.out / "easyvqa")
     photographs(args.real / "cifar10", args.out / "animals", rng)
-    digits(args.real / "fsdd", args.out / "digits", args.seed, train=6000, val=1000)
+    digits(args.real / "fsdd", args.out / "digits", args.seed, train=args.strings, val=args.strings // 6)
     instructions(args.real / "alpaca", args.out / "alpaca")
 
 

@@ -94,9 +94,11 @@ class VisionStage(Stage):
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
         self.train, self.colorful = [], []  # pictures, and whether their manifest speaks of colors
-        for path in [config.train] if isinstance(config.train, str) else config.train:
+        manifests = []  # the number of each picture's manifest
+        for number, path in enumerate([config.train] if isinstance(config.train, str) else config.train):
             talks = one_talk_a_picture(self._of_one_picture(path))
             self.train += talks
+            manifests += [number] * len(talks)
             self.colorful += [any(COLOR_WORDS & {*said_words(s)} for s in talks)] * len(talks)
         self.val = self._of_one_picture(config.val)
         tokenizer = Tokenizer.train([text for s in self.train for _, text in s.messages], config.vocab_size)
@@ -115,9 +117,9 @@ class VisionStage(Stage):
         self.collate = Collator(tokenizer, reader, self.omni.image_tokens, None, config.max_length)
         for sample in tqdm(self.train + self.val, desc="pictures", mininterval=2, disable=None, leave=False):
             reader.pixels(sample.images[0])
-        # Photographs of one kind have talks of one length: batches by length would be batches by kind.
-        self.lengths = [0 if config.photographs else len(tokenizer.chat(s.messages, [1], [])[0])
-                        for s in self.train]
+        self.lengths = [len(tokenizer.chat(s.messages, [1], [])[0]) for s in self.train]
+        if config.photographs:  # those of one kind have talks of one length: a batch would be of one kind
+            self.lengths = manifests
 
     def _of_one_picture(self, paths: str | list[str]) -> list[Sample]:
         return [s for s in self.read(paths) if len(s.images) == 1 and not s.audios]

@@ -1,0 +1,82 @@
+"""`data/make_real.py` on folders laid out as the four sets are published, made here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from omni import manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEAKERS = ("anna", "bert", "lucas")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """What the script makes of two pictures a split and a kind, three speakers, and twenty instructions."""
+    real, out = tmp_path_factory.mktemp("real"), tmp_path_factory.mktemp("out")
+    rng = np.random.default_rng(0)
+
+    def picture(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
+
+    for split in ("train", "test"):
+        for number in range(2):
+            picture(real / "easy-vqa" / split / "images" / f"{number}.png")
+            for kind in ("airplane", "cat"):
+                picture(real / "cifar10" / split / kind / f"{number:04d}.jpg")
+        (real / "easy-vqa" / split / "questions.json").write_text(
+            json.dumps([["what shape is in the image?", "circle", number] for number in range(2)]))
+    (real / "fsdd").mkdir()
+    for speaker in SPEAKERS:
+        for digit in range(10):
+            for take in range(7):
+                tone = np.sin(np.arange(1600) * 0.02 * (digit + 1)) * 0.1 * (1 + SPEAKERS.index(speaker))
+                soundfile.write(real / "fsdd" / f"{digit}_{speaker}_{take}.wav", tone, 8000)
+    (real / "alpaca").mkdir()
+    (real / "alpaca" / "a.json").write_text(json.dumps(
+        [{"instruction": f"Count to {i}.", "input": "", "output": f"{i}"} for i in range(20)]))
+    subprocess.run([sys.executable, "data/make_real.py", "--real", real, "--out", out,
+                    "--strings", "240"], check=True, cwd=ROOT,
+                   capture_output=True)
+    return out
+
+
+@pytest.mark.parametrize("name, train, val, task", [
+    ("easyvqa", 2, 2, "qa"), ("animals", 4, 10, "qa"), ("digits", 240, 40, "asr"),
+    ("alpaca", 18, 2, "text")])
+def test_every_sample_is_read_and_nothing_is_on_both_sides(made, name, train, val, task):
+    sides = [manifest.read(str(made / name / f"{split}.jsonl")) for split in ("train", "val")]
+    assert [len(side.samples) for side in sides] == [train, val] and not any(side.skipped for side in sides)
+    assert {sample.task for side in sides for sample in side.samples} == {task}
+    media = [{path for s in side.samples for path in s.images + s.audios} for side in sides]
+    assert not media[0] & media[1]
+
+
+def test_photographs_are_told_in_talks_and_asked_one_by_one(made):
+    talks, questions = (manifest.read(str(made / "animals" / f"{split}.jsonl")).samples
+                        for split in ("train", "val"))
+    assert sorted({len(talk.messages) for talk in talks}) == [4, 6]  # things have two turns, animals three
+    assert {len(question.messages) for question in questions} == {2}
+    assert {q.answer for q in questions} == {
+        "There is an airplane in the picture.", "There is a cat in the picture.", "This is a cat.",
+        "Yes, it is an animal.", "No, it is a thing."}
+
+
+def test_the_speaker_left_out_is_a_group_that_is_never_heard(made):
+    train, val = (manifest.read(str(made / "digits" / f"{split}.jsonl")).samples
+                  for split in ("train", "val"))
+    left_out = [sample for sample in val if sample.group == "left_out_speaker"]
+    assert len(left_out) == len(val) // 3 and not any(sample.group for sample in train)
+    # lucas is the loudest here: what is left out is loud, what is trained on never as loud
+    loudest = [max(float(np.abs(soundfile.read(s.audios[0])[0]).max()) for s in samples)
+               for samples in (train, left_out)]
+    assert loudest[0] < 0.25 and loudest[1] > 0.29
+    rates = {soundfile.info(s.audios[0]).samplerate for s in train}
+    assert len(rates) > 20 and {soundfile.info(s.audios[0]).samplerate for s in val} == {8000}
