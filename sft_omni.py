@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Data
     mix = world.once_a_node(lambda: read_mix(config))
     mix.check(config.max_skipped, listed)
-    reader = MediaReader(model.vision_encoder.arch.image_size, config.seed)
+    reader = MediaReader(model.vision_encoder.arch.image_size, config.seed, model.audio_encoder.arch.level)
     decoder = Decoder(reader, config.decode_timeout_s)
     keep = config.freeze_encoders and config.feature_cache_gb > 0
     features = FeatureStore(model, decoder, config.feature_cache_gb, world) if keep else None

@@ -21,6 +21,7 @@ FRAMES_PER_SECOND = SAMPLE_RATE // HOP  # 100
 MELS = 80  # mel bands from 0 to 8 kHz
 MIN_SECONDS, MAX_SECONDS = 0.05, 30.0
 MAX_FILTER = 40_000_000  # grows with the resampler's filter: odd rates such as 16001 Hz would take gigabytes
+SILENCE = 1e-4  # of the loudest frame's power: 40 dB below it
 LOG_FLOOR = 1e-6  # of the mel power, added before the logarithm: about the noise floor of 16-bit sound
 
 
@@ -74,11 +75,16 @@ def mel_power(wave: torch.Tensor) -> torch.Tensor:
     return _mel_transform()(wave).T.contiguous()
 
 
-def log_mel(power: torch.Tensor) -> torch.Tensor:
-    """(F, MELS) power -> log-mel of unit scale, less its mean a band (so without room and microphone)."""
-    log = (power + LOG_FLOOR).log()
-    log = log - log.mean(dim=0, keepdim=True)
-    return log / log.std().clamp_min(1e-3)
+def log_mel(power: torch.Tensor, level: str = "clip") -> torch.Tensor:
+    """(F, MELS) power -> log-mel of unit scale, less its mean a band (so without room and microphone).
+
+    Mean and scale are those of the whole clip, or of its `level` "speech" alone: then they don't depend on
+    how much of the clip is silence.
+    """
+    log, energy = (power + LOG_FLOOR).log(), power.sum(dim=1)
+    counted = log if level == "clip" else log[energy >= SILENCE * energy.max()]
+    mean = counted.mean(dim=0, keepdim=True)
+    return (log - mean) / (counted - mean).std().clamp_min(1e-3)
 
 
 def augment(power: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

@@ -72,9 +72,12 @@ class OmniModel(model.OmniModel):
                 told = len(text)
         yield self.tokenizer.decode(ids)[told:]
 
+    def reader(self, kind=MediaReader) -> MediaReader:
+        return kind(self.vision_encoder.arch.image_size, level=self.audio_encoder.arch.level)
+
     def collator(self, reader=MediaReader) -> Collator:
-        return Collator(self.tokenizer, reader(self.vision_encoder.arch.image_size), self.image_tokens,
-                        self.audio_encoder.lengths, self.config.max_length)
+        return Collator(self.tokenizer, self.reader(reader), self.image_tokens, self.audio_encoder.lengths,
+                        self.config.max_length)
 
 
 class NamingReader(MediaReader):
@@ -154,7 +157,7 @@ def converse(chat: Chat, images: list[str], audios: list[str]) -> None:
     """The interactive session. `images` and `audios` belong to the first question."""
     if not chat.as_json:
         print(f"Ask something. {COMMANDS}")
-    reader = NamingReader(chat.system.vision_encoder.arch.image_size)
+    reader = chat.system.reader(NamingReader)
     images, audios = list(images), list(audios)
     while True:
         try:

@@ -19,8 +19,8 @@ class MediaReader:
     A take is a pure function of (seed, take, file name), so any process gets the same one at any time.
     """
 
-    def __init__(self, image_size: int, seed: int = 0):
-        self.image_size, self.seed = image_size, seed
+    def __init__(self, image_size: int, seed: int = 0, level: str = "clip"):
+        self.image_size, self.seed, self.level = image_size, seed, level
 
     def pixels(self, path: str, take: int = 0) -> torch.Tensor:
         """(3, image_size, image_size)."""
@@ -30,7 +30,7 @@ class MediaReader:
     def mel(self, path: str, take: int = 0) -> torch.Tensor:
         """(F, MELS) log-mel."""
         power = audio.mel_power(audio.load(path))
-        return audio.log_mel(audio.augment(power, self.rng(path, take)) if take else power)
+        return audio.log_mel(audio.augment(power, self.rng(path, take)) if take else power, self.level)
 
     def rng(self, path: str, take: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, take, crc32(path.rsplit("/", 1)[-1].encode())])

@@ -103,6 +103,7 @@ class AudioArch:
     conv_kernel: int = _key(9, low=1, high=1025)  # depthwise convolution inside each layer, in frames
     frames_per_second: float = _key(12.5, choices=(12.5, 25.0))
     dropout: float = _key(0.0, low=0.0, high=0.9)  # of what each layer adds, while it is trained
+    level: str = _key("clip", choices=("clip", "speech"))  # what log-mels are normalised by
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,7 @@ class PretrainConfig:
     seed: int = _key(0, low=0, high=2 ** 63)
     # Stages A and C
     vocab_size: int = _key(1200, low=300)  # of the byte-level BPE trained on `train`
-    # Stage A
-    reading_share: float = _key(0.3, low=0.0, high=1.0)  # of the samples: noisy pieces of speech -> the words
+    reading_share: float = _key(0.3, low=0.0, high=1.0)  # Stage A: noisy pieces of speech -> the words
     # Stages A and B: pieces of words that the audio encoder names and the Thinker learns to read
     speech_pieces: int = _key(192, low=30)
     decoder: dict = _key(factory=dict)  # Stage C: the throw-away decoder that captions

@@ -23,6 +23,7 @@ class AudioStage(Stage):
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
         arch = build(AudioArch, config.arch, "arch")
+        self.level = arch.level
         train, val = self.read(config.train), self.read(config.val)
         self.texts, self.train = self._load(train, "training clips")
         self.val_groups = [s.group or "known" for s in val]
@@ -64,7 +65,7 @@ class AudioStage(Stage):
                 # A faster take may be too short for its pieces.
                 if self.model["encoder"].lengths(len(varied)) >= self.needed[i]:
                     power = varied
-            mels.append(audio.spec_augment(audio.log_mel(power), rng))
+            mels.append(audio.spec_augment(audio.log_mel(power, self.level), rng))
         return *pad_mels(mels), [self.labels[i] for i in numbers]
 
     def loss(self, batch, device) -> tuple[torch.Tensor, int]:
@@ -80,7 +81,7 @@ class AudioStage(Stage):
         """Greedy corpus word error rate, a group of held-out clips apart."""
         sums: dict[str, WordErrors] = {}
         for start in range(0, len(self.val), 64):
-            mels, lengths = pad_mels([audio.log_mel(p) for p in self.val[start:start + 64]])
+            mels, lengths = pad_mels([audio.log_mel(p, self.level) for p in self.val[start:start + 64]])
             features, lengths = self.model["encoder"](mels.to(device), lengths.to(device))
             best = self.model["head"](features).argmax(-1)
             for row, length, text, group in zip(best.tolist(), lengths.tolist(), self.val_texts[start:],

@@ -124,8 +124,18 @@ def test_loudness_does_not_change_the_log_mel_of_a_loud_clip():
     assert (soft - loud).abs().max() < 0.05 and soft.std() == pytest.approx(1, abs=0.01)
 
 
-def test_silence_has_a_finite_log_mel():
-    assert audio.log_mel(audio.mel_power(torch.zeros(8000))).isfinite().all()
+@pytest.mark.parametrize("level", ["clip", "speech"])
+def test_silence_has_a_finite_log_mel(level):
+    assert audio.log_mel(audio.mel_power(torch.zeros(8000)), level).isfinite().all()
+
+
+def test_the_level_of_speech_does_not_depend_on_the_silence_around_it():
+    torch.manual_seed(0)
+    power = audio.mel_power(torch.randn(8000) * 0.1)
+    padded = torch.cat((torch.zeros(70, audio.MELS), power, torch.zeros(30, audio.MELS)))
+    plain, silent = (audio.log_mel(p, "speech") for p in (power, padded))
+    torch.testing.assert_close(silent[70:-30], plain)
+    assert not torch.allclose(audio.log_mel(padded)[70:-30], audio.log_mel(power), atol=0.5)
 
 
 @pytest.fixture(scope="module", params=[12.5, 25.0])

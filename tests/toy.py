@@ -49,7 +49,7 @@ class Toy:
         return manifest.read(str(self.root / "data" / source / f"{split}.jsonl")).samples
 
     def collator(self, model: OmniModel, features=None) -> Collator:
-        reader = MediaReader(model.vision_encoder.arch.image_size)
+        reader = MediaReader(model.vision_encoder.arch.image_size, level=model.audio_encoder.arch.level)
         return Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths, 256,
                         features)
 

@@ -17,8 +17,8 @@ from omni.sampler import WeightedSampler
 class DecodedReader(MediaReader):
     """A reader that decodes each medium once: what is measured is training, not the disk."""
 
-    def __init__(self, image_size: int, seed: int):
-        super().__init__(image_size, seed)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         self.kept: dict[tuple[str, str, int], torch.Tensor] = {}
 
     def pixels(self, path: str, take: int = 0) -> torch.Tensor:
@@ -61,7 +61,7 @@ def build(config_path: str, device: torch.device, cached: bool, samples_a_source
     for split in (mix.train, mix.val):
         for name in split:
             split[name] = split[name][:samples_a_source]
-    reader = DecodedReader(model.vision_encoder.arch.image_size, config.seed)
+    reader = DecodedReader(model.vision_encoder.arch.image_size, config.seed, model.audio_encoder.arch.level)
     decoder = Decoder(reader, config.decode_timeout_s)
     features = FeatureStore(model, decoder, config.feature_cache_gb) if cached else None
     if cached:
