@@ -37,16 +37,12 @@ class AudioLayer(nn.Module):
 
     def __init__(self, arch: AudioArch):
         super().__init__()
-        self.dropout = arch.dropout
         self.conv = ConvModule(arch.width, arch.conv_kernel)
         self.block = Block(arch.width, arch.heads, arch.heads, arch.width // arch.heads, arch.mlp_width,
                            qk_norm=True)
 
     def forward(self, x, rope, valid, mask):
-        changed = self.block(self.conv(x, valid), rope, mask=mask)
-        if self.dropout and self.training:  # of what the layer adds
-            return x + F.dropout(changed - x, self.dropout)
-        return changed
+        return self.block(self.conv(x, valid), rope, mask=mask)
 
 
 class AudioEncoder(nn.Module):

@@ -102,7 +102,6 @@ class AudioArch:
     stem_channels: int = _key(32, low=1, high=2 ** 18)
     conv_kernel: int = _key(9, low=1, high=1025)  # depthwise convolution inside each layer, in frames
     frames_per_second: float = _key(12.5, choices=(12.5, 25.0))
-    dropout: float = _key(0.0, low=0.0, high=0.9)  # of what each layer adds, while it is trained
     level: str = _key("clip", choices=("clip", "speech"))  # what log-mels are normalised by
 
 

@@ -65,7 +65,9 @@ class AudioStage(Stage):
                 # A faster take may be too short for its pieces.
                 if self.model["encoder"].lengths(len(varied)) >= self.needed[i]:
                     power = varied
-            mels.append(audio.spec_augment(audio.log_mel(power, self.level), rng))
+            # Half of the takes by the level of the whole clip, silence and all, so that none is relied on.
+            level = "clip" if self.level == "speech" and rng.random() < 0.5 else self.level
+            mels.append(audio.spec_augment(audio.log_mel(power, level), rng))
         return *pad_mels(mels), [self.labels[i] for i in numbers]
 
     def loss(self, batch, device) -> tuple[torch.Tensor, int]:
