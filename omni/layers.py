@@ -73,7 +73,8 @@ class Attention(nn.Module):
         """x (B, T, width) -> (B, T, width).
 
         `mask` (B, 1, T or 1, keys) is True where a query may look. With a `cache`, the new keys are written
-        at `positions` (B, T) and attention runs over the whole cache under `mask`.
+        at `positions` (B, T), and with a `mask` besides T is 1 and attention runs over the first keys of
+        the cache.
         """
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, self.heads, self.head_dim)).transpose(1, 2)
@@ -81,19 +82,23 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
+        groups = self.heads // self.kv_heads
         if cache is not None:
             cache.write(k, v, positions)
-            if mask is not None:  # without one, the new keys are all: the prompt's own causal attention
-                k, v = cache.keys, cache.values
-        if self.kv_heads != self.heads:
-            k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)
-            v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        if mask is not None and cache is not None:
+            # One new token a row: the queries that share a key head stand as several positions, so that no
+            # key is copied. Without a mask the new keys are all: the prompt's own causal attention.
+            k, v = (kept[:, :, :mask.shape[-1]] for kept in (cache.keys, cache.values))
+            q = q.reshape(B, self.kv_heads, groups, self.head_dim)
+        elif groups > 1:
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         # On CPUs the backward of bf16 attention is ten times slower than fp32's: there it runs in fp32.
         with torch.autocast("cpu", enabled=False):
             if x.device.type == "cpu":
                 q, k, v = q.float(), k.float(), v.float()
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, self.heads * self.head_dim).to(x.dtype))
+        out = out.reshape(B, self.heads, T, self.head_dim).transpose(1, 2)
+        return self.o_proj(out.reshape(B, T, self.heads * self.head_dim).to(x.dtype))
 
 
 class SwiGLU(nn.Module):

@@ -10,6 +10,7 @@ from omni import checkpoint
 from omni.audio_encoder import AudioEncoder
 from omni.batch import IGNORE, Batch
 from omni.config import AudioArch, SFTConfig, ThinkerArch, UserError, VisionArch
+from omni.layers import LayerCache
 from omni.log import say
 from omni.sampling import GREEDY
 from omni.thinker import Thinker
@@ -136,29 +137,37 @@ class OmniModel(nn.Module):
         end = self.tokenizer.end
         return [row[:row.index(end)] if end in row else row for row in answers]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def stream_ids(self, batch: Batch, max_new_tokens: int, choose=GREEDY) -> Iterator[torch.Tensor]:
         """The next token of each row (B,), step by step, until every row has had its `<|end|>`.
 
         The prompt is read once and every later step reads one token a row against the KV cache. `choose`
-        takes logits (B, V) and gives tokens (B,).
+        takes logits (B, V) and gives tokens (B,). Each time that half of the rows are through they go, for
+        they would cost as much as the others.
         """
         lengths = batch.lengths
         rows, longest = batch.input_ids.shape
         embeds = self.embed(batch)
         cache = self.thinker.new_cache(rows, longest + max_new_tokens, embeds)
         positions = torch.arange(longest, device=lengths.device).expand(rows, -1)
-        hidden = self.thinker.extend(embeds, cache, positions)
+        hidden = self.thinker.extend(embeds, cache, positions, longest)
         hidden = hidden[torch.arange(rows, device=lengths.device), lengths - 1]  # (B, D) at the prompts' ends
+        asked, end = torch.arange(rows, device=lengths.device), self.tokenizer.end  # whom each row answers
         done = torch.zeros(rows, dtype=torch.bool, device=lengths.device)
         for step in range(max_new_tokens):
             token = choose(self.thinker.logits(hidden))
-            yield token
-            done |= token == self.tokenizer.end
-            if done.all():
+            yield lengths.new_full((rows,), end).index_copy(0, asked, token)
+            done |= token == end
+            left = len(done) - int(done.sum())
+            if not left:
                 return
+            if left <= len(done) // 2:
+                stay = ~done
+                asked, token, lengths, done = asked[stay], token[stay], lengths[stay], done[stay]
+                cache = [LayerCache(layer.keys[stay], layer.values[stay]) for layer in cache]
             embeds = self.thinker.embed_tokens(token)[:, None]
-            hidden = self.thinker.extend(embeds, cache, (lengths + step)[:, None])[:, 0]
+            reached = longest + step + 1
+            hidden = self.thinker.extend(embeds, cache, (lengths + step)[:, None], reached)[:, 0]
 
     def content(self) -> dict:
         """The whole system for a checkpoint: what `from_content` rebuilds."""

@@ -51,17 +51,18 @@ class Thinker(nn.Module):
         shape = (rows, self.arch.kv_heads, length, self.arch.head_dim)
         return [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.layers]
 
-    def extend(self, embeds: torch.Tensor, cache: list[LayerCache], positions: torch.Tensor) -> torch.Tensor:
+    def extend(self, embeds: torch.Tensor, cache: list[LayerCache], positions: torch.Tensor,
+               longest: int) -> torch.Tensor:
         """Hidden states (B, T, D) of new tokens at `positions` (B, T), which are added to the cache.
 
         The first call is the right-padded prompt from position 0; later calls add one token a row, each row
-        at its own position, overwriting what padding left there.
+        at its own position below `longest`, overwriting what padding left there.
         """
         rope = rope_table(positions[:, None], self.arch.head_dim, self.arch.rope_theta)
         mask, causal = None, embeds.shape[1] > 1
         if not causal:
-            keys = torch.arange(cache[0].keys.shape[2], device=embeds.device)
-            mask = (keys <= positions[..., None])[:, None]  # (B, 1, 1, T max)
+            keys = torch.arange(longest, device=embeds.device)
+            mask = (keys <= positions[..., None])[:, None]  # (B, 1, 1, longest)
         x = embeds
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x = layer(x, rope, causal=causal, mask=mask, cache=layer_cache, positions=positions)

@@ -180,9 +180,10 @@ def test_the_cache_gives_the_hidden_states_of_the_whole(toy, model, mixed):
     rows, longest = batch.input_ids.shape
     prompt, more = model.embed(batch), torch.randn(rows, 4, thinker.arch.width)
     cache = thinker.new_cache(rows, longest + 4, prompt)
-    thinker.extend(prompt, cache, torch.arange(longest).expand(rows, -1))
-    got = torch.stack([thinker.extend(more[:, t:t + 1], cache, (batch.lengths + t)[:, None])[:, 0]
-                       for t in range(4)], dim=1)
+    thinker.extend(prompt, cache, torch.arange(longest).expand(rows, -1), longest)
+    got = torch.stack([
+        thinker.extend(more[:, t:t + 1], cache, (batch.lengths + t)[:, None], longest + t + 1)[:, 0]
+        for t in range(4)], dim=1)
     for b, length in enumerate(batch.lengths):
         whole = thinker.hidden(torch.cat([prompt[b, :length], more[b]])[None])[0, length:]
         assert torch.allclose(got[b], whole, atol=1e-4)
