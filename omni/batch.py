@@ -13,7 +13,7 @@ IGNORE = -100  # label of a position that is not trained on
 IMAGE, AUDIO = "<image>", "<audio>"  # placeholders in a message's content, and special tokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a list may hold millions
 class Sample:
     """One conversation, checked: every placeholder has its medium, and some assistant turn has an answer."""
 

@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from omni.media import Piece
 from omni.tokenizer import split_placeholders
 
 MAX_TEXT = 1_000_000  # characters of a sample's messages
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
@@ -113,7 +115,7 @@ def _sample(entry: dict, folder: Path, allow_outside: bool) -> Sample:
         messages, untrained = _messages(entry["messages"])
     if sum(len(content) for _, content in messages) > MAX_TEXT:
         raise ValueError(f"longer than {MAX_TEXT} characters")
-    if any("\ud800" <= c <= "\udfff" for _, content in messages for c in content):
+    if any(_SURROGATE.search(content) for _, content in messages):
         raise ValueError("half a surrogate pair in a text")
     images = _media(entry.get("images", []), "images", folder, allow_outside)
     audios = _media(entry.get("audios", []), "audios", folder, allow_outside)

@@ -13,6 +13,7 @@ PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assi
 SPECIALS = (PAD, SYSTEM, USER, ASSISTANT, END, IMAGE, AUDIO)
 MERGE = 2  # patches of a MERGE x MERGE square become one token of the Thinker
 ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
+_PLACEHOLDER = re.compile(f"({re.escape(IMAGE)}|{re.escape(AUDIO)})")
 
 
 class Tokenizer:
@@ -89,7 +90,7 @@ class Tokenizer:
 
 def split_placeholders(content: str) -> list[str]:
     """Text and placeholders by turns: "a<image>b" -> ["a", "<image>", "b"]; odd places hold placeholders."""
-    return re.split(f"({re.escape(IMAGE)}|{re.escape(AUDIO)})", content)
+    return _PLACEHOLDER.split(content) if "<" in content else [content]
 
 
 def image_tokens(arch: VisionArch) -> int:
