@@ -145,7 +145,7 @@ class PretrainConfig:
     # Stages A and B: pieces of words that the audio encoder names and the Thinker learns to read
     speech_pieces: int = _key(192, low=30)
     decoder: dict = _key(factory=dict)  # Stage C: the throw-away decoder that captions
-    photographs: bool = False  # Stage C: pictures may be mirrored, moved far and partly hidden
+    photographs: list = _key(factory=list)  # Stage C: those of `train` with pictures to mirror, move, hide
 
 
 def _type_name(kind) -> str:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from omni import checkpoint, image
 from omni.batch import IMAGE, Sample
 from omni.collate import Collator, MediaReader
-from omni.config import PretrainConfig, ThinkerArch, VisionArch, build
+from omni.config import PretrainConfig, ThinkerArch, UserError, VisionArch, build
 from omni.model import OmniModel
 from omni.stage import Stage
 from omni.tasks import correct, normalise_words
@@ -35,7 +35,7 @@ def recolor(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 class KeepingReader(MediaReader):
     """A reader that decodes each picture once and keeps it as bytes."""
 
-    def __init__(self, image_size: int, seed: int, photographs: bool):
+    def __init__(self, image_size: int, seed: int, photographs: set[str]):
         super().__init__(image_size, seed)
         self.photographs = photographs
         self.kept: dict[str, torch.Tensor] = {}
@@ -44,13 +44,19 @@ class KeepingReader(MediaReader):
         if path not in self.kept:
             self.kept[path] = super().pixels(path).add(1).mul(127.5).round().byte()
         pixels = self.kept[path].float().div(127.5).sub(1)
-        return image.augment(pixels, self.rng(path, take), self.photographs) if take else pixels
+        return image.augment(pixels, self.rng(path, take), path in self.photographs) if take else pixels
 
 
 def known_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy (n, words), summed over the known words and averaged over n."""
+    """Binary cross-entropy (n, words), summed over n and the known words."""
     known = ~targets.isnan()
-    return F.binary_cross_entropy_with_logits(scores[known], targets[known], reduction="sum") / len(scores)
+    return F.binary_cross_entropy_with_logits(scores[known], targets[known], reduction="sum")
+
+
+def shared_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy (n, words), summed over n: the words said are to have shares as their targets."""
+    said = targets.nan_to_num(0)
+    return F.cross_entropy(scores, said / said.sum(1, keepdim=True).clamp_min(1e-6), reduction="sum")
 
 
 def said_words(sample: Sample) -> list[str]:
@@ -80,7 +86,8 @@ class VisionStage(Stage):
       the Thinker will. Alone it learns for long what is usually said before it looks.
     - Each patch scores each word, and the best patches decide whether it is said about the picture at all
       (multiple-instance learning of a caption's words, Fang et al. 2015). What a photograph is of fills it:
-      there the mean of all patches decides.
+      there the mean of all patches decides, and the words compete (Mahajan et al. 2018) for shares by their
+      inverse document frequency (Spaerck Jones 1972): what is said of every picture tells nothing.
     - Where a manifest says what is where (`objects`), the mean of the patches in a box scores its words.
 
     A quarter of the pictures have their whole talk told. Where colors are spoken of, the others are shown in
@@ -94,31 +101,37 @@ class VisionStage(Stage):
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
         self.train, self.colorful = [], []  # pictures, and whether their manifest speaks of colors
-        manifests = []  # the number of each picture's manifest
-        for number, path in enumerate([config.train] if isinstance(config.train, str) else config.train):
+        manifests, photographs = [], set()  # the number of each picture's manifest; photographs' files
+        paths = [config.train] if isinstance(config.train, str) else config.train
+        for path in config.photographs:
+            if path not in paths:
+                raise UserError(f'"photographs": {path} is not among those to train on: {", ".join(paths)}')
+        for number, path in enumerate(paths):
             talks = one_talk_a_picture(self._of_one_picture(path))
             self.train += talks
             manifests += [number] * len(talks)
+            photographs |= {s.images[0] for s in talks if path in config.photographs}
             self.colorful += [any(COLOR_WORDS & {*said_words(s)} for s in talks)] * len(talks)
         self.val = self._of_one_picture(config.val)
         tokenizer = Tokenizer.train([text for s in self.train for _, text in s.messages], config.vocab_size)
         counts = Counter(word for s in self.train
                          for word in {*said_words(s), *(w for words, _ in s.objects for w in words)})
         self.words = {word: i for i, word in enumerate(w for w in sorted(counts) if counts[w] >= 10)}
+        self.idf = torch.tensor([len(self.train) / counts[w] for w in self.words]).log()
         arch = build(VisionArch, config.arch, "arch")
         decoder = Thinker(build(ThinkerArch, {**config.decoder, "vocab_size": len(tokenizer)}, "decoder"))
         self.omni = OmniModel(tokenizer, decoder, None, VisionEncoder(arch), freeze_encoders=False)
         self.model = nn.ModuleDict({"omni": self.omni, "words": nn.Linear(arch.width, len(self.words))})
         self.model["area_words"] = nn.Linear(arch.width, len(self.words))
-        nn.init.constant_(self.model["words"].bias, -3.0 if config.photographs else -6.0)  # most are not said
+        nn.init.constant_(self.model["words"].bias, -6.0)  # most are not said
         nn.init.constant_(self.model["area_words"].bias, -3.0)
         self.colors = [i for word, i in self.words.items() if word in COLOR_WORDS]
-        reader = KeepingReader(arch.image_size, config.seed, config.photographs)
+        reader = KeepingReader(arch.image_size, config.seed, photographs)
         self.collate = Collator(tokenizer, reader, self.omni.image_tokens, None, config.max_length)
         for sample in tqdm(self.train + self.val, desc="pictures", mininterval=2, disable=None, leave=False):
             reader.pixels(sample.images[0])
         self.lengths = [len(tokenizer.chat(s.messages, [1], [])[0]) for s in self.train]
-        if config.photographs:  # those of one kind have talks of one length: a batch would be of one kind
+        if photographs:  # those of one kind have talks of one length: a batch would be of one kind
             self.lengths = manifests
 
     def _of_one_picture(self, paths: str | list[str]) -> list[Sample]:
@@ -130,18 +143,20 @@ class VisionStage(Stage):
         order = [int(numbers[i]) for i in np.argsort((number + epoch) % 4 != 0, kind="stable")]
         samples = [self.train[i] for i in order]
         told = sum((number + epoch) % 4 == 0)
-        pixels, picture_words, areas, area_words = [], [], [], []
+        pixels, photographs, picture_words, areas, area_words = [], [], [], [], []
         for row, sample in enumerate(samples):
             path = sample.images[0]
             picture, other = self.collate.reader.pixels(path, take), row >= told and self.colorful[order[row]]
             pixels.append(recolor(picture, self.rng(epoch, order[row])) if other else picture)
-            placed = image.placement(self.collate.reader.rng(path, take), self.config.photographs)
+            photograph = path in self.collate.reader.photographs
+            photographs.append(photograph)
+            placed = image.placement(self.collate.reader.rng(path, take), photograph)
             picture_words.append(self._target(said_words(sample), recolored=other))
             for words, box in sample.objects:
                 areas.append((row, self._patches(image.moved(box, placed))))
                 area_words.append(self._target(words, recolored=other))
         talk = self.collate(samples[:told], [take] * told) if told else None
-        return talk, torch.stack(pixels), picture_words, areas, area_words
+        return talk, torch.stack(pixels), torch.tensor(photographs), picture_words, areas, area_words
 
     def _target(self, words, recolored: bool) -> torch.Tensor:
         """(words,) 1 where a word is said, 0 where not, NaN where unknown: colors of a recolored picture."""
@@ -163,21 +178,22 @@ class VisionStage(Stage):
         return inside / inside.sum()
 
     def loss(self, batch, device) -> tuple[torch.Tensor, torch.Tensor]:
-        talk, pixels, picture_words, areas, area_words = batch
+        talk, pixels, photographs, picture_words, areas, area_words = batch
         patches = self.omni.encode_images(pixels.to(device))  # (M, P, width)
-        scores = self.model["words"](patches).float()  # (M, P, words)
-        scores = scores.mean(1) if self.config.photographs else scores.logsumexp(1)
-        words = known_loss(scores, torch.stack(picture_words).to(device))
+        scores, said = self.model["words"](patches).float(), torch.stack(picture_words).to(device)
+        told = said * self.idf.to(device)
+        words = WORDS_WEIGHT * known_loss(scores[~photographs].logsumexp(1), said[~photographs])
+        words = (words + shared_loss(scores[photographs].mean(1), told[photographs])) / len(scores)
         if areas:
             rows = torch.tensor([row for row, _ in areas], device=device)
             weights = torch.stack([weight for _, weight in areas]).to(device)
             scores = self.model["area_words"](torch.einsum("rp,rpw->rw", weights, patches[rows])).float()
-            words = words + known_loss(scores, torch.stack(area_words).to(device))
+            words = words + WORDS_WEIGHT * known_loss(scores, torch.stack(area_words).to(device)) / len(rows)
         if talk is None:
-            return WORDS_WEIGHT * words, torch.ones(())
+            return words, torch.ones(())
         talk = replace(talk, pixels=None, image_features=patches[:len(talk.input_ids)])
         loss, count, _ = self.omni(talk.to(device))
-        return loss + WORDS_WEIGHT * words * count, count
+        return loss + words * count, count
 
     def evaluate(self, device) -> dict:
         """Share of held-out answer tokens predicted, and of held-out questions answered exactly."""

@@ -1,6 +1,7 @@
 """Stages A, B and C on toy data: each learns, writes a part that loads, and says what it trains on."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ import torch
 
 from omni import checkpoint, image
 from omni.audio_encoder import AudioEncoder
-from omni.config import AudioArch, PretrainConfig, ThinkerArch, VisionArch, build
+from omni.config import AudioArch, PretrainConfig, ThinkerArch, UserError, VisionArch, build
 from omni.pretrain import run
 from omni.stage_thinker import ThinkerStage
-from omni.stage_vision import COLOR_WORDS, VisionStage
+from omni.stage_vision import COLOR_WORDS, VisionStage, shared_loss
 from omni.thinker import Thinker
 from omni.vision_encoder import VisionEncoder
 
@@ -97,15 +98,33 @@ def test_pictures_without_color_words_keep_their_colors(toy, tmp_path):
             {"messages": [{"role": "user", "content": f"<image>What, {name}?"},
                           {"role": "assistant", "content": answer}],
              "images": [f"train_{i}.png"]}) + "\n" for i in range(1, 12)))
-    stage = VisionStage(config(toy, tmp_path, "vision", photographs=True, batch_size=8,
+    stage = VisionStage(config(toy, tmp_path, "vision", batch_size=8,
+                               photographs=[str(folder / "plain.jsonl")],
                                train=[str(folder / "plain.jsonl"), str(folder / "colored.jsonl")],
                                arch={**TINY, "image_size": 32, "patch_size": 4, "stem_blocks": 1},
                                decoder=TINY | {"kv_heads": 2, "head_dim": 8}))
-    talk, pixels, picture_words, *_ = stage.batch([11, 0, 1, 2, 3, 12, 13, 14], 0)
+    talk, pixels, photographs, picture_words, *_ = stage.batch([11, 0, 1, 2, 3, 12, 13, 14], 0)
     assert len(talk.input_ids) == 2 and len(pixels) == 8
     assert sum(bool(words.isnan().any()) for words in picture_words) == 3  # one of four is told
     path = stage.train[1].images[0]
     assert torch.equal(stage.batch([0, 1], 0)[1][1], stage.collate.reader.pixels(path, 1))  # as it is
+
+
+def test_words_of_photographs_compete_for_their_shares():
+    scores = torch.tensor([[1.0, 2.0, 0.5], [0.0, 0.0, 3.0]])
+    weights = torch.tensor([[0.7, 0.0, 2.1], [0.0, torch.nan, 0.4]])  # of the words said; NaN: unknown
+    expected = 0.0
+    for row, (a, b, c) in zip(scores.tolist(), [(0.25, 0.0, 0.75), (0.0, 0.0, 1.0)], strict=True):
+        total = math.log(sum(map(math.exp, row)))
+        expected += sum(share * (total - score) for share, score in zip((a, b, c), row, strict=True))
+    assert float(shared_loss(scores, weights)) == pytest.approx(expected, rel=1e-6)
+    assert float(shared_loss(scores[:0], weights[:0])) == 0.0  # a batch without photographs
+    assert float(shared_loss(scores[:1], torch.zeros(1, 3))) == 0.0  # nothing but what is always said
+
+
+def test_photographs_that_are_not_trained_on_are_refused(toy, tmp_path):
+    with pytest.raises(UserError, match='"photographs": nowhere.jsonl is not among'):
+        VisionStage(config(toy, tmp_path, "vision", photographs=["nowhere.jsonl"]))
 
 
 def test_recolored_pictures_are_not_asked_about_colors(toy, tmp_path):
@@ -118,7 +137,7 @@ def test_recolored_pictures_are_not_asked_about_colors(toy, tmp_path):
     stage = VisionStage(config(toy, tmp_path, "vision", train=str(folder / "boxes.jsonl"), batch_size=8,
                                arch={**TINY, "image_size": 32, "patch_size": 8},
                                decoder=TINY | {"kv_heads": 2, "head_dim": 8}))
-    talk, pixels, picture_words, areas, area_words = stage.batch(list(range(8)), 0)
+    talk, pixels, _, picture_words, areas, area_words = stage.batch(list(range(8)), 0)
     told = len(talk.input_ids)
     assert told == 2 and len(pixels) == len(picture_words) == len(areas) == 8
     red, cat = stage.words["red"], stage.words["cat"]
