@@ -173,6 +173,31 @@ def test_cached_batched_generation_equals_one_at_a_time_without_cache(toy, model
 
 
 @torch.no_grad()
+def test_rows_that_are_through_go_and_the_others_answer_as_before(toy, model, mixed):
+    for p in model.thinker.parameters():
+        p.mul_(3)
+    collate, end = toy.collator(model), model.tokenizer.end
+    samples = mixed + toy.samples("text_only")[:7]
+
+    def choose(logits):  # a quarter of the vocabulary ends an answer
+        token = logits.argmax(-1)
+        return torch.where(token % 4 == 0, end, token)
+
+    def alone(sample) -> list[int]:
+        embeds, ids = model.embed(collate([sample], prompt_only=True)), []
+        while len(ids) < 12 and end not in ids:
+            ids.append(int(choose(model.thinker.logits(model.thinker.hidden(embeds)[:, -1]))))
+            embeds = torch.cat([embeds, model.thinker.embed_tokens.weight[ids[-1]][None, None]], dim=1)
+        return ids
+
+    expected = [alone(sample) for sample in samples]
+    ends = sorted(map(len, expected))
+    assert ends[2] < ends[5] < ends[8] < ends[-1]  # half are through, and again half, before the last
+    rows = torch.stack(list(model.stream_ids(collate(samples, prompt_only=True), 12, choose)), 1).tolist()
+    assert [row[:len(ids)] for row, ids in zip(rows, expected, strict=True)] == expected
+
+
+@torch.no_grad()
 def test_the_cache_gives_the_hidden_states_of_the_whole(toy, model, mixed):
     for p in model.thinker.parameters():  # sharper attention than that of a fresh model
         p.mul_(3)
