@@ -79,10 +79,16 @@ def log_mel(power: torch.Tensor, level: str = "clip") -> torch.Tensor:
     """(F, MELS) power -> log-mel of unit scale, less its mean a band (so without room and microphone).
 
     Mean and scale are those of the whole clip, or of its `level` "speech" alone: then they don't depend on
-    how much of the clip is silence.
+    how much of the clip is silence, nor what lies below the speech on how clean the recording is, for a floor
+    of SILENCE is laid under it.
     """
-    log, energy = (power + LOG_FLOOR).log(), power.sum(dim=1)
-    counted = log if level == "clip" else log[energy >= SILENCE * energy.max()]
+    energy = power.sum(dim=1)
+    if level == "clip":
+        counted = log = (power + LOG_FLOOR).log()
+    else:
+        floor = (SILENCE * energy.max() / power.shape[1]).clamp_min(LOG_FLOOR)
+        log = (power + floor).log()
+        counted = log[energy >= SILENCE * energy.max()]
     mean = counted.mean(dim=0, keepdim=True)
     return (log - mean) / (counted - mean).std().clamp_min(1e-3)
 

@@ -137,6 +137,15 @@ def test_the_level_of_speech_does_not_depend_on_the_silence_around_it():
     assert not torch.allclose(audio.log_mel(padded)[70:-30], audio.log_mel(power), atol=0.5)
 
 
+def test_what_lies_far_below_the_speech_hardly_changes_its_log_mel():
+    torch.manual_seed(0)
+    power = audio.mel_power(torch.sin(torch.arange(16000) / 8) * torch.linspace(0, 0.5, 16000))
+    noisy = power + audio.mel_power(torch.randn(16000) * 1e-4)  # 65 dB below the tone
+    speech = [audio.log_mel(p, "speech") for p in (power, noisy)]
+    clip = [audio.log_mel(p) for p in (power, noisy)]
+    assert (speech[0] - speech[1]).abs().max() < 0.1 < (clip[0] - clip[1]).abs().max()
+
+
 @pytest.fixture(scope="module", params=[12.5, 25.0])
 def encoder(request) -> AudioEncoder:
     torch.manual_seed(0)
