@@ -51,7 +51,7 @@ class Evaluator:
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self.device = next(model.parameters()).device
 
-    @torch.no_grad()
+    @torch.no_grad()  # not inference_mode, for the reason that OmniModel.stream_ids gives
     def score(self, sources: dict[str, Sequence[Sample]], swapped: bool = False,
               limit: int | None = None) -> dict[tuple[str, str, str], Score]:
         """With `swapped`, each sample keeps its question and gets the media of another sample of its set.

@@ -85,7 +85,7 @@ class Attention(nn.Module):
         groups = self.heads // self.kv_heads
         if cache is not None:
             cache.write(k, v, positions)
-        if mask is not None and cache is not None:
+        if cache is not None and mask is not None:
             # One new token a row: the queries that share a key head stand as several positions, so that no
             # key is copied. Without a mask the new keys are all: the prompt's own causal attention.
             k, v = (kept[:, :, :mask.shape[-1]] for kept in (cache.keys, cache.values))

@@ -137,7 +137,7 @@ class OmniModel(nn.Module):
         end = self.tokenizer.end
         return [row[:row.index(end)] if end in row else row for row in answers]
 
-    @torch.no_grad()
+    @torch.no_grad()  # under inference_mode autocast would cast each weight again at each use
     def stream_ids(self, batch: Batch, max_new_tokens: int, choose=GREEDY) -> Iterator[torch.Tensor]:
         """The next token of each row (B,), step by step, until every row has had its `<|end|>`.
 
@@ -166,8 +166,8 @@ class OmniModel(nn.Module):
                 asked, token, lengths, done = asked[stay], token[stay], lengths[stay], done[stay]
                 cache = [LayerCache(layer.keys[stay], layer.values[stay]) for layer in cache]
             embeds = self.thinker.embed_tokens(token)[:, None]
-            reached = longest + step + 1
-            hidden = self.thinker.extend(embeds, cache, (lengths + step)[:, None], reached)[:, 0]
+            positions, reach = (lengths + step)[:, None], longest + step + 1
+            hidden = self.thinker.extend(embeds, cache, positions, reach)[:, 0]
 
     def content(self) -> dict:
         """The whole system for a checkpoint: what `from_content` rebuilds."""

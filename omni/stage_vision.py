@@ -54,9 +54,9 @@ def known_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def shared_loss(scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy (n, words), summed over n: the words said are to have shares as their targets."""
-    said = targets.nan_to_num(0)
-    return F.cross_entropy(scores, said / said.sum(1, keepdim=True).clamp_min(1e-6), reduction="sum")
+    """Cross-entropy (n, words), summed over n. Targets are weights of the words said, NaN where unknown."""
+    weights = targets.nan_to_num(0)
+    return F.cross_entropy(scores, weights / weights.sum(1, keepdim=True).clamp_min(1e-6), reduction="sum")
 
 
 def said_words(sample: Sample) -> list[str]:
@@ -181,9 +181,9 @@ class VisionStage(Stage):
         talk, pixels, photographs, picture_words, areas, area_words = batch
         patches = self.omni.encode_images(pixels.to(device))  # (M, P, width)
         scores, said = self.model["words"](patches).float(), torch.stack(picture_words).to(device)
-        told = said * self.idf.to(device)
+        telling = said * self.idf.to(device)
         words = WORDS_WEIGHT * known_loss(scores[~photographs].logsumexp(1), said[~photographs])
-        words = (words + shared_loss(scores[photographs].mean(1), told[photographs])) / len(scores)
+        words = (words + shared_loss(scores[photographs].mean(1), telling[photographs])) / len(scores)
         if areas:
             rows = torch.tensor([row for row, _ in areas], device=device)
             weights = torch.stack([weight for _, weight in areas]).to(device)

@@ -52,17 +52,17 @@ class Thinker(nn.Module):
         return [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.layers]
 
     def extend(self, embeds: torch.Tensor, cache: list[LayerCache], positions: torch.Tensor,
-               longest: int) -> torch.Tensor:
+               reach: int) -> torch.Tensor:
         """Hidden states (B, T, D) of new tokens at `positions` (B, T), which are added to the cache.
 
         The first call is the right-padded prompt from position 0; later calls add one token a row, each row
-        at its own position below `longest`, overwriting what padding left there.
+        at its own position below `reach`, overwriting what padding left there.
         """
         rope = rope_table(positions[:, None], self.arch.head_dim, self.arch.rope_theta)
         mask, causal = None, embeds.shape[1] > 1
         if not causal:
-            keys = torch.arange(longest, device=embeds.device)
-            mask = (keys <= positions[..., None])[:, None]  # (B, 1, 1, longest)
+            keys = torch.arange(reach, device=embeds.device)
+            mask = (keys <= positions[..., None])[:, None]  # (B, 1, 1, reach)
         x = embeds
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x = layer(x, rope, causal=causal, mask=mask, cache=layer_cache, positions=positions)

@@ -131,7 +131,7 @@ def generate(bench: Bench) -> dict:
     return {"ours, samples/s": ours, "one at a time, no KV cache, samples/s": naive, "ratio": ours / naive}
 
 
-@torch.no_grad()  # under inference_mode autocast casts each weight again at each use
+@torch.no_grad()
 def generate_naive(bench: Bench, w: workload.Workload, sample) -> list[int]:
     """Greedy decoding that reads everything again for each token."""
     batch = w.dataset.collate([sample], prompt_only=True).to(bench.device)
