@@ -7,13 +7,8 @@ import time
 from pathlib import Path
 
 from omni import manifest
+from omni.device import peak_memory_gb
 from omni.sampler import WeightedSampler
-
-
-def peak_mb() -> float:
-    """Of this program: ru_maxrss would be that of the process it was forked from, if that was larger."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def main() -> None:
@@ -34,8 +29,7 @@ def main() -> None:
             sampler[k]
         a_draw = (time.perf_counter() - begun) / draws
     print(json.dumps({"seconds to the first sample": started, "microseconds a draw": a_draw * 1e6,
-                      "peak memory, MB": peak_mb(),
-                      "first sample": first.answer}))
+                      "peak memory, MB": peak_memory_gb() * 1024, "first sample": first.answer}))
 
 
 if __name__ == "__main__":

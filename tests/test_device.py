@@ -1,0 +1,13 @@
+"""What is said of the machine."""
+
+import subprocess
+import sys
+
+import numpy as np
+
+
+def test_peak_memory_is_that_of_the_process_itself():
+    ballast = np.ones(200_000_000)  # 1.6 GB here, where the other is started from
+    found = subprocess.run([sys.executable, "-c", "from omni.device import peak_memory_gb as gb; print(gb())"],
+                           check=True, capture_output=True, text=True)
+    assert 0.05 < float(found.stdout) < ballast.nbytes / 2 ** 30
