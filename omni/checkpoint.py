@@ -39,8 +39,8 @@ def save(path: str | Path, kind: str, content: dict) -> None:
 
 
 def save_text(path: str | Path, text: str) -> None:
-    """Write a text file in the same all-or-nothing way."""
-    _write(Path(path), lambda file: file.write(text.encode()))
+    """Write a text in the same all-or-nothing way. What of a file's name is not UTF-8 becomes \\udcXX."""
+    _write(Path(path), lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def _write(path: Path, fill) -> None:
@@ -116,7 +116,8 @@ def file_print(path: str | Path) -> str:
     if os.path.isdir(path):
         files = sorted(p for p in Path(path).rglob("*") if p.is_file())
         listing = "".join(f"{p.relative_to(path)} {p.stat().st_size}\n" for p in files)
-        return f"{len(files)} files, sha256 {hashlib.sha256(listing.encode()).hexdigest()[:16]}"
+        digest = hashlib.sha256(listing.encode("utf-8", "backslashreplace")).hexdigest()
+        return f"{len(files)} files, sha256 {digest[:16]}"
     with open(path, "rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
     return f"{os.path.getsize(path)} bytes, sha256 {digest[:16]}"

@@ -55,4 +55,5 @@ def peak_memory_gb() -> float:
     peak = status.read_text(encoding="utf-8").partition("VmHWM:")[2].split() if status.exists() else []
     if peak:
         return int(peak[0]) / 2 ** 20  # kB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 30 if sys.platform == "darwin" else 2 ** 20)
+    unit = 2 ** 30 if sys.platform == "darwin" else 2 ** 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -29,6 +29,8 @@ def open_streams() -> None:
 
 def command(main: Callable[[], object]) -> None:
     """Run a command: what its user has to mend is one line and exit 2, Ctrl-C is exit 130."""
+    with contextlib.suppress(AttributeError):  # a terminal may know no arrows, a file's name be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as err:
@@ -48,10 +50,7 @@ def say(line: str) -> None:
     if QUIET:
         return
     try:
-        try:
-            tqdm.write(line, file=sys.stdout)
-        except UnicodeEncodeError:  # a terminal that knows no arrows
-            tqdm.write(line.encode("ascii", "replace").decode(), file=sys.stdout)
+        tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
     except (OSError, ValueError):  # a pipe nobody reads, a full disk, or closed
         sys.stdout = open(os.devnull, "w", encoding="utf-8")

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -184,3 +186,27 @@ def test_more_than_max_skipped_of_a_source_stops_the_run_with_the_list(toy, tmp_
         train(toy, tmp_path, data_dir=str(data), max_skipped=0.1)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "out" / "skipped.jsonl").read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("feature_cache_gb", [0.1, 0.0])
+def test_a_file_name_that_is_no_utf8_is_a_name_like_any_other(toy, tmp_path, feature_cache_gb):
+    """As old disks and archives have them; one picture is broken, so that skipped.jsonl has to name it."""
+    pictures = sorted((toy.root / "data" / "image_text").rglob("*.png"))
+    for i, kind in enumerate(["cat", "dog"] * 12):
+        (tmp_path / "photos" / kind).mkdir(parents=True, exist_ok=True)
+        shutil.copy(pictures[i % len(pictures)],
+                    os.fsencode(tmp_path / "photos" / kind) + b"/caf\xe9_%d.png" % i)
+    with open(os.fsencode(tmp_path / "photos" / "cat") + b"/na\xefve.png", "wb") as broken:
+        broken.write(b"no picture")
+    source = {"weight": 1, "image_folder": str(tmp_path / "photos"), "question": "What is it?", "val": 0.2}
+    out = train(toy, tmp_path, data_mix={"photos": source}, num_epochs=1, feature_cache_gb=feature_cache_gb)
+    skipped = json.loads((out / "skipped.jsonl").read_text(encoding="utf-8"))
+    assert os.fsencode(skipped["media"][0]).endswith(b"na\xefve.png")
+
+
+def test_a_reason_may_quote_what_is_no_utf8(tmp_path):
+    line = '{"messages": [{"role": "user", "content": "a"}, {"role": "%s", "content": "b"}]}\n'
+    (tmp_path / "m.jsonl").write_text(line % "assistant" + line % "\\ud800")
+    done = subprocess.run([sys.executable, "-m", "omni.manifest", str(tmp_path / "m.jsonl")],
+                          capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert done.returncode == 0 and r"\ud800" in done.stdout, done.stderr
