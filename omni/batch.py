@@ -6,6 +6,7 @@ F mel frames (padded), S audio features (padded).
 """
 
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 
 import torch
 
@@ -17,7 +18,7 @@ IMAGE, AUDIO = "<image>", "<audio>"  # placeholders in a message's content, and 
 class Sample:
     """One conversation, checked: every placeholder has its medium, and some assistant turn has an answer."""
 
-    messages: tuple[tuple[str, str], ...]  # (role, content) with role system, user or assistant
+    turns: tuple[str, ...]  # role, content, role, content, ...: `messages` without a tuple each
     images: tuple[str, ...] = ()  # paths, in the order of their placeholders
     audios: tuple[str, ...] = ()
     task: str = "text"  # text, qa or asr: how a held-out answer is graded
@@ -27,9 +28,19 @@ class Sample:
     objects: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = ()  # what is where: (words, box)
 
     @property
+    def messages(self) -> tuple[tuple[str, str], ...]:
+        """(role, content) of each turn, with role system, user or assistant."""
+        return tuple(zip(self.turns[::2], self.turns[1::2], strict=True))
+
+    @property
     def answer(self) -> str:
         """The reference: the last assistant turn."""
-        return self.messages[-1][1]
+        return self.turns[-1]
+
+
+def flat(messages) -> tuple[str, ...]:
+    """(role, content) pairs -> the `turns` of a Sample."""
+    return tuple(chain.from_iterable(messages))
 
 
 @dataclass(frozen=True)

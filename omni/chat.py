@@ -16,7 +16,7 @@ import torch
 
 from omni import checkpoint, model, talks
 from omni.audio import MediaError
-from omni.batch import AUDIO, IMAGE, Sample
+from omni.batch import AUDIO, IMAGE, Sample, flat
 from omni.collate import Collator, MediaReader
 from omni.config import SFTConfig, UserError, build
 from omni.device import autocast, choose_device
@@ -108,7 +108,7 @@ def as_sample(messages: list[dict]) -> Sample:
             raise ValueError(f"{places} {mark} placeholders for {len(paths)} files")
     if not turns or turns[-1][0] != "user":
         raise ValueError("the last message must be the user's")
-    return Sample((*turns, ("assistant", "")), media[IMAGE], media[AUDIO])
+    return Sample(flat((*turns, ("assistant", ""))), media[IMAGE], media[AUDIO])
 
 
 def question_parts(question: str, images: list[str], audios: list[str]) -> list[dict]:

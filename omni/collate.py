@@ -33,7 +33,8 @@ class MediaReader:
         return audio.log_mel(audio.augment(power, self.rng(path, take)) if take else power, self.level)
 
     def rng(self, path: str, take: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, take, crc32(path.rsplit("/", 1)[-1].encode())])
+        name = path.rsplit("/", 1)[-1].encode("utf-8", "backslashreplace")  # a name may be no UTF-8
+        return np.random.default_rng([self.seed, take, crc32(name)])
 
 
 def pad_mels(mels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,8 +89,9 @@ class Collator:
         """
         clips = [self.audio_tokens(frames[path]) for path in sample.audios]
         media = self.image_tokens * len(sample.images) + sum(clips)
-        # A token is a byte at least, so most samples need no tokenising here.
-        if media + sum(len(content.encode()) + 3 for _, content in sample.messages) <= self.max_length:
+        # A token is a byte at least, and a turn's role is no more tokens than letters: most samples need no
+        # tokenising here.
+        if media + len("".join(sample.turns).encode()) <= self.max_length:
             return False, None
         ids, _ = self.tokenizer.chat(sample.messages, [self.image_tokens] * len(sample.images), clips,
                                      sample.untrained)

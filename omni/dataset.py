@@ -34,10 +34,10 @@ class Mix:
     cut: dict[str, int] = field(default_factory=dict)  # source -> samples that lose the front of their prompt
 
     def drop(self, why) -> None:
-        """Take the samples out for which `why(sample)` gives a reason."""
+        """Take the samples out for which `why(source, sample)` gives a reason."""
         for split, sources in (("train", self.train), ("val", self.val)):
             for name, samples in sources.items():
-                reasons = [why(sample) for sample in samples]
+                reasons = [why(name, sample) for sample in samples]
                 self.skipped += [
                     {"source": name, "split": split, "media": [*sample.images, *sample.audios],
                      "question": sample.messages[0][1][:80], "reason": reason}
@@ -47,15 +47,16 @@ class Mix:
     def drop_unreadable(self, bad: dict[str, str]) -> None:
         """Take the samples out whose media turned out to be unusable: {path: reason}."""
         if bad:
-            self.drop(lambda s: next((bad[path] for path in s.images + s.audios if path in bad), None))
+            self.drop(lambda _, s: next((bad[path] for path in s.images + s.audios if path in bad), None))
 
     def drop_overlong(self, collate: Collator, frames: dict[str, int]) -> None:
         """Take the samples out that can't be cut to max_length; count those that are cut."""
-        self.drop(lambda sample: collate.cut(sample, frames)[1])
-        for name in self.train:
-            found = sum(collate.cut(s, frames)[0] for s in self.train[name] + self.val[name])
-            if found:
-                self.cut[name] = found
+        def why(name: str, sample: Sample) -> str | None:
+            longer, reason = collate.cut(sample, frames)
+            if longer and reason is None:
+                self.cut[name] = self.cut.get(name, 0) + 1
+            return reason
+        self.drop(why)
 
     def reasons(self) -> dict[str, dict[str, int]]:
         """{source: {reason: samples skipped}}."""

@@ -54,7 +54,7 @@ def dry_run(model: OmniModel, mix: Mix, collate: Collator, config: SFTConfig, de
         (loss / tokens).backward()
         model.zero_grad(set_to_none=True)
         say(f"dry run of {name}: batch of {tuple(batch.input_ids.shape)} tokens, "
-            f"{int(tokens)} of them answers, loss {float(loss) / int(tokens):.3f}")
+            f"{int(tokens)} of them answers, loss {loss.item() / int(tokens):.3f}")
     gpu = f", {gpu_memory_gb(device):.2f} GB on the GPU" if device.type == "cuda" else ""
     say(f"dry run: all is well; peak memory {peak_memory_gb():.2f} GB{gpu}")
 

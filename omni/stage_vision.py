@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from omni import checkpoint, image
-from omni.batch import IMAGE, Sample
+from omni.batch import IMAGE, Sample, flat
 from omni.collate import Collator, MediaReader
 from omni.config import PretrainConfig, ThinkerArch, UserError, VisionArch, build
 from omni.model import OmniModel
@@ -75,7 +75,7 @@ def one_talk_a_picture(samples: list[Sample]) -> list[Sample]:
         else:
             more = tuple((role, content.replace(IMAGE, "")) for role, content in sample.messages
                          if role != "system")
-            talks[sample.images] = replace(said, messages=said.messages + more)
+            talks[sample.images] = replace(said, turns=said.turns + flat(more))
     return list(talks.values())
 
 

@@ -21,6 +21,8 @@ ANSWER = ("text", *TRANSCRIPT, "caption", "answer", "label")
 PAIRS = (("instruction", "output", "Alpaca"), ("query", "response", "query and response"),
          ("prompt", "response", "prompt and response"), ("prompt", "completion", "prompt and completion"))
 KEPT = ("task", "group", "transcript", "objects")  # keys of our own manifests
+MEDIA = {"images", "audios", "image", "audio"}  # keys of an entry that lists its media
+FLAGS = ("loss", "weight")  # keys of a message that say whether it is trained on
 
 
 def no_pieces(payload: str, name: str) -> Piece:
@@ -60,11 +62,13 @@ def convert(entry, question: str = "", inline=no_pieces) -> tuple[str, dict]:
 
 
 def _kept(entry: dict) -> dict:
-    return {key: entry[key] for key in KEPT if key in entry}
+    return {key: value for key, value in entry.items() if key in KEPT}
 
 
 def _listed(entry: dict, inline) -> dict:
     """The media that an entry lists: `images`, `audios`, LLaVA's `image` (one or several), `audio`."""
+    if MEDIA.isdisjoint(entry):
+        return {}
     media = {key: entry[key] for key in ("images", "audios") if key in entry}
     for one, many in (("image", "images"), ("audio", "audios")):
         if entry.get(one) and many not in media:
@@ -77,11 +81,13 @@ def _listed(entry: dict, inline) -> dict:
 
 def _messages(turns, media: dict, inline, system=None) -> dict:
     """`messages` whose content is a text, or a list of typed parts that may carry their media."""
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+    if not isinstance(turns, list):
         raise ValueError('no "messages" list')
     found: dict[str, list] = {IMAGE: [], AUDIO: []}
     messages = [{"role": "system", "content": system}] if system else []
     for turn in turns:
+        if not isinstance(turn, dict):
+            raise ValueError('no "messages" list')
         role = ROLES.get(str(turn.get("role")))
         if role is None or turn.get("tool_calls"):
             raise ValueError(f'role "{str(turn.get("role"))[:20]}" can\'t be used (system, user, assistant)')
@@ -89,13 +95,15 @@ def _messages(turns, media: dict, inline, system=None) -> dict:
         if role == "user" and messages and messages[-1]["role"] == "user":  # OpenAI's guide has such pairs
             messages[-1]["content"] += "\n" + message["content"]
             continue
-        if any(turn.get(flag) is not None and not _flag(turn[flag]) for flag in ("loss", "weight")):
+        if len(turn) > 2 and any(turn.get(flag) is not None and not _flag(turn[flag]) for flag in FLAGS):
             message["loss"] = False
         messages.append(message)
-    carried = {key: found[mark] for key, mark in (("images", IMAGE), ("audios", AUDIO)) if found[mark]}
-    if carried.keys() & {key for key, value in media.items() if value}:
-        raise ValueError("media both in the messages and beside them")
-    return {"messages": messages, **media, **carried}
+    for key, mark in (("images", IMAGE), ("audios", AUDIO)):
+        if found[mark]:
+            if media.get(key):
+                raise ValueError("media both in the messages and beside them")
+            media = {**media, key: found[mark]}
+    return {"messages": messages, **media}
 
 
 def _flag(value) -> bool:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni.batch import IGNORE, Sample
+from omni.batch import IGNORE, Sample, flat
 from omni.collate import Collator
 from omni.dataset import Mix, Schedule, StepDataset
 from omni.sampler import WeightedSampler
@@ -35,8 +35,8 @@ def said(batch, row: int) -> str:
 
 
 def test_rows_are_padded_to_the_right_and_media_stand_in_order():
-    samples = [Sample((("user", "<audio>a<image>b<audio>"), ("assistant", "red")), ("p",), ("17", "8")),
-               Sample((("user", "the cat"), ("assistant", "blue dog")))]
+    samples = [Sample(("user", "<audio>a<image>b<audio>", "assistant", "red"), ("p",), ("17", "8")),
+               Sample(("user", "the cat", "assistant", "blue dog"))]
     batch = collator(100)(samples)
     for b, length in enumerate(batch.lengths):
         assert (batch.input_ids[b, length:] == TOK.pad).all() and (batch.labels[b, length:] == IGNORE).all()
@@ -50,7 +50,7 @@ def test_rows_are_padded_to_the_right_and_media_stand_in_order():
 
 
 def test_a_batch_without_media_has_none():
-    batch = collator(100)([Sample((("user", "the cat"), ("assistant", "red")))])
+    batch = collator(100)([Sample(("user", "the cat", "assistant", "red"))])
     assert (batch.pixels, batch.mels, batch.mel_lengths, batch.image_features, batch.audio_features) == (None,
                                                                                                          ) * 5
 
@@ -58,7 +58,7 @@ def test_a_batch_without_media_has_none():
 @given(st.integers(0, 60), st.integers(1, 8), st.integers(0, 2), st.integers(24, 60))
 @settings(deadline=None)
 def test_what_is_too_long_loses_its_front_and_never_its_answer_or_media(words, answer, pictures, limit):
-    sample = Sample((("user", "<image>" * pictures + "cat " * words), ("assistant", "red " * answer)),
+    sample = Sample(("user", "<image>" * pictures + "cat " * words, "assistant", "red " * answer),
                     ("p",) * pictures)
     batch = collator(limit)([sample])
     assert batch.input_ids.shape[1] <= limit
@@ -72,14 +72,14 @@ def test_a_label_is_the_token_that_follows_also_where_text_was_cut(words, plain)
     text = " ".join(f"{i}" for i in range(words))
     turns = (("assistant", text),) if plain else (("user", text), ("assistant", text), ("user", "x"),
                                                  ("assistant", "red"))
-    batch = collator(24)([Sample(turns)])
+    batch = collator(24)([Sample(flat(turns))])
     ids, labels = batch.input_ids[0].tolist(), batch.labels[0].tolist()
     assert all(label in (IGNORE, after) for label, after in zip(labels, ids[1:], strict=False))
     assert labels[-1] == IGNORE and len(ids) <= 24
 
 
 def test_media_too_large_for_max_length_do_not_eat_the_answer():
-    sample = Sample((("user", "<image>cat"), ("assistant", "red")), ("p",))
+    sample = Sample(("user", "<image>cat", "assistant", "red"), ("p",))
     assert said(collator(24, image_tokens=40)([sample]), 0) == "red"
 
 
@@ -95,14 +95,14 @@ def test_the_steps_of_a_schedule_deal_out_every_draw_once(samples, batch, epochs
 
 @pytest.mark.parametrize("prompt_only, wanted", [(True, ""), (False, "red")])
 def test_a_prompt_alone_holds_no_answer(prompt_only, wanted):
-    sample = Sample((("user", "the cat"), ("assistant", "red")))
+    sample = Sample(("user", "the cat", "assistant", "red"))
     batch = collator(100)([sample], prompt_only=prompt_only)
     assert said(batch, 0) == wanted and ("red" in TOK.decode(batch.input_ids[0])) != prompt_only
 
 
 def test_a_micro_batch_holds_samples_of_like_length(toy):
     model = toy.model()
-    samples = [replace(sample, messages=(("user", "Why? " * (1 + 7 * i % 12)), ("assistant", "So.")))
+    samples = [replace(sample, turns=("user", "Why? " * (1 + 7 * i % 12), "assistant", "So."))
                for i, sample in enumerate(toy.samples("text_only"))]
     mix = Mix({"a": samples}, {"a": []}, {"a": 1.0})
     steps = [StepDataset(mix, WeightedSampler({"a": 12}, {"a": 1.0}, 0), Schedule(12, 12, 1),

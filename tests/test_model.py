@@ -24,9 +24,9 @@ def mixed(toy) -> list[Sample]:
     clips = [s.audios[0] for s in toy.samples("audio_text")]
     return [
         toy.samples("text_only")[0],
-        Sample((("user", "<audio>and<image>?"), ("assistant", "yes")), (pictures[0],), (clips[3],)),
-        Sample((("system", "look <image>"), ("user", "a<image><image>b"), ("assistant", "red"),
-                ("user", "<audio>now <audio>"), ("assistant", "low and high")), tuple(pictures[1:4]),
+        Sample(("user", "<audio>and<image>?", "assistant", "yes"), (pictures[0],), (clips[3],)),
+        Sample(("system", "look <image>", "user", "a<image><image>b", "assistant", "red",
+                "user", "<audio>now <audio>", "assistant", "low and high"), tuple(pictures[1:4]),
                 tuple(clips[:2])),
         toy.samples("audio_text")[5], toy.samples("image_text")[2]]
 

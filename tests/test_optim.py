@@ -84,7 +84,7 @@ def test_the_figures_of_an_epoch_pool_sources_of_a_task_and_leave_groups_apart()
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=12))
 def test_swapping_gives_each_sample_the_media_of_another_like_it(kinds):
-    samples = [Sample((("user", str(i)), ("assistant", "x")), tuple(f"{i}.png{k}" for k in range(images)),
+    samples = [Sample(("user", str(i), "assistant", "x"), tuple(f"{i}.png{k}" for k in range(images)),
                       tuple(f"{i}.wav{k}" for k in range(clips))) for i, (images, clips) in enumerate(kinds)]
     swapped = swap_media(samples)
     assert [s.messages for s in swapped] == [s.messages for s in samples]
