@@ -192,8 +192,6 @@ class StepDataset(Dataset):
         largest = -(-len(draws) // self.world.size)  # share of a rank
         size = -(-largest // self.micro_batches)
         mine = self.world.share(draws)
-        if self.micro_batches > 1:  # each of samples of like length: less padding
-            mine = sorted(mine, key=lambda d: sum(len(text) for _, text in self._sample(d).messages))
         parts = [mine[i:i + size] for i in range(0, largest, size)]  # as many on each rank
         batches = [self._collate(part) if part else self._idle(draws[0]) for part in parts]
         answers = torch.cat([(b.labels != IGNORE).sum(1) for b in batches]).tolist()

@@ -5,6 +5,7 @@ renaming.
 """
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import nn
@@ -34,10 +35,62 @@ def rope_table(positions: torch.Tensor, head_dim: int,
 
 
 def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Turn queries or keys (B, H, T, head_dim) by the table of `rope_table`."""
-    cos, sin = rope[0].to(x.dtype), rope[1].to(x.dtype)
+    """Turn queries or keys (..., T, H, head_dim) by the table of `rope_table`."""
+    cos, sin = (table[..., None, :].to(x.dtype) for table in rope)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of like length within a `Packing`: attention alone needs them one under another, padded."""
+
+    tokens: slice  # of the packed ones
+    places: torch.Tensor  # of each in (rows * longest,)
+    rows: int
+    longest: int
+
+    def pad(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, ...) -> (rows, longest, ...), zero at padding."""
+        padded = x.new_zeros(self.rows * self.longest, *x.shape[1:])
+        return padded.index_copy(0, self.places, x[self.tokens]).unflatten(0, (self.rows, self.longest))
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, longest, ...) -> (tokens, ...)."""
+        return x.flatten(0, 1).index_select(0, self.places)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The N true tokens of a right-padded (B, T) batch, end to end, shorter rows first.
+
+    Nothing is computed on padding, save in attention, which pads a row to less than twice its length.
+    """
+
+    rows: torch.Tensor  # (N,) of 0 .. B - 1
+    positions: torch.Tensor  # (N,) of 0 .. T - 1
+    groups: tuple[Group, ...]
+
+    @classmethod
+    def of(cls, lengths: torch.Tensor) -> "Packing":
+        """Of rows of `lengths` (B,)."""
+        device, lengths = lengths.device, lengths.cpu()
+        order = lengths.argsort(stable=True)
+        found, groups, start = [], [], 0
+        for _, alike in groupby(order.tolist(), key=lambda row: (int(lengths[row]) - 1).bit_length()):
+            rows = torch.tensor(list(alike))
+            longest = int(lengths[rows[-1]])
+            valid = torch.arange(longest) < lengths[rows, None]
+            places = valid.flatten().nonzero()[:, 0]
+            found.append((rows[places // longest], places % longest))
+            groups.append(Group(slice(start, start + len(places)), places.to(device), len(rows), longest))
+            start += len(places)
+        rows, positions = (torch.cat(parts).to(device) for parts in zip(*found, strict=True))
+        return cls(rows, positions, tuple(groups))
+
+    def pack(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, ...) -> (N, ...)."""
+        return x[self.rows, self.positions]
 
 
 @dataclass
@@ -69,19 +122,29 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
 
     def forward(self, x, rope=None, *, causal=False, mask=None, cache: LayerCache | None = None,
-                positions=None):
-        """x (B, T, width) -> (B, T, width).
+                positions=None, packing: Packing | None = None):
+        """x (B, T, width) -> (B, T, width), or with a `packing` (N, width) -> (N, width).
 
         `mask` (B, 1, T or 1, keys) is True where a query may look. With a `cache`, the new keys are written
         at `positions` (B, T), and with a `mask` besides T is 1 and attention runs over the first keys of
         the cache.
         """
-        B, T, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(B, T, self.heads, self.head_dim)).transpose(1, 2)
-        k = self.k_norm(self.k_proj(x).view(B, T, self.kv_heads, self.head_dim)).transpose(1, 2)
-        v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+        q = self.q_norm(self.q_proj(x).unflatten(-1, (self.heads, self.head_dim)))
+        k = self.k_norm(self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)))
+        v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
+        if packing is None:
+            out = self._attend(q, k, v, causal, mask, cache, positions)
+        else:
+            out = torch.cat([group.pack(self._attend(*map(group.pad, (q, k, v)), causal))
+                             for group in packing.groups])
+        return self.o_proj(out.to(x.dtype))
+
+    def _attend(self, q, k, v, causal, mask=None, cache=None, positions=None):
+        """q, k, v (B, T, heads, head_dim) -> (B, T, heads * head_dim)."""
+        B, T, _, _ = q.shape
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         groups = self.heads // self.kv_heads
         if cache is not None:
             cache.write(k, v, positions)
@@ -94,11 +157,10 @@ class Attention(nn.Module):
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         # On CPUs the backward of bf16 attention is ten times slower than fp32's: there it runs in fp32.
         with torch.autocast("cpu", enabled=False):
-            if x.device.type == "cpu":
+            if q.device.type == "cpu":
                 q, k, v = q.float(), k.float(), v.float()
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        out = out.reshape(B, self.heads, T, self.head_dim).transpose(1, 2)
-        return self.o_proj(out.reshape(B, T, self.heads * self.head_dim).to(x.dtype))
+        return out.reshape(B, self.heads, T, self.head_dim).transpose(1, 2).flatten(2)
 
 
 class SwiGLU(nn.Module):

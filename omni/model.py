@@ -10,7 +10,7 @@ from omni import checkpoint
 from omni.audio_encoder import AudioEncoder
 from omni.batch import IGNORE, Batch
 from omni.config import AudioArch, SFTConfig, ThinkerArch, UserError, VisionArch
-from omni.layers import LayerCache
+from omni.layers import LayerCache, Packing
 from omni.log import say
 from omni.sampling import GREEDY
 from omni.thinker import Thinker
@@ -116,12 +116,15 @@ class OmniModel(nn.Module):
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sum of the loss over answer tokens, their number, and how many of them the model predicts exactly.
 
-        Logits are computed at answer positions only: the rest of (B, T, V) would be thrown away. With label
-        smoothing (Szegedy et al. 2016) only the gradient is smoothed: the loss that is told is the plain one.
+        Nothing is computed on padding, and logits at answer positions only: the rest of (B, T, V) would be
+        thrown away. With label smoothing (Szegedy et al. 2016) only the gradient is smoothed: the loss that
+        is told is the plain one.
         """
-        hidden = self.thinker.hidden(self.embed(batch))
-        answers = batch.labels != IGNORE
-        logits, labels = self.thinker.logits(hidden[answers]).float(), batch.labels[answers]
+        packing = Packing.of(batch.lengths)
+        labels = packing.pack(batch.labels)
+        answers = (labels != IGNORE).nonzero()[:, 0]
+        hidden = self.thinker.hidden(self.embed(batch), packing)
+        logits, labels = self.thinker.logits(hidden[answers]).float(), labels[answers]  # (n, V), (n,)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         if self.training and self.label_smoothing:
             smooth = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
@@ -129,7 +132,7 @@ class OmniModel(nn.Module):
         if self.reach_all:  # the weights of a modality that this rank has none of: their gradient here is 0
             loss = loss + 0.0 * sum(p.sum() for name, p in self.named_parameters()
                                     if p.requires_grad and not name.startswith("thinker."))
-        return loss, answers.sum(), (logits.detach().argmax(-1) == labels).sum()
+        return loss, (batch.labels != IGNORE).sum(), (logits.detach().argmax(-1) == labels).sum()
 
     def generate(self, batch: Batch, max_new_tokens: int) -> list[list[int]]:
         """Greedy continuation of each right-padded prompt, until `<|end|>`: a list of ids a row."""

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from omni.config import ThinkerArch
-from omni.layers import Block, LayerCache, RMSNorm, init_weights, rope_table
+from omni.layers import Block, LayerCache, Packing, RMSNorm, init_weights, rope_table
 
 
 class Thinker(nn.Module):
@@ -26,20 +26,21 @@ class Thinker(nn.Module):
             self.lm_head = nn.Linear(arch.width, arch.vocab_size, bias=False)
         init_weights(self, arch.layers)
 
-    def hidden(self, embeds: torch.Tensor) -> torch.Tensor:
-        """(B, T, D) embeddings -> (B, T, D) last hidden states.
+    def hidden(self, embeds: torch.Tensor, packing: Packing | None = None) -> torch.Tensor:
+        """(B, T, D) embeddings -> (B, T, D) last hidden states; with a `packing` (N, D) of the true tokens.
 
         The batch is right-padded and attention is causal, so no true token ever sees padding: no mask is
         needed.
         """
-        rope = rope_table(torch.arange(embeds.shape[1], device=embeds.device), self.arch.head_dim,
-                          self.arch.rope_theta)
-        x = embeds
+        positions, x = torch.arange(embeds.shape[1], device=embeds.device), embeds
+        if packing is not None:
+            positions, x = packing.positions, packing.pack(embeds)
+        rope = rope_table(positions, self.arch.head_dim, self.arch.rope_theta)
         for layer in self.layers:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rope, causal=True, use_reentrant=False)
+                x = checkpoint(layer, x, rope, causal=True, packing=packing, use_reentrant=False)
             else:
-                x = layer(x, rope, causal=True)
+                x = layer(x, rope, causal=True, packing=packing)
         return self.norm(x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -58,7 +59,7 @@ class Thinker(nn.Module):
         The first call is the right-padded prompt from position 0; later calls add one token a row, each row
         at its own position below `reach`, overwriting what padding left there.
         """
-        rope = rope_table(positions[:, None], self.arch.head_dim, self.arch.rope_theta)
+        rope = rope_table(positions, self.arch.head_dim, self.arch.rope_theta)
         mask, causal = None, embeds.shape[1] > 1
         if not causal:
             keys = torch.arange(reach, device=embeds.device)

@@ -1,7 +1,5 @@
 """Samples become a right-padded batch; what is too long loses its front, never its answer."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +7,7 @@ from hypothesis import strategies as st
 
 from omni.batch import IGNORE, Sample, flat
 from omni.collate import Collator
-from omni.dataset import Mix, Schedule, StepDataset
-from omni.sampler import WeightedSampler
+from omni.dataset import Schedule
 from omni.tokenizer import Tokenizer
 
 TOK = Tokenizer.train(["the cat is red and the dog is blue"] * 3, 300)
@@ -98,16 +95,3 @@ def test_a_prompt_alone_holds_no_answer(prompt_only, wanted):
     sample = Sample(("user", "the cat", "assistant", "red"))
     batch = collator(100)([sample], prompt_only=prompt_only)
     assert said(batch, 0) == wanted and ("red" in TOK.decode(batch.input_ids[0])) != prompt_only
-
-
-def test_a_micro_batch_holds_samples_of_like_length(toy):
-    model = toy.model()
-    samples = [replace(sample, turns=("user", "Why? " * (1 + 7 * i % 12), "assistant", "So."))
-               for i, sample in enumerate(toy.samples("text_only"))]
-    mix = Mix({"a": samples}, {"a": []}, {"a": 1.0})
-    steps = [StepDataset(mix, WeightedSampler({"a": 12}, {"a": 1.0}, 0), Schedule(12, 12, 1),
-                         toy.collator(model), 1, parts)[0] for parts in (1, 4)]
-    whole, parts = (sorted(n for b in step.batches for n in b.lengths.tolist()) for step in steps)
-    assert parts == whole and torch.equal(steps[0].counts, steps[1].counts)
-    ranges = [(int(b.lengths.min()), int(b.lengths.max())) for b in steps[1].batches]
-    assert len(ranges) == 4 and all(a[1] <= b[0] for a, b in zip(ranges, ranges[1:], strict=False))

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from omni.config import ThinkerArch
-from omni.layers import Attention, RMSNorm, SwiGLU, apply_rope, rope_table
+from omni.layers import Attention, Packing, RMSNorm, SwiGLU, apply_rope, rope_table
 from omni.thinker import Thinker
 
 
@@ -78,10 +80,11 @@ def test_attention_equals_a_loop(kv_heads, qk_norm, rope, mode):
 
 @pytest.mark.parametrize("theta", [10000.0, 1e6])
 def test_rope_turns_each_pair_by_its_angle(theta):
-    x = torch.randn(1, 1, 40, 8, dtype=torch.float64)
+    x = torch.randn(1, 40, 2, 8, dtype=torch.float64)
     turned = apply_rope(x, tuple(t.double() for t in rope_table(torch.arange(40), 8, theta)))
     for t in range(40):
-        assert torch.allclose(turned[0, 0, t], rotate(x[0, 0, t], t, theta), atol=1e-5)
+        for h in range(2):
+            assert torch.allclose(turned[0, t, h], rotate(x[0, t, h], t, theta), atol=1e-5)
 
 
 def test_rope_scores_depend_on_the_distance_only():
@@ -135,3 +138,27 @@ def test_the_thinker_sees_nothing_of_what_comes_later():
     before, after = thinker.hidden(x), thinker.hidden(changed)
     assert torch.equal(before[0, :4], after[0, :4])
     assert not F.cosine_similarity(before[0, 4:], after[0, 4:]).gt(0.9999).any()
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=9), st.integers(0, 2 ** 20))
+@settings(deadline=None, max_examples=40)
+def test_packed_tokens_are_those_of_the_padded_batch(lengths, seed):
+    """States, and gradients of weights and embeddings; what padding holds never matters."""
+    torch.manual_seed(seed)
+    arch = ThinkerArch(vocab_size=20, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp_width=24)
+    thinker, lengths = Thinker(arch).double(), torch.tensor(lengths)
+    embeds = torch.randn(len(lengths), int(lengths.max()), 16, dtype=torch.float64, requires_grad=True)
+    valid = torch.arange(embeds.shape[1]) < lengths[:, None]
+    weight = torch.randn(*valid.shape, 16, dtype=torch.float64)
+    packing = Packing.of(lengths)
+    assert sorted(zip(*(i.tolist() for i in (packing.rows, packing.positions)), strict=True)) \
+        == [tuple(place) for place in valid.nonzero().tolist()]
+    for group in packing.groups:
+        assert group.longest < 2 * int(lengths[packing.rows[group.tokens]].min())
+    padded = (thinker.hidden(embeds) * weight)[valid].sum()
+    packed = (thinker.hidden(embeds, packing) * packing.pack(weight)).sum()
+    leaves = [embeds, *thinker.layers.parameters(), thinker.norm.weight]
+    whole, ours = (torch.autograd.grad(loss, leaves) for loss in (padded, packed))
+    assert torch.allclose(padded, packed, rtol=1e-5, atol=1e-5)
+    for a, b in zip(whole, ours, strict=True):  # attention is float32 on CPUs
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
