@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+ROUND = 64  # tokens
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight (Zhang & Sennrich 2019)."""
@@ -62,14 +64,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Packing:
-    """The N true tokens of a right-padded (B, T) batch, end to end, shorter rows first.
+    """The true tokens of a right-padded (B, T) batch, end to end, shorter rows first; then spare ones.
 
-    Nothing is computed on padding, save in attention, which pads a row to less than twice its length.
+    Nothing is computed on padding, save in attention, which pads a row to less than twice its length. The
+    spare tokens make N a multiple of ROUND: for each size that is new, oneDNN compiles its products anew.
     """
 
-    rows: torch.Tensor  # (N,) of 0 .. B - 1
+    rows: torch.Tensor  # (N - spare,) of 0 .. B - 1
     positions: torch.Tensor  # (N,) of 0 .. T - 1
     groups: tuple[Group, ...]
+    spare: int
 
     @classmethod
     def of(cls, lengths: torch.Tensor) -> "Packing":
@@ -86,11 +90,13 @@ class Packing:
             groups.append(Group(slice(start, start + len(places)), places.to(device), len(rows), longest))
             start += len(places)
         rows, positions = (torch.cat(parts).to(device) for parts in zip(*found, strict=True))
-        return cls(rows, positions, tuple(groups))
+        spare = -start % ROUND
+        return cls(rows, F.pad(positions, (0, spare)), tuple(groups), spare)
 
-    def pack(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, ...) -> (N, ...)."""
-        return x[self.rows, self.positions]
+    def pack(self, x: torch.Tensor, fill: int = 0) -> torch.Tensor:
+        """(B, T, ...) -> (N, ...), `fill` in the spare ones."""
+        true = x[self.rows, self.positions[:len(self.rows)]]
+        return torch.cat((true, x.new_full((self.spare, *x.shape[2:]), fill)))
 
 
 @dataclass
@@ -137,8 +143,8 @@ class Attention(nn.Module):
         if packing is None:
             out = self._attend(q, k, v, causal, mask, cache, positions)
         else:
-            out = torch.cat([group.pack(self._attend(*map(group.pad, (q, k, v)), causal))
-                             for group in packing.groups])
+            out = [group.pack(self._attend(*map(group.pad, (q, k, v)), causal)) for group in packing.groups]
+            out = torch.cat([*out, out[0].new_zeros(packing.spare, out[0].shape[1])])
         return self.o_proj(out.to(x.dtype))
 
     def _attend(self, q, k, v, causal, mask=None, cache=None, positions=None):

@@ -10,7 +10,7 @@ from omni import checkpoint
 from omni.audio_encoder import AudioEncoder
 from omni.batch import IGNORE, Batch
 from omni.config import AudioArch, SFTConfig, ThinkerArch, UserError, VisionArch
-from omni.layers import LayerCache, Packing
+from omni.layers import ROUND, LayerCache, Packing
 from omni.log import say
 from omni.sampling import GREEDY
 from omni.thinker import Thinker
@@ -117,14 +117,16 @@ class OmniModel(nn.Module):
         """Sum of the loss over answer tokens, their number, and how many of them the model predicts exactly.
 
         Nothing is computed on padding, and logits at answer positions only: the rest of (B, T, V) would be
-        thrown away. With label smoothing (Szegedy et al. 2016) only the gradient is smoothed: the loss that
-        is told is the plain one.
+        thrown away. Spare positions without a label round both up to a size met before. With label smoothing
+        (Szegedy et al. 2016) only the gradient is smoothed: the loss that is told is the plain one.
         """
         packing = Packing.of(batch.lengths)
-        labels = packing.pack(batch.labels)
+        labels = packing.pack(batch.labels, IGNORE)
         answers = (labels != IGNORE).nonzero()[:, 0]
         hidden = self.thinker.hidden(self.embed(batch), packing)
-        logits, labels = self.thinker.logits(hidden[answers]).float(), labels[answers]  # (n, V), (n,)
+        spare = (0, -len(answers) % ROUND)
+        logits = self.thinker.logits(hidden[F.pad(answers, spare)]).float()  # (n, V)
+        labels = F.pad(labels[answers], spare, value=IGNORE)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         if self.training and self.label_smoothing:
             smooth = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
