@@ -25,25 +25,28 @@ class Decoder:
         self.child = self.pipe = None
 
     def read(self, requests: Sequence[Request]) -> Iterator[torch.Tensor | MediaError]:
-        """Each medium in order, or the MediaError that says why there is none."""
+        """Each medium in order, or the MediaError that says why there is none.
+
+        One that gives no answer is tried again by another child: it may have been the machine that slept, or
+        the run that was held by Ctrl-Z.
+        """
         sent = 0
         for done, (method, path, _) in enumerate(requests):
-            try:
-                if self.child is None:
-                    self._start()
-                    sent = done
-                while sent < min(done + 2, len(requests)):  # one ahead, so that the child never waits
-                    self.pipe.send(requests[sent])
-                    sent += 1
-                if not self.pipe.poll(self.timeout):
-                    raise MediaError(f"decoding it took longer than {self.timeout:g} s (decode_timeout_s)")
-                value = self.pipe.recv()
-            except MediaError as err:
+            for _attempt in range(2):
+                try:
+                    if self.child is None:
+                        self._start()
+                        sent = done
+                    while sent < min(done + 2, len(requests)):  # one ahead, so that the child never waits
+                        self.pipe.send(requests[sent])
+                        sent += 1
+                    if self.pipe.poll(self.timeout):
+                        value = self.pipe.recv()
+                        break
+                    value = MediaError(f"decoding it took longer than {self.timeout:g} s (decode_timeout_s)")
+                except (EOFError, OSError):
+                    value = MediaError("it crashed its decoder")
                 self.close()
-                value = err
-            except (EOFError, OSError):
-                self.close()
-                value = MediaError("it crashed its decoder")
             if isinstance(value, MediaError):
                 yield value
                 continue

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -84,6 +85,9 @@ def start(device: torch.device) -> World:
                                     for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     if device.type == "cuda":
         torch.cuda.set_device(local_rank)
+    # Just after a collective Gloo's threads take a lock of CPython's to put things away. A child forked at
+    # that moment never gets it (before Python 3.12: python/cpython#112275). Let them finish first.
+    os.register_at_fork(before=lambda: time.sleep(0.05))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     nodes = [list(range(begin, begin + local_size)) for begin in range(0, size, local_size)]
     node, _ = dist.new_subgroups_by_enumeration(nodes, backend="gloo")

@@ -135,6 +135,33 @@ def test_two_machines(alone, toy, tmp_path):
     assert losses(rows) == pytest.approx(losses(alone[0]), rel=1e-5)
 
 
+FORKS = """
+import multiprocessing
+import torch
+from omni import parallel
+
+world = parallel.start(torch.device("cpu"))
+for number in range(100):
+    world.gather(number)
+    child = multiprocessing.get_context("fork").Process(target=int)
+    child.start()
+    child.join(10)
+    if child.exitcode is None:
+        child.kill()
+    assert child.exitcode == 0, "it hangs"
+parallel.stop()
+"""
+
+
+def test_a_child_forked_just_after_a_collective_lives():
+    """The decoder and the loader's workers are such children. One in some hundred hung."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4",
+               "--no-python", sys.executable, "-c", FORKS]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WATCHDOG,
+                         env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
 class Thread(World):
     """A rank that is a thread: what `gather` needs of a process group."""
 

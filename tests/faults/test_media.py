@@ -122,9 +122,27 @@ def test_a_decode_that_hangs_or_crashes_is_given_up_and_the_others_are_read(tmp_
         (tmp_path / name).write_bytes(PICTURES["png_as.jpg"][0])
     begun = time.monotonic()
     got = read(tmp_path, dict.fromkeys(names), Slow(SIDE), timeout=1.0)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 20
     assert "longer than 1 s" in got["hang.png"] and "crashed" in got["crash.png"] and got["memory.png"]
     assert all(isinstance(got[name], np.ndarray) for name in ("a.png", "b.png", "c.png", "d.png"))
+
+
+class Once(Slow):
+    """Hangs or crashes the first time that a file is read, as on a machine that sleeps."""
+
+    def pixels(self, path, take=0):
+        if not os.path.exists(path + ".read"):
+            open(path + ".read", "w").close()
+            return super().pixels(path, take)
+        return MediaReader.pixels(self, path, take)
+
+
+def test_what_failed_once_is_read_again(tmp_path):
+    names = ["a hang.png", "b hang.png", "crash.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(PICTURES["png_as.jpg"][0])
+    got = read(tmp_path, dict.fromkeys(names), Once(SIDE), timeout=1.0)
+    assert all(isinstance(got[name], np.ndarray) for name in names), got
 
 
 def test_reading_apart_gives_the_bits_of_reading_here(toy):
