@@ -99,7 +99,7 @@ class NamingReader(MediaReader):
 def as_sample(messages: list[dict]) -> Sample:
     """A talk as the data's `Sample` with an empty answer. ValueError says what is wrong with it."""
     entry = talks.convert({"messages": messages})[1]
-    turns = tuple((turn["role"], turn["content"]) for turn in entry["messages"])
+    turns = tuple(entry["messages"])
     media = {mark: tuple(entry[key]) if key in entry else () for mark, key in
              ((IMAGE, "images"), (AUDIO, "audios"))}
     for mark, paths in media.items():

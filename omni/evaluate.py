@@ -1,7 +1,7 @@
 """Held-out figures, by real generation where an answer is asked for. All is returned, nothing printed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -136,7 +136,7 @@ def swap_media(samples: Sequence[Sample]) -> list[Sample]:
     for numbers in alike.values():
         for place, i in enumerate(numbers):
             other = samples[numbers[(place + len(numbers) // 2) % len(numbers)]]
-            swapped[i] = replace(samples[i], images=other.images, audios=other.audios)
+            swapped[i] = samples[i]._replace(images=other.images, audios=other.audios)
     return swapped
 
 

@@ -162,18 +162,21 @@ def _ljspeech(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
+    decode = json.JSONDecoder().raw_decode  # without what json.loads does before and after: half of its time
     for number, line in enumerate(_lines(path), 1):
-        if line.strip():
-            yield number, _entry(line)
+        line = line.strip()
+        if line:
+            yield number, _entry(line, decode)
 
 
-def _entry(line: str):
+def _entry(line: str, decode):
     if len(line) > MAX_LINE:
         return ValueError(f"longer than {MAX_LINE} characters")
     try:
-        return json.loads(line)
+        entry, end = decode(line)
     except (ValueError, RecursionError):
         return ValueError("not valid JSON")
+    return entry if end == len(line) else ValueError("not valid JSON")
 
 
 def _json_list(path: Path) -> Iterator[tuple[int, object]]:

@@ -23,6 +23,7 @@ from omni.media import Piece
 from omni.tokenizer import split_placeholders
 
 MAX_TEXT = 1_000_000  # characters of a sample's messages
+AFTER = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}  # roles
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -109,14 +110,15 @@ def read(path: str, name: str = "", allow_outside_paths: bool = False, question:
 
 
 def _sample(entry: dict, folder: Path, allow_outside: bool) -> Sample:
-    """The sample of an entry as this project writes it, or a ValueError with the reason against it."""
+    """The sample of an entry as `talks.convert` gives it, or a ValueError with the reason against it."""
     untrained: tuple[int, ...] = ()
     if "messages" not in entry:  # plain text: all of it is trained on
         messages = (("assistant", entry["text"]),)
         if not entry["text"].strip():
             raise ValueError("the text is empty")
     else:
-        messages, untrained = _messages(entry["messages"])
+        messages = _checked(entry["messages"], entry["untrained"])
+        untrained = tuple(entry["untrained"])
     length, marked = 0, False  # marked: a placeholder may stand in it
     for _, content in messages:
         length += len(content)
@@ -163,26 +165,25 @@ def _objects(raw) -> tuple[tuple[tuple[str, ...], tuple[float, ...]], ...]:
     return tuple(objects)
 
 
-def _messages(raw) -> tuple[tuple[tuple[str, str], ...], tuple[int, ...]]:
-    """The turns, and the numbers of the answers that are not trained on."""
-    if not isinstance(raw, list) or not raw:
+def _checked(messages: list[tuple[str, str]], untrained: list[int]) -> tuple[tuple[str, str], ...]:
+    """The turns, in an order that the chat template knows and with an answer to learn."""
+    if not messages:
         raise ValueError('no "messages" list')
-    roles = [turn["role"] for turn in raw]
-    untrained = tuple([i for i, turn in enumerate(raw) if "loss" in turn and turn["role"] == "assistant"])
-    messages = tuple([(turn["role"], turn["content"]) for turn in raw])
-    for _, content in messages:
+    last = ""
+    for role, content in messages:
         if not isinstance(content, str):
             raise ValueError("a message needs a text as content")
-    if "system" in roles[1:]:
-        raise ValueError("a system message that is not the first")
-    talk = roles[1:] if roles[0] == "system" else roles
-    if talk != ["user", "assistant"] * (len(talk) // 2) or not talk:
+        if role not in AFTER[last]:
+            raise ValueError("a system message that is not the first" if role == "system"
+                             else "turns must go user, assistant, user, assistant, ...")
+        last = role
+    if last != "assistant":
         raise ValueError("turns must go user, assistant, user, assistant, ...")
-    if roles.count("assistant") == len(untrained):
+    if len(messages) // 2 == len(untrained):
         raise ValueError("no answer of it is to be trained on")
-    if not messages[-1][1].strip():
+    if not content.strip():
         raise ValueError("the answer is empty")
-    return messages, untrained
+    return tuple(messages)
 
 
 def _media(raw, key: str, folder: Path, allow_outside: bool) -> tuple[str, ...]:

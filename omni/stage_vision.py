@@ -75,7 +75,7 @@ def one_talk_a_picture(samples: list[Sample]) -> list[Sample]:
         else:
             more = tuple((role, content.replace(IMAGE, "")) for role, content in sample.messages
                          if role != "system")
-            talks[sample.images] = replace(said, turns=said.turns + flat(more))
+            talks[sample.images] = said._replace(turns=said.turns + flat(more))
     return list(talks.values())
 
 

@@ -1,4 +1,4 @@
-"""One entry of a published dataset -> (what it is, the entry as this project's own manifests write it).
+"""One entry of a published dataset -> (what it is, the entry in one form: turns as pairs, lists of media).
 
 Known by its keys: `messages` (LLaMA-Factory, ms-swift, OpenAI), `conversations` (ShareGPT, LLaVA),
 `instruction` and `output` (Alpaca), `query` and `response` (ms-swift), `[question, answer, picture]`
@@ -20,7 +20,7 @@ TRANSCRIPT = ("sentence", "transcript", "transcription")  # words that are said,
 ANSWER = ("text", *TRANSCRIPT, "caption", "answer", "label")
 PAIRS = (("instruction", "output", "Alpaca"), ("query", "response", "query and response"),
          ("prompt", "response", "prompt and response"), ("prompt", "completion", "prompt and completion"))
-KEPT = ("task", "group", "transcript", "objects")  # keys of our own manifests
+KEPT = {"task", "group", "transcript", "objects"}  # keys of our own manifests
 MEDIA = {"images", "audios", "image", "audio"}  # keys of an entry that lists its media
 FLAGS = ("loss", "weight")  # keys of a message that say whether it is trained on
 
@@ -31,7 +31,8 @@ def no_pieces(payload: str, name: str) -> Piece:
 
 
 def convert(entry, question: str = "", inline=no_pieces) -> tuple[str, dict]:
-    """(kind, entry as our manifests write it). `question` is asked where the entry asks nothing itself;
+    """(kind, entry with the `messages` [(role, content)], `images`, `audios`, and `untrained`: the numbers of
+    the answers that are not trained on). `question` is asked where the entry asks nothing itself;
     `inline(payload, name)` gives the `Piece` of a base64 text that stands in the file.
     """
     if isinstance(entry, list) and len(entry) == 3 and all(isinstance(v, str) for v in entry[:2]):
@@ -62,7 +63,7 @@ def convert(entry, question: str = "", inline=no_pieces) -> tuple[str, dict]:
 
 
 def _kept(entry: dict) -> dict:
-    return {key: value for key, value in entry.items() if key in KEPT}
+    return {} if KEPT.isdisjoint(entry) else {key: value for key, value in entry.items() if key in KEPT}
 
 
 def _listed(entry: dict, inline) -> dict:
@@ -83,27 +84,28 @@ def _messages(turns, media: dict, inline, system=None) -> dict:
     """`messages` whose content is a text, or a list of typed parts that may carry their media."""
     if not isinstance(turns, list):
         raise ValueError('no "messages" list')
-    found: dict[str, list] = {IMAGE: [], AUDIO: []}
-    messages = [{"role": "system", "content": system}] if system else []
+    found: dict[str, list] = {}
+    messages, untrained = [("system", system)] if system else [], []
     for turn in turns:
         if not isinstance(turn, dict):
             raise ValueError('no "messages" list')
-        role = ROLES.get(str(turn.get("role")))
-        if role is None or turn.get("tool_calls"):
+        role, content = ROLES.get(str(turn.get("role"))), turn.get("content")
+        if role is None or "tool_calls" in turn and turn["tool_calls"]:
             raise ValueError(f'role "{str(turn.get("role"))[:20]}" can\'t be used (system, user, assistant)')
-        message = {"role": role, "content": _content(turn.get("content"), found, inline)}
-        if role == "user" and messages and messages[-1]["role"] == "user":  # OpenAI's guide has such pairs
-            messages[-1]["content"] += "\n" + message["content"]
+        if not isinstance(content, str):
+            content = _content(content, found, inline)
+        if role == "user" and messages and messages[-1][0] == "user":  # OpenAI's guide has such pairs
+            messages[-1] = role, messages[-1][1] + "\n" + content
             continue
-        if len(turn) > 2 and any(turn.get(flag) is not None and not _flag(turn[flag]) for flag in FLAGS):
-            message["loss"] = False
-        messages.append(message)
-    for key, mark in (("images", IMAGE), ("audios", AUDIO)):
-        if found[mark]:
-            if media.get(key):
-                raise ValueError("media both in the messages and beside them")
-            media = {**media, key: found[mark]}
-    return {"messages": messages, **media}
+        flags = [_flag(turn[key]) for key in FLAGS if turn.get(key) is not None] if len(turn) > 2 else ()
+        if role == "assistant" and not all(flags):
+            untrained.append(len(messages))
+        messages.append((role, content))
+    for key, paths in found.items():
+        if media.get(key):
+            raise ValueError("media both in the messages and beside them")
+        media = {**media, key: paths}
+    return {"messages": messages, "untrained": untrained, **media}
 
 
 def _flag(value) -> bool:
@@ -114,9 +116,7 @@ def _flag(value) -> bool:
 
 
 def _content(content, found: dict[str, list], inline) -> str:
-    """A message's text with placeholders; the media that its parts carry are added to `found`."""
-    if isinstance(content, str):
-        return content
+    """The text of a message in parts, with placeholders; the media that they carry are added to `found`."""
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         raise ValueError("a message needs a text as content, or a list of typed parts")
     pieces = []
@@ -132,11 +132,10 @@ def _content(content, found: dict[str, list], inline) -> str:
         pieces.append(mark)
         given = next((part[key] for key in (kind, "path", "url", "value", mark[1:-1]) if part.get(key)), None)
         if isinstance(given, dict) and "data" in given:  # OpenAI's input_audio
-            found[mark].append(inline(str(given["data"]), f"audio.{str(given.get('format'))[:8]}"))
-            continue
+            given = inline(str(given["data"]), f"audio.{str(given.get('format'))[:8]}")
         given = given.get("url") if isinstance(given, dict) else given
         if given is not None:  # where it is None, the entry's own list has the file
-            found[mark].append(located(given, mark, inline))
+            found.setdefault("images" if mark == IMAGE else "audios", []).append(located(given, mark, inline))
     return "".join(pieces)
 
 
@@ -174,10 +173,10 @@ def _pair(entry: dict, asked: str, answered: str, media: dict) -> dict:
 
 
 def _talk(pairs, media: dict, system=None) -> dict:
-    messages = [{"role": "system", "content": system}] if system else []
+    messages = [("system", system)] if system else []
     for question, answer in pairs:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"messages": messages, **media}
+        messages += [("user", question), ("assistant", answer)]
+    return {"messages": messages, "untrained": [], **media}
 
 
 def _row(entry: dict, question: str) -> tuple[str, dict] | None:

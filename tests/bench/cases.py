@@ -184,13 +184,15 @@ def run(bench: Bench) -> dict:
 
 def start(bench: Bench) -> dict:
     """Seconds and memory to read manifests of 10^3, 10^5 and 10^6 lines, and microseconds a draw."""
-    figures = {}
-    for lines in (10 ** 3, 10 ** 5, 10 ** 6):
-        found = subprocess.run([sys.executable, "-m", "tests.bench.start", str(lines)], check=True,
-                               capture_output=True, text=True)
-        for name, value in json.loads(found.stdout).items():
-            figures[f"{lines:,} lines: {name}"] = value
-    return figures
+    rows: dict[str, list[dict]] = {}
+    for _ in range(ROUNDS):
+        for lines in (10 ** 3, 10 ** 5, 10 ** 6):
+            for how in ((), ("list",)):
+                command = [sys.executable, "-m", "tests.bench.start", str(lines), *how]
+                found = subprocess.run(command, check=True, capture_output=True, text=True)
+                rows.setdefault(f"{' '.join((f'{lines:,}', *how))}: ", []).append(json.loads(found.stdout))
+    return {what + name: statistics.median(row[name] for row in found)
+            for what, found in rows.items() for name in found[0] if name != "first sample"}
 
 
 def memory(bench: Bench) -> dict:

@@ -1,6 +1,11 @@
-"""Read a manifest of so many lines in a process of its own: seconds, memory, time a draw (as JSON)."""
+"""Read a manifest of so many lines in a process of its own: seconds, memory, time a draw (as JSON).
+
+    python -m tests.bench.start LINES          as a run reads it
+    python -m tests.bench.start LINES list     the baseline: each line parsed into one list, nothing checked
+"""
 
 import json
+import random
 import sys
 import tempfile
 import time
@@ -20,6 +25,12 @@ def main() -> None:
                 file.write(json.dumps({"messages": [{"role": "user", "content": f"What comes after {i}?"},
                                                     {"role": "assistant", "content": f"{i + 1}"}]}) + "\n")
         begun = time.perf_counter()
+        if sys.argv[2:] == ["list"]:
+            with open(path, encoding="utf-8") as file:
+                entries = [json.loads(line) for line in file]
+            first = random.Random(0).choice(entries)["messages"][-1]["content"]
+            tell(first, time.perf_counter() - begun)
+            return
         samples = manifest.read(str(path)).samples
         sampler = WeightedSampler({"a": len(samples)}, {"a": 1.0}, 0)
         first = samples[sampler[0].index]
@@ -28,8 +39,12 @@ def main() -> None:
         for k in range(draws):
             sampler[k]
         a_draw = (time.perf_counter() - begun) / draws
-    print(json.dumps({"seconds to the first sample": started, "microseconds a draw": a_draw * 1e6,
-                      "peak memory, MB": peak_memory_gb() * 1024, "first sample": first.answer}))
+    tell(first.answer, started, {"microseconds a draw": a_draw * 1e6})
+
+
+def tell(first: str, started: float, more: dict[str, float] | None = None) -> None:
+    print(json.dumps({"seconds to the first sample": started, "peak memory, MB": peak_memory_gb() * 1024,
+                      **(more or {}), "first sample": first}))
 
 
 if __name__ == "__main__":
