@@ -61,7 +61,6 @@ def main(arguments: list[str] | None = None) -> None:
                                      (mix.val[name], 1, f"{name}, held out")):
             mix.drop_unreadable(features.add(samples, takes, what) if keep
                                 else unusable_media(samples, decoder, what, world))
-    decoder.close()
     collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths,
                        config.max_length, features)
     mix.drop_overlong(collate, decoder.frames)

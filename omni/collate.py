@@ -22,14 +22,22 @@ class MediaReader:
     def __init__(self, image_size: int, seed: int = 0, level: str = "clip"):
         self.image_size, self.seed, self.level = image_size, seed, level
 
+    def picture(self, path: str) -> torch.Tensor:
+        """(3, image_size, image_size) as it is."""
+        return image.load(path, self.image_size)
+
+    def power(self, path: str) -> torch.Tensor:
+        """(F, MELS) mel power as it is."""
+        return audio.mel_power(audio.load(path))
+
     def pixels(self, path: str, take: int = 0) -> torch.Tensor:
         """(3, image_size, image_size)."""
-        picture = image.load(path, self.image_size)
+        picture = self.picture(path)
         return image.augment(picture, self.rng(path, take)) if take else picture
 
     def mel(self, path: str, take: int = 0) -> torch.Tensor:
         """(F, MELS) log-mel."""
-        power = audio.mel_power(audio.load(path))
+        power = self.power(path)
         return audio.log_mel(audio.augment(power, self.rng(path, take)) if take else power, self.level)
 
     def rng(self, path: str, take: int) -> np.random.Generator:

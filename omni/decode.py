@@ -1,28 +1,33 @@
 """Media decoded in a child process: what hangs, crashes or fills the memory ends there, and not the run."""
 
+import contextlib
+import fcntl
 import math
 import multiprocessing
 import resource
 import signal
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from omni.audio import MediaError
 from omni.collate import MediaReader
 
 MEMORY = 2 * 2 ** 30  # bytes that decoding one medium may take
+PIPE = 2 ** 20  # bytes of answers that may lie ready: what an unprivileged process may ask of Linux
 Request = tuple[str, str, int]  # the reader's method ("pixels" or "mel"), path, take
 
 
 class Decoder:
-    """Reads media with `reader`, in one child for all of them, started anew after one that went wrong."""
+    """Reads media with `reader`, a list of them in one child, started anew after one that went wrong."""
 
     def __init__(self, reader: MediaReader, timeout: float):
         self.reader, self.timeout = reader, timeout  # seconds that a medium may take
         self.frames: dict[str, int] = {}  # path -> mel frames of a clip, of its longest take read so far
-        self.child = self.pipe = None
+        self.child = self.answers = None
 
     def read(self, requests: Sequence[Request]) -> Iterator[torch.Tensor | MediaError]:
         """Each medium in order, or the MediaError that says why there is none.
@@ -30,60 +35,61 @@ class Decoder:
         One that gives no answer is tried again by another child: it may have been the machine that slept, or
         the run that was held by Ctrl-Z.
         """
-        sent = 0
-        for done, (method, path, _) in enumerate(requests):
-            for _attempt in range(2):
-                try:
-                    if self.child is None:
-                        self._start()
-                        sent = done
-                    while sent < min(done + 2, len(requests)):  # one ahead, so that the child never waits
-                        self.pipe.send(requests[sent])
-                        sent += 1
-                    if self.pipe.poll(self.timeout):
-                        value = self.pipe.recv()
-                        break
-                    value = MediaError(f"decoding it took longer than {self.timeout:g} s (decode_timeout_s)")
-                except (EOFError, OSError):
-                    value = MediaError("it crashed its decoder")
-                self.close()
-            if isinstance(value, MediaError):
-                yield value
-                continue
-            if method == "mel":
-                self.frames[path] = max(len(value), self.frames.get(path, 0))
-            yield torch.from_numpy(value)
+        try:
+            for done, (method, path, _) in enumerate(requests):
+                medium = self._answer(requests, done)
+                if isinstance(medium, MediaError):
+                    yield medium
+                    continue
+                if method == "mel":
+                    self.frames[path] = max(len(medium), self.frames.get(path, 0))
+                yield torch.from_numpy(medium)
+        finally:
+            self._end()
 
-    def _start(self) -> None:
+    def _answer(self, requests: Sequence[Request], done: int) -> np.ndarray | MediaError:
+        for _attempt in range(2):
+            if self.child is None:
+                self._start(requests[done:])
+            try:
+                if self.answers.poll(self.timeout):
+                    return self.answers.recv()
+                reason = f"decoding it took longer than {self.timeout:g} s (decode_timeout_s)"
+            except (EOFError, OSError):
+                reason = "it crashed its decoder"
+            self._end()
+        return MediaError(reason)
+
+    def _start(self, requests: Sequence[Request]) -> None:
+        # The child is born with its list and only ever sends, so the two can't wait for each other.
         fork = multiprocessing.get_context("fork")
-        self.pipe, theirs = fork.Pipe()
-        arguments = (self.reader, self.pipe, theirs, self.timeout)
-        self.child = fork.Process(target=_serve, args=arguments, daemon=True)
+        self.answers, answers = fork.Pipe(duplex=False)
+        with contextlib.suppress(OSError):  # a user who has many pipes gets small ones
+            fcntl.fcntl(answers.fileno(), fcntl.F_SETPIPE_SZ, PIPE)
+        self.child = fork.Process(target=_serve, daemon=True,
+                                  args=(self.reader, requests, self.answers, answers, self.timeout))
         self.child.start()
-        theirs.close()
+        answers.close()
 
-    def close(self) -> None:
-        """End the child, if there is one; another `read` starts one again."""
+    def _end(self) -> None:
         if self.child is not None:
-            self.pipe.close()
+            self.answers.close()
             self.child.kill()
             self.child.join(1)
             self.child = None
 
 
-def _serve(reader: MediaReader, ours, pipe, timeout: float) -> None:
-    """The child: answers requests until the run closes its end of the pipe, or dies."""
+def _serve(reader: MediaReader, requests: Sequence[Request], ours, answers, timeout: float) -> None:
+    """The child: sends a medium a request, until all are sent or the run is gone."""
     ours.close()
+    # A medium's takes are asked for one after another: it is decoded once for all of them.
+    reader.picture, reader.power = lru_cache(1)(reader.picture), lru_cache(1)(reader.power)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # thread pools don't survive a fork, and the bits shall not depend on them
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    while True:
-        try:
-            method, path, take = pipe.recv()
-        except EOFError:
-            return
+    for method, path, take in requests:
         signal.alarm(math.ceil(timeout) + 5)  # ends a child that hangs when the run itself was killed
         try:
             value = getattr(reader, method)(path, take).numpy()
@@ -94,4 +100,7 @@ def _serve(reader: MediaReader, ours, pipe, timeout: float) -> None:
         except Exception as err:  # of whatever a decoder raises on a file made to break it
             value = MediaError(f"not readable ({type(err).__name__})")
         signal.alarm(0)
-        pipe.send(value)
+        try:
+            answers.send(value)
+        except BrokenPipeError:
+            return

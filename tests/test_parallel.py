@@ -185,7 +185,6 @@ def test_features_are_computed_once_over_all_ranks(toy, monkeypatch):
     def stored(world: World) -> FeatureStore:
         store = FeatureStore(model, Decoder(toy.collator(model).reader, 20), 1.0, world)
         assert store.add(samples, 2, "test") == {}
-        store.decoder.close()
         return store
     whole = stored(ALONE)
     alone = list(encoded)

@@ -68,7 +68,6 @@ def build(config_path: str, device: torch.device, cached: bool, samples_a_source
         for split, takes in ((mix.train, config.augment_takes), (mix.val, 1)):
             for name, samples in split.items():
                 features.add(samples, takes, name)
-    decoder.close()
     collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths,
                        config.max_length, features)
     sizes = {name: len(samples) for name, samples in mix.train.items()}

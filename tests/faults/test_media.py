@@ -1,11 +1,13 @@
 """Every kind of bad file: used rightly or refused with its reason; never a crash, a hang or another mix."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from test_run import rows, train
 from omni import audio
 from omni.collate import MediaReader
 from omni.config import UserError
+from omni.dataset import Mix
 from omni.decode import Decoder
 
 SIDE = 32
@@ -145,6 +148,36 @@ def test_what_failed_once_is_read_again(tmp_path):
     assert all(isinstance(got[name], np.ndarray) for name in names), got
 
 
+class Counting(MediaReader):
+    """Notes each picture that is decoded, in a file beside it."""
+
+    def picture(self, path):
+        with open(path + ".read", "a") as file:
+            file.write("x")
+        return super().picture(path)
+
+
+def test_a_medium_is_decoded_once_for_all_its_takes(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    for path in paths:
+        Path(path).write_bytes(PICTURES["png_as.jpg"][0])
+    requests = [("pixels", path, take) for path in paths for take in range(3)]
+    got = list(Decoder(Counting(SIDE), 20.0).read(requests))
+    assert [Path(path + ".read").read_text() for path in paths] == ["x", "x"]
+    for (_, path, take), medium in zip(requests, got, strict=True):
+        assert torch.equal(medium, MediaReader(SIDE).pixels(path, take))
+
+
+def test_no_child_is_left_however_the_reading_ends(tmp_path):
+    (tmp_path / "a.png").write_bytes(PICTURES["png_as.jpg"][0])
+    requests = [("pixels", str(tmp_path / "a.png"), take) for take in range(999)]
+    for wanted in (999, 3):
+        media = Decoder(MediaReader(SIDE), 20.0).read(requests)
+        assert len(list(zip(range(wanted), media, strict=False))) == wanted
+        media.close()
+        assert not multiprocessing.active_children()
+
+
 def test_reading_apart_gives_the_bits_of_reading_here(toy):
     reader = MediaReader(SIDE)
     for source, method in (("image_text", "pixels"), ("audio_text", "mel")):
@@ -188,8 +221,8 @@ def test_a_file_that_rots_while_the_run_goes_on_is_one_line_and_the_run_can_go_o
     settings = {"data_dir": str(data), "feature_cache_gb": 0, "save_every_steps": 1, "num_workers": workers}
     whole = train(toy, tmp_path / "whole", **settings)
     picture = data / "image_text" / f"{name}.png"
-    good, close = picture.read_bytes(), Decoder.close
-    monkeypatch.setattr(Decoder, "close", lambda self: (picture.write_bytes(b"<html>"), close(self)))
+    good, next_step = picture.read_bytes(), Mix.drop_overlong
+    monkeypatch.setattr(Mix, "drop_overlong", lambda *a: (picture.write_bytes(b"<html>"), next_step(*a)))
     with pytest.raises(UserError, match=told):
         train(toy, tmp_path, **settings)
     monkeypatch.undo()
