@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from omni import checkpoint
 from omni.audio_encoder import AudioEncoder
@@ -16,6 +17,8 @@ from omni.sampling import GREEDY
 from omni.thinker import Thinker
 from omni.tokenizer import MERGE, Tokenizer, image_tokens
 from omni.vision_encoder import VisionEncoder
+
+LOGITS = 2 ** 26  # at once: 256 MB in float32, and as much again of their gradient
 
 
 class Projector(nn.Module):
@@ -117,24 +120,39 @@ class OmniModel(nn.Module):
         """Sum of the loss over answer tokens, their number, and how many of them the model predicts exactly.
 
         Nothing is computed on padding, and logits at answer positions only: the rest of (B, T, V) would be
-        thrown away. Spare positions without a label round both up to a size met before. With label smoothing
-        (Szegedy et al. 2016) only the gradient is smoothed: the loss that is told is the plain one.
+        thrown away. Spare positions without a label round both up to a size met before. What would be more
+        than LOGITS logits is computed a piece at a time, and again in the backward pass.
         """
         packing = Packing.of(batch.lengths)
         labels = packing.pack(batch.labels, IGNORE)
         answers = (labels != IGNORE).nonzero()[:, 0]
         hidden = self.thinker.hidden(self.embed(batch), packing)
         spare = (0, -len(answers) % ROUND)
-        logits = self.thinker.logits(hidden[F.pad(answers, spare)]).float()  # (n, V)
-        labels = F.pad(labels[answers], spare, value=IGNORE)
+        hidden, labels = hidden[F.pad(answers, spare)], F.pad(labels[answers], spare, value=IGNORE)
+        rows = max(1, LOGITS // self.thinker.arch.vocab_size)
+        if len(labels) <= rows:
+            loss, right = self._predict(hidden, labels)
+        else:
+            pieces = zip(hidden.split(rows), labels.split(rows), strict=True)
+            loss, right = map(sum, zip(*(recomputed(self._predict, *piece, use_reentrant=False)
+                                         for piece in pieces), strict=True))
+        if self.reach_all:  # the weights of a modality that this rank has none of: their gradient here is 0
+            loss = loss + 0.0 * sum(p.sum() for name, p in self.named_parameters()
+                                    if p.requires_grad and not name.startswith("thinker."))
+        return loss, (batch.labels != IGNORE).sum(), right
+
+    def _predict(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss summed over (n, D), and how many of them are right.
+
+        With label smoothing (Szegedy et al. 2016) only the gradient is smoothed: the loss that is told is the
+        plain one.
+        """
+        logits = self.thinker.logits(hidden).float()  # (n, V)
         loss = F.cross_entropy(logits, labels, reduction="sum")
         if self.training and self.label_smoothing:
             smooth = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
             loss = loss.detach() + (smooth - smooth.detach())  # exactly the plain value
-        if self.reach_all:  # the weights of a modality that this rank has none of: their gradient here is 0
-            loss = loss + 0.0 * sum(p.sum() for name, p in self.named_parameters()
-                                    if p.requires_grad and not name.startswith("thinker."))
-        return loss, (batch.labels != IGNORE).sum(), (logits.detach().argmax(-1) == labels).sum()
+        return loss, (logits.detach().argmax(-1) == labels).sum()
 
     def generate(self, batch: Batch, max_new_tokens: int) -> list[list[int]]:
         """Greedy continuation of each right-padded prompt, until `<|end|>`: a list of ids a row."""

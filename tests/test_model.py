@@ -114,15 +114,26 @@ def test_loss_is_summed_over_answer_tokens_only(toy, model, mixed):
     assert count == sum(len(model.tokenizer.encode(answer)) + 1 for answer in answers)  # with its <|end|>
 
 
+def gradient(model, *batches):
+    model.zero_grad()
+    sum(model(batch)[0] for batch in batches).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
 def test_micro_batches_give_the_gradient_of_the_whole(toy, model, mixed):
-    collate = toy.collator(model)
-    tokens = int(model(collate(mixed))[1])
-    def gradient(groups):
-        model.zero_grad()
-        for group in groups:
-            (model(collate(group))[0] / tokens).backward()
-        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    assert torch.allclose(gradient([mixed]), gradient([mixed[:2], mixed[2:3], mixed[3:]]), atol=1e-6)
+    whole, *parts = map(toy.collator(model), (mixed, mixed[:2], mixed[2:3], mixed[3:]))
+    torch.testing.assert_close(gradient(model, whole), gradient(model, *parts), rtol=1e-4, atol=1e-4)
+
+
+def test_many_logits_are_computed_in_pieces_to_the_same_figures(toy, model, mixed, monkeypatch):
+    batch, logits, rows = toy.collator(model)(mixed), model.thinker.logits, []
+    monkeypatch.setattr(model.thinker, "logits", lambda hidden: rows.append(len(hidden)) or logits(hidden))
+    model.label_smoothing = 0.2
+    told, whole = model(batch), gradient(model, batch)
+    monkeypatch.setattr("omni.model.LOGITS", 7 * model.thinker.arch.vocab_size + 1)
+    assert torch.allclose(torch.stack(model(batch)), torch.stack(told))
+    torch.testing.assert_close(gradient(model, batch), whole, rtol=1e-4, atol=1e-4)
+    assert rows[0] > 7 and {7, rows[0] % 7} == set(rows[2:])
 
 
 def test_a_batch_without_a_modality_runs_neither_its_encoder_nor_its_projector(toy, model):

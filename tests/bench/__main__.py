@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from tests.bench import cases, machine
+from tests.bench.base import base
 
 CASES = {"step": cases.step, "encode": cases.encode, "generate": cases.generate, "run": cases.run,
-         "start": cases.start, "memory": cases.memory, "base": cases.base}
+         "start": cases.start, "memory": cases.memory, "base": base}
 
 
 def main() -> None:

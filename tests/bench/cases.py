@@ -1,22 +1,30 @@
 """The cases of the benchmark; each returns {what: figure}."""
 
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
+from tqdm import tqdm
 
+import sft_omni
+from omni import optim
 from omni.batch import IGNORE, Batch
-from omni.config import ThinkerArch
+from omni.config import SFTConfig, load_config
 from omni.device import autocast
 from omni.evaluate import Evaluator
-from omni.thinker import Thinker
+from omni.features import FeatureStore
+from omni.folder import RunFolder
 from tests.bench import machine, workload
 
 ROUNDS = 3
@@ -45,8 +53,9 @@ class Bench:
         return 1e12 * self.ceiling[f"matmul {'bfloat16' if bf16 else 'float32'}, TFLOP/s"]
 
 
-def train(w: workload.Workload, device: torch.device, first: int, count: int) -> None:
-    """The steps first .. first + count - 1, as the loop of `sft_omni.py` takes them."""
+def train(w: workload.Workload, device: torch.device, first: int, count: int) -> list[float]:
+    """The steps first .. first + count - 1, as the loop of `sft_omni.py` takes them; the seconds of each."""
+    ends = [time.perf_counter()]
     trained = [p for p in w.model.parameters() if p.requires_grad]
     optimizer = w.optimizer()
     w.model.train()
@@ -57,9 +66,11 @@ def train(w: workload.Workload, device: torch.device, first: int, count: int) ->
             with autocast(device, w.config.precision):
                 loss, _, _ = w.model(batch.to(device))
             (loss / answer_tokens).backward()
-        torch.nn.utils.clip_grad_norm_(trained, w.config.grad_clip)
-        optimizer.step()
+        if torch.isfinite(loss.detach() + optim.clip(trained, w.config.grad_clip)):  # waits for a GPU
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        ends.append(time.perf_counter())
+    return [end - start for start, end in pairwise(ends)]
 
 
 def flops(w: workload.Workload, batch: Batch) -> float:
@@ -81,23 +92,25 @@ def step(bench: Bench) -> dict:
     """Training samples/s, steady state, media decoded, against the Trainer and the floor of the flops."""
     from tests.bench.baseline import seconds_a_step
 
-    steps = 20
-    train(bench.cached, bench.device, 0, 3)
+    steps = 20  # after two to warm up
     times: dict[str, list[float]] = {"ours": [], "trainer": [], "dense": []}
-    for number in range(ROUNDS):
-        work = machine.seconds(lambda n=number: train(bench.cached, bench.device, n * steps, steps),
-                               bench.device)
-        times["ours"].append(work / steps)
+    for _ in range(ROUNDS):
+        times["ours"].append(statistics.median(train(bench.cached, bench.device, 0, steps + 2)[2:]))
         times["trainer"].append(seconds_a_step(bench.decoded, bench.device, steps))
     times["dense"].append(seconds_a_step(bench.decoded, bench.device, 3, dense=True))
     ours, trainer, dense = (statistics.median(times[name]) for name in ("ours", "trainer", "dense"))
-    batches = [bench.cached.dataset[number].batches[0] for number in range(steps)]
-    floor = statistics.mean(flops(bench.cached, b) for b in batches) / bench.peak
+    batches = [bench.cached.dataset[number].batches[0] for number in range(2, steps + 2)]
+    floor = statistics.median(flops(bench.cached, b) for b in batches) / bench.peak
     size = bench.cached.config.batch_size
+    busy = {}
+    if bench.device.type == "cuda":
+        busy["share of a step that the GPU is busy"] = machine.gpu_seconds(
+            lambda: train(bench.cached, bench.device, 0, steps)) / steps / ours
     return {"ours, samples/s": size / ours, "(a) transformers.Trainer, samples/s": size / trainer,
             "(b) the same, 512 tokens and a dense mask, samples/s": size / dense,
             "(c) floor of counted flops at the ceiling, samples/s": size / floor,
-            "ours over (a)": trainer / ours, "ours over (b)": dense / ours, "(c) over ours": ours / floor}
+            "ours over (a)": trainer / ours, "ours over (b)": dense / ours,
+            "(c) over ours": ours / floor} | busy
 
 
 def encode(bench: Bench) -> dict:
@@ -148,38 +161,39 @@ def generate_naive(bench: Bench, w: workload.Workload, sample) -> list[int]:
 
 
 def run(bench: Bench) -> dict:
-    """A run from start to `omni_final.pt`, an epoch of a tenth of the samples, and where its seconds go.
+    """The config's run from start to `omni_final.pt`, and where its seconds go.
 
-    From these parts follows the whole default run. As (a) it would encode in each step instead of once, and
-    take the Trainer's steps; loading, evaluation and saving are ours in both.
+    As (a) it would encode in each step in place of once, and take the Trainer's steps; loading, evaluation
+    and saving are ours in both.
     """
     from tests.bench.baseline import seconds_a_step
 
-    config = bench.cached.config
-    samples = (config.samples_per_epoch or 16_000) // 10
-    with tempfile.TemporaryDirectory() as folder:
-        script = [sys.executable, "sft_omni.py", "--config", bench.config_path, "--set", f"save_dir={folder}",
-                  "--set", f"device={bench.device.type}"]
-        start = time.perf_counter()
-        subprocess.run([*script, "--set", "num_epochs=1", "--set", f"samples_per_epoch={samples}"],
-                       check=True, capture_output=True)
-        total = time.perf_counter() - start
+    spent: Counter[str] = Counter()
+
+    def timed(name: str, call):
+        def wrapper(*arguments, **named):
+            begun = time.perf_counter()
+            try:
+                return call(*arguments, **named)
+            finally:
+                spent[name] += time.perf_counter() - begun
+        return wrapper
+    parts = {"features": (FeatureStore, "add"), "evaluation": (Evaluator, "score"),
+             "training": (sft_omni, "train_epoch"), "checkpoints of steps": (RunFolder, "save_step"),
+             "the whole system's file": (RunFolder, "save_system")}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as patches:
+        for name, (owner, method) in parts.items():
+            patches.enter_context(patch.object(owner, method, timed(name, getattr(owner, method))))
+        whole = machine.seconds(lambda: sft_omni.main(
+            ["--config", bench.config_path, "--set", f"save_dir={folder}", "--set",
+             f"device={bench.device.type}"]), bench.device)
         rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
-    dry = [machine.seconds(lambda gb=gb: subprocess.run(
-        [*script, "--dry-run", "--set", f"feature_cache_gb={gb}"], check=True, capture_output=True),
-        bench.device) for gb in (config.feature_cache_gb, 0)]
-    rate = statistics.median(row["samples_per_s"] for row in rows if row["event"] == "step")
-    trained = next(row["seconds"] for row in rows if row["event"] == "epoch")  # since the start
-    before, after, features = trained - samples / rate, total - trained, dry[0] - dry[1]
-    draws = 10 * samples * config.num_epochs
-    whole = before + draws / rate + after * config.num_epochs
-    trainer = seconds_a_step(bench.decoded, bench.device, 20) * draws / config.batch_size
-    baseline = whole - features - draws / rate + trainer
-    return {"run of a tenth of an epoch, s": total,
-            "loading, features, evaluation before training, s": before, "of them features, s": features,
-            "training steps, s": samples / rate, "evaluation, the whole system's file, s": after,
-            "so the default run takes, s": whole, "and as (a), s": baseline,
-            "ours over (a)": baseline / whole}
+    steps = spent.pop("training") - spent["checkpoints of steps"]
+    trainer = seconds_a_step(bench.decoded, bench.device, 20) * max(row["step"] for row in rows)
+    baseline = whole - spent["features"] - steps + trainer
+    return {f"{name}, s": seconds for name, seconds in spent.items()} | {
+        "training steps, s": steps, "loading and all else, s": whole - steps - spent.total(),
+        "the whole run, s": whole, "and as (a), s": baseline, "ours over (a)": baseline / whole}
 
 
 def start(bench: Bench) -> dict:
@@ -196,40 +210,19 @@ def start(bench: Bench) -> dict:
 
 
 def memory(bench: Bench) -> dict:
-    """Peak memory of a dry run of each config for stage E."""
+    """Peak memory of twice ten steps and an evaluation of each config for stage E."""
     figures = {}
-    for path in sorted(Path("configs").glob("omni_sft*.json")):
-        found = subprocess.run([sys.executable, "sft_omni.py", "--config", str(path), "--dry-run", "--set",
-                                f"device={bench.device.type}"], capture_output=True, text=True)
-        last = found.stdout.strip().splitlines()[-1:] or found.stderr.strip().splitlines()[-1:]
-        figures[path.name] = last[0].rpartition("peak memory ")[2] if found.returncode == 0 else "not run"
+    for path in tqdm(sorted(Path("configs").glob("omni_sft*.json")), desc="memory", leave=False):
+        settings = {"device": bench.device.type, "num_epochs": 2, "log_every_steps": 1,
+                    "samples_per_epoch": 10 * load_config(path, SFTConfig).batch_size}
+        with tempfile.TemporaryDirectory() as folder:
+            sets = [f"--set={key}={value}" for key, value in (settings | {"save_dir": folder}).items()]
+            ran = subprocess.run([sys.executable, "sft_omni.py", "--config", str(path), *sets],
+                                 capture_output=True, text=True)
+            if ran.returncode:
+                figures[path.name] = f"not run: {ran.stderr.strip().splitlines()[-1]}"
+                continue
+            rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+        for where in ("main", "gpu") if bench.device.type == "cuda" else ("main",):
+            figures[f"{path.name}, {where} memory, GB"] = max(row.get(f"{where}_mem_gb", 0) for row in rows)
     return figures
-
-
-def base(bench: Bench) -> dict:
-    """A Thinker of Qwen3-0.6B's shape with random weights: tokens/s and the share of the ceiling (MFU)."""
-    arch = ThinkerArch(vocab_size=151_936, width=1024, layers=28, heads=16, kv_heads=8, head_dim=128,
-                       mlp_width=3072, rope_theta=1e6)
-    if bench.device.type != "cuda":
-        return {"Qwen3-0.6B's shape": "needs a GPU"}
-    rows, length, answers = 8, 1000, 200
-    thinker = Thinker(arch).to(bench.device)
-    optimizer = torch.optim.AdamW(thinker.parameters(), lr=1e-5, fused=True)
-    ids = torch.randint(arch.vocab_size, (rows, length), device=bench.device)
-
-    def one_step() -> None:
-        with autocast(bench.device, "bf16"):
-            hidden = thinker.hidden(thinker.embed_tokens(ids))[:, -answers - 1:-1]
-            logits = thinker.logits(hidden).float()
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, -answers:].flatten()).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    one_step()
-    five = machine.by_turns({"ours": lambda: [one_step() for _ in range(5)]}, bench.device, ROUNDS)
-    took = five["ours"] / 5
-    weights = sum(p.numel() for layer in thinker.layers for p in layer.parameters() if p.dim() == 2)
-    work = 6 * rows * (length * weights + answers * arch.vocab_size * arch.width
-                       + arch.layers * arch.heads * arch.head_dim * length ** 2)
-    return {"tokens/s": rows * length / took, "MFU": work / took / bench.peak,
-            "peak memory, GB": torch.cuda.max_memory_allocated() / 2 ** 30}

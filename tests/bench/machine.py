@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from omni.device import choose_device  # noqa: F401 - the same choice as a run makes
 
@@ -29,6 +30,14 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     work()
     synchronize(device)
     return time.perf_counter() - start
+
+
+def gpu_seconds(work: Callable[[], object]) -> float:
+    """Seconds that the GPU computes or copies while `work` is done."""
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        work()
+        torch.cuda.synchronize()
+    return sum(kernel.self_device_time_total for kernel in found.key_averages()) / 1e6
 
 
 def by_turns(works: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:

@@ -1,0 +1,75 @@
+"""A Thinker of Qwen3-0.6B's shape with random weights, on conversations of some 1,000 tokens."""
+
+import statistics
+from pathlib import Path
+
+import torch
+
+from omni.batch import IGNORE, Batch
+from omni.config import SFTConfig, ThinkerArch, load_config
+from omni.dataset import Step
+from omni.device import gpu_memory_gb, peak_memory_gb
+from omni.model import OmniModel, load_parts
+from omni.thinker import Thinker
+from tests.bench.workload import Workload
+
+QWEN3_06B = ThinkerArch(vocab_size=151_936, width=1024, layers=28, heads=16, kv_heads=8, head_dim=128,
+                        mlp_width=3072, rope_theta=1e6)
+MEAN_LENGTH = 1000  # tokens, from 4/5 to 6/5 of it; the last fifth is the answer
+
+
+def build(config_path: str, device: torch.device, rows: int, steps: int) -> Workload:
+    """That Thinker in place of the config's, and so many steps of `rows` conversations of random tokens."""
+    config = load_config(config_path, SFTConfig)
+    shipped = load_parts(config)
+    with device:
+        thinker = Thinker(QWEN3_06B)
+    model = OmniModel(shipped.tokenizer, thinker, *shipped.encoders()).to(device)
+    draw = torch.Generator().manual_seed(config.seed)
+    return Workload(config, model, None, [_step(rows, draw) for _ in range(steps)])
+
+
+def _step(rows: int, draw: torch.Generator) -> Step:
+    lengths = torch.randint(MEAN_LENGTH * 4 // 5, MEAN_LENGTH * 6 // 5 + 1, (rows,), generator=draw)
+    ids = torch.randint(QWEN3_06B.vocab_size, (rows, int(lengths.max()) + 1), generator=draw)
+    here = torch.arange(ids.shape[1] - 1)
+    answer = (here < lengths[:, None]) & (here >= lengths[:, None] * 4 // 5)
+    batch = Batch(ids[:, :-1], ids[:, 1:].where(answer, IGNORE), lengths)
+    return Step([batch], torch.tensor([[rows, int(answer.sum())]]), [])
+
+
+def peak_memory(device: torch.device, work) -> float:
+    """GB at most while `work` is done: on the GPU, or else of this process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    work()
+    return gpu_memory_gb(device) or peak_memory_gb()
+
+
+def base(bench) -> dict:
+    """Tokens/s, the share of the ceiling (MFU) and peak memory, against the Trainer.
+
+    Eight conversations a step on a GPU; one on a CPU, where a step of eight takes a minute.
+    """
+    from tests.bench.baseline import seconds_a_step
+    from tests.bench.cases import ROUNDS, flops, train
+
+    rows, steps = (8, 10) if bench.device.type == "cuda" else (1, 3)
+    w = build(bench.config_path, bench.device, rows, steps + 2)  # the first two are warm-up
+    batches = [step.batches[0] for step in w.dataset]
+    tokens = statistics.mean(int(b.lengths.sum()) for b in batches)
+    figures = {"conversations a step": rows}
+    for what, on in (("with activation_checkpointing", True), ("without", False)):
+        w.model.thinker.activation_checkpointing = on
+        figures[f"peak memory {what}, GB"] = peak_memory(bench.device, lambda: train(w, bench.device, 0, 2))
+    ours, trainer = [], []
+    for _ in range(ROUNDS):
+        ours.append(statistics.median(train(w, bench.device, 0, steps + 2)[2:]))
+        trainer.append(seconds_a_step(w, bench.device, steps))
+    took = statistics.median(ours)
+    work = statistics.mean(flops(w, batch) for batch in batches)
+    return figures | {"tokens/s": tokens / took, "MFU": work / took / bench.peak,
+                      "(a) transformers.Trainer, tokens/s": tokens / statistics.median(trainer),
+                      "ours over (a)": statistics.median(trainer) / took}
