@@ -1,6 +1,7 @@
 """`OmniModel`: Thinker, encoders and projectors in one; how features are fused, the loss, generation."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from omni.thinker import Thinker
 from omni.tokenizer import MERGE, Tokenizer, image_tokens
 from omni.vision_encoder import VisionEncoder
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LOGITS = 2 ** 26  # at once: 256 MB in float32, and as much again of their gradient
 
 
@@ -224,7 +226,9 @@ def load_parts(config: SFTConfig) -> OmniModel:
             (config.thinker_ckpt, "thinker", Thinker, ThinkerArch, "thinker_tiny"),
             (config.audio_ckpt, "audio_encoder", AudioEncoder, AudioArch, "audio_enc_tiny"),
             (config.vision_ckpt, "vision_encoder", VisionEncoder, VisionArch, "vision_tiny")):
-        remedy = f"make it: python -m omni.pretrain --config configs/{made_by}.json"
+        folder = Path(path).parent.name  # a part is written into the folder of its config's name
+        maker = folder if (CONFIGS / f"{folder}.json").is_file() else made_by
+        remedy = f"make it: python -m omni.pretrain --config configs/{maker}.json"
         content = checkpoint.load(path, kind, remedy)
         part, line = checkpoint.build_part(module, arch, content, kind, path)
         say(line)

@@ -53,15 +53,16 @@ class Workload:
                             (m.vision_projector, c.projector_learning_rate)], c.weight_decay, m)
 
 
-def build(config_path: str, device: torch.device, cached: bool, samples_a_source: int = 400) -> Workload:
-    """The first samples of each source of the config's mix, with features `cached` or else only decoded."""
+def build(config_path: str, device: torch.device, cached: bool, samples_a_source: int = 400,
+          reader_class: type[MediaReader] = DecodedReader) -> Workload:
+    """The first samples of each source of the config's mix, with features `cached` or else media as read."""
     config = load_config(config_path, SFTConfig)
     model = load_parts(config).to(device)
     mix = read_mix(config)
     for split in (mix.train, mix.val):
         for name in split:
             split[name] = split[name][:samples_a_source]
-    reader = DecodedReader(model.vision_encoder.arch.image_size, config.seed, model.audio_encoder.arch.level)
+    reader = reader_class(model.vision_encoder.arch.image_size, config.seed, model.audio_encoder.arch.level)
     decoder = Decoder(reader, config.decode_timeout_s)
     features = FeatureStore(model, decoder, config.feature_cache_gb) if cached else None
     if cached:
