@@ -5,13 +5,13 @@ renaming.
 """
 
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-ROUND = 64  # tokens
+from omni import fused
+from omni.packing import Packing
 
 
 class RMSNorm(nn.Module):
@@ -43,62 +43,6 @@ def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torc
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rows of like length within a `Packing`: attention alone needs them one under another, padded."""
-
-    tokens: slice  # of the packed ones
-    places: torch.Tensor  # of each in (rows * longest,)
-    rows: int
-    longest: int
-
-    def pad(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, ...) -> (rows, longest, ...), zero at padding."""
-        padded = x.new_zeros(self.rows * self.longest, *x.shape[1:])
-        return padded.index_copy(0, self.places, x[self.tokens]).unflatten(0, (self.rows, self.longest))
-
-    def pack(self, x: torch.Tensor) -> torch.Tensor:
-        """(rows, longest, ...) -> (tokens, ...)."""
-        return x.flatten(0, 1).index_select(0, self.places)
-
-
-@dataclass(frozen=True)
-class Packing:
-    """The true tokens of a right-padded (B, T) batch, end to end, shorter rows first; then spare ones.
-
-    Nothing is computed on padding, save in attention, which pads a row to less than twice its length. The
-    spare tokens make N a multiple of ROUND: for each size that is new, oneDNN compiles its products anew.
-    """
-
-    rows: torch.Tensor  # (N - spare,) of 0 .. B - 1
-    positions: torch.Tensor  # (N,) of 0 .. T - 1
-    groups: tuple[Group, ...]
-    spare: int
-
-    @classmethod
-    def of(cls, lengths: torch.Tensor) -> "Packing":
-        """Of rows of `lengths` (B,)."""
-        device, lengths = lengths.device, lengths.cpu()
-        order = lengths.argsort(stable=True)
-        found, groups, start = [], [], 0
-        for _, alike in groupby(order.tolist(), key=lambda row: (int(lengths[row]) - 1).bit_length()):
-            rows = torch.tensor(list(alike))
-            longest = int(lengths[rows[-1]])
-            valid = torch.arange(longest) < lengths[rows, None]
-            places = valid.flatten().nonzero()[:, 0]
-            found.append((rows[places // longest], places % longest))
-            groups.append(Group(slice(start, start + len(places)), places.to(device), len(rows), longest))
-            start += len(places)
-        rows, positions = (torch.cat(parts).to(device) for parts in zip(*found, strict=True))
-        spare = -start % ROUND
-        return cls(rows, F.pad(positions, (0, spare)), tuple(groups), spare)
-
-    def pack(self, x: torch.Tensor, fill: int = 0) -> torch.Tensor:
-        """(B, T, ...) -> (N, ...), `fill` in the spare ones."""
-        true = x[self.rows, self.positions[:len(self.rows)]]
-        return torch.cat((true, x.new_full((self.spare, *x.shape[2:]), fill)))
-
-
 @dataclass
 class LayerCache:
     """Keys and values of one layer: two (B, kv heads, T max, head_dim); row b is filled to its own length."""
@@ -119,7 +63,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, qk_norm: bool,
                  eps: float = 1e-6):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.heads, self.kv_heads, self.head_dim, self.qk_norm = heads, kv_heads, head_dim, qk_norm
         self.q_proj = nn.Linear(width, heads * head_dim, bias=False)
         self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
         self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
@@ -143,8 +87,9 @@ class Attention(nn.Module):
         if packing is None:
             out = self._attend(q, k, v, causal, mask, cache, positions)
         else:
-            out = [group.pack(self._attend(*map(group.pad, (q, k, v)), causal)) for group in packing.groups]
-            out = torch.cat([*out, out[0].new_zeros(packing.spare, out[0].shape[1])])
+            bins = zip(*map(packing.binned, (q, k, v)), strict=True)
+            out = packing.unbinned([self._attend(*parts, causal and group.mask is None, group.mask)
+                                    for parts, group in zip(bins, packing.groups, strict=True)])
         return self.o_proj(out.to(x.dtype))
 
     def _attend(self, q, k, v, causal, mask=None, cache=None, positions=None):
@@ -193,8 +138,15 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(width, eps)
         self.mlp = SwiGLU(width, mlp_width)
 
-    def forward(self, x: torch.Tensor, rope=None, **attention) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, **attention)
+    def forward(self, x: torch.Tensor, rope=None, *, plan: fused.Plan | None = None,
+                keep: torch.Tensor | None = None, **attention) -> torch.Tensor:
+        """As `Attention`; of packed tokens `keep` (K,) names those that are asked for: -> (K, width)."""
+        if plan is not None:
+            return fused.block(self, x, plan, keep)
+        mixed = self.self_attn(self.input_layernorm(x), rope, **attention)
+        if keep is not None:
+            x, mixed = x.index_select(0, keep), mixed.index_select(0, keep)
+        x = x + mixed
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

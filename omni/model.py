@@ -12,8 +12,9 @@ from omni import checkpoint
 from omni.audio_encoder import AudioEncoder
 from omni.batch import IGNORE, Batch
 from omni.config import AudioArch, SFTConfig, ThinkerArch, UserError, VisionArch
-from omni.layers import ROUND, LayerCache, Packing
+from omni.layers import LayerCache
 from omni.log import say
+from omni.packing import ROUND, Packing
 from omni.sampling import GREEDY
 from omni.thinker import Thinker
 from omni.tokenizer import MERGE, Tokenizer, image_tokens
@@ -83,24 +84,26 @@ class OmniModel(nn.Module):
             valid = torch.arange(features.shape[1], device=features.device) < lengths[:, None]
             return features[valid], lengths
 
-    def embed(self, batch: Batch) -> torch.Tensor:
+    def embed(self, batch: Batch, ids: torch.Tensor | None = None) -> torch.Tensor:
         """(B, T, D): token embeddings, with the projected features written once over their placeholders.
 
         Each modality is encoded in one call; a batch without one never runs its encoder or its projector.
+        With `ids` (N,), those of the batch in their order but without padding, (N, D).
         """
-        embeds = self.thinker.embed_tokens(batch.input_ids)
+        ids = batch.input_ids if ids is None else ids
+        embeds = self.thinker.embed_tokens(ids)
         images = batch.image_features
         if images is None and batch.pixels is not None:
             images = self.encode_images(batch.pixels)
         if images is not None:
-            places = batch.input_ids == self.tokenizer.image
-            embeds = self._scatter(embeds, places, self._project_images(images))
+            embeds = self._scatter(embeds, ids == self.tokenizer.image, self._project_images(images))
         audio = batch.audio_features
         if audio is None and batch.mels is not None:
             audio, _ = self.encode_audio(batch.mels, batch.mel_lengths)
         if audio is not None:
-            audio = self.audio_projector(audio.to(self.audio_projector.up_proj.weight.dtype))
-            embeds = self._scatter(embeds, batch.input_ids == self.tokenizer.audio, audio)
+            rows, dtype = len(audio), self.audio_projector.up_proj.weight.dtype
+            audio = F.pad(audio.to(dtype), (0, 0, 0, -rows % ROUND))  # to a size met before, as in `Packing`
+            embeds = self._scatter(embeds, ids == self.tokenizer.audio, self.audio_projector(audio)[:rows])
         return embeds
 
     def _project_images(self, patches: torch.Tensor) -> torch.Tensor:
@@ -112,7 +115,7 @@ class OmniModel(nn.Module):
 
     @staticmethod
     def _scatter(embeds: torch.Tensor, places: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Features (n, D) in order over the n True places (B, T). `index_put` refuses a wrong count."""
+        """Features (n, D) in order over the n True places of (..., D). `index_put` refuses a wrong count."""
         rows = places.nonzero(as_tuple=True)  # the one wait for the device that index_put would do anyway
         if len(rows[0]) != len(features):  # index_put would spread a single feature over all places
             raise ValueError(f"{len(features)} features for {len(rows[0])} placeholders")
@@ -125,12 +128,12 @@ class OmniModel(nn.Module):
         thrown away. Spare positions without a label round both up to a size met before. What would be more
         than LOGITS logits is computed a piece at a time, and again in the backward pass.
         """
-        packing = Packing.of(batch.lengths)
+        packing = Packing.of(batch.lengths, batch.input_ids.shape[1])
         labels = packing.pack(batch.labels, IGNORE)
         answers = (labels != IGNORE).nonzero()[:, 0]
-        hidden = self.thinker.hidden(self.embed(batch), packing)
-        spare = (0, -len(answers) % ROUND)
-        hidden, labels = hidden[F.pad(answers, spare)], F.pad(labels[answers], spare, value=IGNORE)
+        answers = F.pad(answers, (0, -len(answers) % ROUND), value=len(labels) - 1)
+        embeds = self.embed(batch, packing.pack(batch.input_ids, self.tokenizer.pad))
+        hidden, labels = self.thinker.hidden(embeds, packing, answers), labels[answers]
         rows = max(1, LOGITS // self.thinker.arch.vocab_size)
         if len(labels) <= rows:
             loss, right = self._predict(hidden, labels)

@@ -1,12 +1,16 @@
 """The Thinker: a decoder-only language model with the mathematics and the names of Llama and Qwen3."""
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from omni import fused
 from omni.config import ThinkerArch
-from omni.layers import Block, LayerCache, Packing, RMSNorm, init_weights, rope_table
+from omni.layers import Block, LayerCache, RMSNorm, init_weights, rope_table
+from omni.packing import Packing
 
 
 class Thinker(nn.Module):
@@ -26,21 +30,23 @@ class Thinker(nn.Module):
             self.lm_head = nn.Linear(arch.width, arch.vocab_size, bias=False)
         init_weights(self, arch.layers)
 
-    def hidden(self, embeds: torch.Tensor, packing: Packing | None = None) -> torch.Tensor:
-        """(B, T, D) embeddings -> (B, T, D) last hidden states; with a `packing` (N, D) of the true tokens.
+    def hidden(self, embeds: torch.Tensor, packing: Packing | None = None,
+               keep: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T, D) embeddings -> (B, T, D) last hidden states.
 
         The batch is right-padded and attention is causal, so no true token ever sees padding: no mask is
-        needed.
+        needed. With a `packing`, (N, D) of its tokens -> the (K, D) that `keep` names: the last block computes
+        nothing but keys and values for the others.
         """
-        positions, x = torch.arange(embeds.shape[1], device=embeds.device), embeds
-        if packing is not None:
-            positions, x = packing.positions, packing.pack(embeds)
-        rope = rope_table(positions, self.arch.head_dim, self.arch.rope_theta)
+        positions = torch.arange(embeds.shape[1], device=embeds.device) if packing is None else packing.positions
+        rope, plan, x = rope_table(positions, self.arch.head_dim, self.arch.rope_theta), None, embeds
+        if fused.serves(x, packing):
+            plan = fused.Plan.of(packing, self.arch, rope, x.dtype if not torch.is_autocast_enabled("cpu") else torch.get_autocast_dtype("cpu"))
         for layer in self.layers:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rope, causal=True, packing=packing, use_reentrant=False)
-            else:
-                x = layer(x, rope, causal=True, packing=packing)
+            run = partial(checkpoint, layer, use_reentrant=False) \
+                if self.activation_checkpointing and torch.is_grad_enabled() else layer
+            x = run(x, rope, causal=True, packing=packing, plan=plan,
+                    keep=keep if layer is self.layers[-1] else None)
         return self.norm(x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

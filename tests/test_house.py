@@ -7,10 +7,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "omni").glob("*.py"))
-GROUND = {"jsonc", "config", "batch", "tokenizer", "device", "parallel"}
+GROUND = {"jsonc", "config", "batch", "packing", "tokenizer", "device", "parallel"}
 DATA = {"media", "audio", "image", "tasks", "talks", "shards", "formats", "manifest", "show", "sampler",
         "collate", "dataset", "decode"}
-MODEL = {"layers", "sampling", "thinker", "audio_encoder", "vision_encoder", "model"}
+MODEL = {"fused", "layers", "sampling", "thinker", "audio_encoder", "vision_encoder", "model"}
 LOOP = {"optim", "features", "evaluate", "folder", "guard", "preview", "tally", "page", "cards", "compare",
         "report"}
 STAGES = {"stage", "stage_thinker", "stage_audio", "stage_vision"}

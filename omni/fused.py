@@ -1,0 +1,261 @@
+"""A block of the Thinker as it is trained on a CPU: what `layers.Block` computes, in fewer operations.
+
+The flops of a small model cost less there than what stands between them: element-wise passes, small products,
+casts, and the calls themselves. So a block is one autograd function here, with products as large as can be
+and its gradient written by hand. The residual stream and the norms stay in fp32 (or fp64), all else is in the
+plan's `dtype`. N tokens, D wide; H query heads and K key heads of d; M wide inside the MLP.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.autograd import Function
+from torch.nn import functional as F
+
+from omni.config import ThinkerArch
+from omni.packing import Packing
+
+LONGEST = 1024  # places of a bin: what attention keeps for its gradient is the square of it
+
+
+def normalise(x, weight, eps: float):
+    """x / rms(x) * weight over the last dimension, and what the gradient needs."""
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    unit = x * scale
+    return unit * weight, (unit, scale, weight)
+
+
+def normalise_back(dy, kept):
+    """The gradients of x, still to be multiplied by `scale`, and of the weight."""
+    unit, scale, weight = kept
+    along = dy * unit
+    # A product with ones: the sum over rows runs on one thread.
+    dweight = (along.new_ones(len(along)) @ along.flatten(1)).view_as(weight)
+    inward = along.mul_(weight).mean(-1, keepdim=True)
+    return (dy * weight).addcmul_(unit, inward, value=-1), dweight
+
+
+def turn(x, cos, sin):
+    """Rotary positions of heads (N, heads, d), as in `layers.apply_rope`, but the signs are in `sin`."""
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def attend(x, heads: "BinnedHeads"):
+    """Attention within bins: queries, keys, values (rows, d) -> (rows of the queries, d), and what it attends to.
+
+    Queries are already divided by sqrt(d). Products over all bins at once are some three times as fast as
+    flash attention, which on CPUs goes through them one by one.
+    """
+    q, k, v = heads.split(x)
+    scores = torch.bmm(q, k.transpose(1, 2))
+    heads.grid(scores).add_(heads.mask)
+    shares = scores.softmax(-1)
+    return torch.bmm(shares, v).flatten(0, 1), shares
+
+
+def attend_back(dy, x, shares, heads: "BinnedHeads", dx) -> None:
+    """Writes the gradient of x to `dx`."""
+    q, k, v = heads.split(x)
+    dq, dk, dv = heads.split(dx)
+    dy = dy.view_as(q)
+    torch.bmm(shares.transpose(1, 2), dy, out=dv)
+    dscores = torch._softmax_backward_data(torch.bmm(dy, v.transpose(1, 2)), shares, -1, shares.dtype)
+    torch.bmm(dscores, k, out=dq)
+    torch.bmm(dscores.transpose(1, 2), q, out=dk)
+
+
+def side_by_side(weights, dtype: torch.dtype):
+    """Matrices (out, in) as one (sum of out, in), cast."""
+    sizes = [len(w) for w in weights]
+    whole = weights[0].new_empty(sum(sizes), weights[0].shape[1], dtype=dtype)
+    torch._foreach_copy_(whole.split(sizes), weights)
+    return whole
+
+
+class Block(Function):
+    """`layers.Block` on x (N, D) -> (N, D), or those rows (A, D) that `keep` (A,) names."""
+
+    @staticmethod
+    def forward(ctx, x, plan: "Plan", keep, norm_in, q_proj, k_proj, v_proj, q_norm, k_norm, o_proj, norm_mid,
+                gate_proj, up_proj, down_proj):
+        N, d, dtype, kept = len(x), plan.head_dim, plan.dtype, {}
+        y, kept["norm_in"] = normalise(x, norm_in, plan.eps)
+        y = y.to(dtype)
+        w_qkv = side_by_side((q_proj, k_proj, v_proj), dtype)
+        qkv = (y @ w_qkv.t()).view(N, -1, d)
+        heads = qkv[:, :plan.turned].to(x.dtype)
+        if q_norm is None:
+            heads = heads * plan.scales
+        else:
+            weight = torch.cat((q_norm.expand(plan.heads, d), k_norm.expand(plan.turned - plan.heads, d)))
+            heads, kept["norm_qk"] = normalise(heads, weight * plan.scales, plan.eps)
+        qkv[:, :plan.turned] = turn(heads, plan.cos, plan.sin)
+        qkv = qkv.view(-1, d).index_select(0, plan.there)
+        mixed, shares = zip(*(attend(*pair) for pair in zip(plan.split(qkv), plan.groups, strict=True)),
+                            strict=True)
+        mixed = (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).index_select(0, plan.back).view(N, -1)
+        if keep is not None:
+            x, mixed = x.index_select(0, keep), mixed.index_select(0, keep)
+        w_o = o_proj.to(dtype)
+        x = x + mixed @ w_o.t()
+
+        z, kept["norm_mid"] = normalise(x, norm_mid, plan.eps)
+        z = z.to(dtype)
+        w_gate_up = side_by_side((gate_proj, up_proj), dtype)
+        gate_up = z @ w_gate_up.t()
+        gate, up = gate_up.chunk(2, -1)
+        opened = F.silu(gate)
+        inside = opened * up
+        w_down = down_proj.to(dtype)
+        ctx.plan, ctx.keep, ctx.N, ctx.kept, ctx.shares = plan, keep, N, kept, shares
+        ctx.save_for_backward(y, qkv, mixed, z, gate_up, opened, inside, w_qkv, w_o, w_gate_up, w_down)
+        return x + inside @ w_down.t()
+
+    @staticmethod
+    def backward(ctx, dout):
+        y, qkv, mixed, z, gate_up, opened, inside, w_qkv, w_o, w_gate_up, w_down = ctx.saved_tensors
+        plan, keep, kept, full = ctx.plan, ctx.keep, ctx.kept, dout.dtype
+        H, d, dtype = plan.heads, plan.head_dim, plan.dtype
+
+        dy = dout.to(dtype)
+        ddown_proj = dy.t() @ inside
+        dinside = dy @ w_down
+        gate, up = gate_up.chunk(2, -1)
+        dgate_up = torch.empty_like(gate_up)
+        dgate, dup = dgate_up.chunk(2, -1)
+        torch.mul(dinside, opened, out=dup)
+        torch.ops.aten.silu_backward.grad_input(dinside * up, gate, grad_input=dgate)
+        dgate_proj, dup_proj = (dgate_up.t() @ z).chunk(2)
+        dz, dnorm_mid = normalise_back((dgate_up @ w_gate_up).to(full), kept["norm_mid"])
+        dx = torch.addcmul(dout, dz, kept["norm_mid"][1])
+
+        dy = dx.to(dtype)
+        do_proj = dy.t() @ mixed
+        dmixed = dy @ w_o
+        if keep is not None:  # the places that name the last token again have gradients of 0
+            dx = dx.new_zeros(ctx.N, dx.shape[1]).index_add_(0, keep, dx)
+            dmixed = dmixed.new_zeros(ctx.N, dmixed.shape[1]).index_add_(0, keep, dmixed)
+        dmixed = dmixed.view(-1, d).index_select(0, plan.forth)
+        dqkv = torch.empty_like(qkv)
+        begin = 0
+        for group, shares, x, dpart in zip(plan.groups, ctx.shares, plan.split(qkv), plan.split(dqkv),
+                                           strict=True):
+            end = begin + group.sizes[0]
+            attend_back(dmixed[begin:end], x, shares, group, dpart)
+            begin = end
+        dqkv = dqkv.index_select(0, plan.here).view(ctx.N, -1, d)
+        dheads, dq_norm, dk_norm = turn(dqkv[:, :plan.turned].to(full), plan.cos, -plan.sin), None, None
+        if "norm_qk" in kept:
+            dheads, dweight = normalise_back(dheads, kept["norm_qk"])
+            dheads.mul_(kept["norm_qk"][1])
+            dweight *= plan.scales
+            dq_norm, dk_norm = dweight[:H].sum(0), dweight[H:].sum(0)
+        else:
+            dheads *= plan.scales
+        dqkv[:, :plan.turned] = dheads
+        dqkv = dqkv.view(ctx.N, -1)
+        dq_proj, dk_proj, dv_proj = (dqkv.t() @ y).split((H * d, (plan.turned - H) * d, (plan.turned - H) * d))
+        dz, dnorm_in = normalise_back((dqkv @ w_qkv).to(full), kept["norm_in"])
+        dx = torch.addcmul(dx, dz, kept["norm_in"][1])
+        grads = (dnorm_in, dq_proj, dk_proj, dv_proj, dq_norm, dk_norm, do_proj, dnorm_mid, dgate_proj, dup_proj,
+                 ddown_proj)
+        return dx, None, None, *(None if g is None else g.to(full) for g in grads)
+
+
+@dataclass(frozen=True)
+class BinnedHeads:
+    """A group of bins with the heads of the Thinker.
+
+    Query heads that share a key head stand under one another, so that no key is copied.
+    """
+
+    bins: int
+    length: int
+    heads: int  # of queries, a key head
+    kv_heads: int
+    mask: torch.Tensor  # (bins or 1, 1, length, length), added to scores
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows of queries, keys, values."""
+        keys = self.kv_heads * self.bins * self.length
+        return [self.heads * keys, keys, keys]
+
+    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(sum of sizes, d) -> queries (kv_heads * bins, heads * length, d), keys and values likewise."""
+        q, k, v = x.split(self.sizes)
+        return tuple(part.view(self.kv_heads * self.bins, -1, x.shape[-1]) for part in (q, k, v))
+
+    def grid(self, x: torch.Tensor) -> torch.Tensor:
+        """(kv_heads * bins, heads * length, length) as the mask is broadcast over it."""
+        return x.view(self.kv_heads, self.bins, self.heads, self.length, self.length)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all blocks of a step share: tables of rotary positions, and where each head of a token stands."""
+
+    dtype: torch.dtype
+    eps: float
+    heads: int  # H
+    turned: int  # H + K
+    head_dim: int  # d
+    cos: torch.Tensor  # (N, 1, d)
+    sin: torch.Tensor  # (N, 1, d)
+    scales: torch.Tensor  # (H + K, 1) of queries and keys
+    groups: tuple[BinnedHeads, ...]
+    there: torch.Tensor  # of (N * (H + 2 K), d) queries, keys and values, the one in each row of the bins
+    here: torch.Tensor
+    back: torch.Tensor  # of (N * H, d) mixed values, the row of the bins where each is
+    forth: torch.Tensor
+
+    @classmethod
+    def of(cls, packing: Packing, arch: ThinkerArch, rope, dtype: torch.dtype) -> "Plan":
+        """`rope` is `layers.rope_table` of the packed tokens."""
+        H, K, d = arch.heads, arch.kv_heads, arch.head_dim
+        groups, there, forth = [], [], []
+        queries, keys = torch.arange(H).view(K, 1, H // K, 1), torch.arange(K).view(K, 1, 1, 1)
+        begin = 0
+        for group in packing.groups:
+            places = group.bins * group.length
+            tokens = packing.there[begin:begin + places].view(1, group.bins, 1, group.length)
+            begin += places
+            there += [(tokens * (H + 2 * K) + heads).flatten() for heads in (queries, H + keys, H + K + keys)]
+            forth.append((tokens * H + queries).flatten())
+            may = group.mask if group.mask is not None else \
+                torch.ones(1, 1, group.length, group.length, dtype=torch.bool).tril_()
+            mask = torch.zeros(may.shape, dtype=dtype).masked_fill_(~may, float("-inf"))
+            groups.append(BinnedHeads(group.bins, group.length, H // K, K, mask))
+        cos, sin = (table[:, None] for table in rope)
+        sin = torch.cat((-sin[..., :d // 2], sin[..., d // 2:]), dim=-1)
+        scales = torch.tensor([d ** -0.5] * H + [1.0] * K, dtype=cos.dtype)[:, None]
+        there, forth = torch.cat(there), torch.cat(forth)
+        N = len(packing.positions)
+        return cls(dtype, arch.norm_eps, H, H + K, d, cos, sin, scales, tuple(groups), there, _inverse(there, N * (H + 2 * K)),
+                   _inverse(forth, N * H), forth)
+
+
+    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values of all bins (rows, d), by group."""
+        return x.split([sum(group.sizes) for group in self.groups])
+
+
+def _inverse(there: torch.Tensor, size: int) -> torch.Tensor:
+    """Where each of 0 .. size - 1 stands in `there`; of one that repeats any place will do."""
+    return there.new_empty(size).index_copy_(0, there, torch.arange(len(there)))
+
+
+def serves(x: torch.Tensor, packing: Packing | None) -> bool:
+    """Whether blocks take this way: packed tokens on a CPU, in bins not too long to keep what is attended to."""
+    return packing is not None and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) \
+        and max(group.length for group in packing.groups) <= LONGEST
+
+
+def block(layer, x: torch.Tensor, plan: Plan, keep: torch.Tensor | None) -> torch.Tensor:
+    """`layer`, a `layers.Block`, on x (N, D); of the result those rows that `keep` names."""
+    attn, mlp = layer.self_attn, layer.mlp
+    norms = (attn.q_norm.weight, attn.k_norm.weight) if attn.qk_norm else (None, None)
+    with torch.autocast("cpu", enabled=False):
+        return Block.apply(x, plan, keep, layer.input_layernorm.weight, attn.q_proj.weight, attn.k_proj.weight,
+                           attn.v_proj.weight, *norms, attn.o_proj.weight, layer.post_attention_layernorm.weight,
+                           mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
