@@ -6,6 +6,7 @@ Read top to bottom: config, parts, data, optimizer, resume, epochs. Nothing happ
 """
 
 import argparse
+import gc
 import sys
 import time
 from functools import partial
@@ -55,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     reader = MediaReader(model.vision_encoder.arch.image_size, config.seed, model.audio_encoder.arch.level)
     decoder = Decoder(reader, config.decode_timeout_s)
     keep = config.freeze_encoders and config.feature_cache_gb > 0
-    features = FeatureStore(model, decoder, config.feature_cache_gb, world) if keep else None
+    features = FeatureStore(model, decoder, config.feature_cache_gb, world, config.precision) if keep else None
     for name in mix.train:
         for samples, takes, what in ((mix.train[name], config.augment_takes, f"{name}, training"),
                                      (mix.val[name], 1, f"{name}, held out")):
@@ -99,6 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     state["best"] = min((row["val_loss"] for row in kept if "val_loss" in row), default=float("inf"))
 
     # Epochs
+    gc.freeze()  # what is loaded stays: nothing is gained by looking through it again and again
     if state["step"] == 0:
         with memory_told((), "lower eval_batch_size or max_new_tokens"):
             evaluating += before_training(evaluator, mix, folder.path)

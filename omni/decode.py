@@ -1,11 +1,12 @@
 """Media decoded in a child process: what hangs, crashes or fills the memory ends there, and not the run."""
 
 import contextlib
-import fcntl
 import math
 import multiprocessing
+import queue
 import resource
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from omni.audio import MediaError
 from omni.collate import MediaReader
 
 MEMORY = 2 * 2 ** 30  # bytes that decoding one medium may take
-PIPE = 2 ** 20  # bytes of answers that may lie ready: what an unprivileged process may ask of Linux
+AHEAD = 64  # media that may lie ready
 Request = tuple[str, str, int]  # the reader's method ("pixels" or "mel"), path, take
 
 
@@ -52,31 +53,43 @@ class Decoder:
             if self.child is None:
                 self._start(requests[done:])
             try:
-                if self.answers.poll(self.timeout):
-                    return self.answers.recv()
-                reason = f"decoding it took longer than {self.timeout:g} s (decode_timeout_s)"
-            except (EOFError, OSError):
+                answer = self.answers.get(timeout=self.timeout)
+                if answer is not None:
+                    return answer
+                self.answers.put(None)
                 reason = "it crashed its decoder"
+            except queue.Empty:
+                reason = f"decoding it took longer than {self.timeout:g} s (decode_timeout_s)"
             self._end()
         return MediaError(reason)
 
     def _start(self, requests: Sequence[Request]) -> None:
         # The child is born with its list and only ever sends, so the two can't wait for each other.
         fork = multiprocessing.get_context("fork")
-        self.answers, answers = fork.Pipe(duplex=False)
-        with contextlib.suppress(OSError):  # a user who has many pipes gets small ones
-            fcntl.fcntl(answers.fileno(), fcntl.F_SETPIPE_SZ, PIPE)
+        ours, theirs = fork.Pipe(duplex=False)
         self.child = fork.Process(target=_serve, daemon=True,
-                                  args=(self.reader, requests, self.answers, answers, self.timeout))
+                                  args=(self.reader, requests, ours, theirs, self.timeout))
         self.child.start()
-        answers.close()
+        theirs.close()
+        # A pipe holds few media: a thread takes them out while the run computes.
+        self.answers = queue.Queue(AHEAD)
+        threading.Thread(target=_receive, args=(ours, self.answers), daemon=True).start()
 
     def _end(self) -> None:
         if self.child is not None:
-            self.answers.close()
             self.child.kill()
             self.child.join(1)
+            while self.answers.get() is not None:  # so the thread, too, comes to its end
+                pass
             self.child = None
+
+
+def _receive(pipe, answers: queue.Queue) -> None:
+    """The thread: puts what the child sends to `answers`, and at its end None."""
+    with pipe, contextlib.suppress(EOFError, OSError):
+        while True:
+            answers.put(pipe.recv())
+    answers.put(None)
 
 
 def _serve(reader: MediaReader, requests: Sequence[Request], ours, answers, timeout: float) -> None:

@@ -10,6 +10,7 @@ from omni.batch import Sample
 from omni.collate import pad_mels
 from omni.config import UserError
 from omni.decode import Decoder
+from omni.device import autocast
 from omni.log import QUIET
 from omni.model import OmniModel
 from omni.parallel import ALONE, World
@@ -45,9 +46,10 @@ class FeatureStore:
     resumed. Of several ranks each computes its share and gives it to the others.
     """
 
-    def __init__(self, model: OmniModel, decoder: Decoder, limit_gb: float, world: World = ALONE):
+    def __init__(self, model: OmniModel, decoder: Decoder, limit_gb: float, world: World = ALONE,
+                 precision: str = "fp32"):
         self.model, self.decoder, self.limit = model, decoder, limit_gb * 2 ** 30
-        self.world = world
+        self.world, self.precision = world, precision
         self._images: dict[tuple[str, int], torch.Tensor] = {}
         self._audios: dict[tuple[str, int], torch.Tensor] = {}
         self.bytes = 0
@@ -60,10 +62,12 @@ class FeatureStore:
         """(S, audio width)."""
         return self._audios[path, take].float()
 
-    @torch.inference_mode()
+    @torch.no_grad()  # under inference_mode autocast would cast each weight again at each use
     def add(self, samples: Iterable[Sample], takes: int, what: str) -> dict[str, str]:
         """Read and encode the media of `samples` in `takes` versions; returns {path: reason} of the bad."""
         bad: dict[str, str] = {}
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, threads - 1))  # the decoder has the other core
         for store, method, paths in (
                 (self._images, "pixels", dict.fromkeys(p for s in samples for p in s.images)),
                 (self._audios, "mel", dict.fromkeys(p for s in samples for p in s.audios))):
@@ -87,18 +91,20 @@ class FeatureStore:
                     store |= theirs
             self.bytes = sum(f.nbytes for kept in (self._images, self._audios) for f in kept.values())
             self._check()
+        torch.set_num_threads(threads)
         return share_out(bad, self.decoder, self.world)
 
     def _encode(self, store, media: dict[tuple[str, int], torch.Tensor]) -> None:
         device = next(self.model.parameters()).device
         if not media:
             return
-        if store is self._images:
-            features = self.model.encode_images(torch.stack(list(media.values())).to(device))
-        else:
-            mels, lengths = pad_mels(list(media.values()))
-            features, lengths = self.model.encode_audio(mels.to(device), lengths.to(device))
-            features = features.split(lengths.tolist())
+        with autocast(device, self.precision):
+            if store is self._images:
+                features = self.model.encode_images(torch.stack(list(media.values())).to(device))
+            else:
+                mels, lengths = pad_mels(list(media.values()))
+                features, lengths = self.model.encode_audio(mels.to(device), lengths.to(device))
+                features = features.split(lengths.tolist())
         for key, feature in zip(media, features, strict=True):
             store[key] = feature.to("cpu", torch.float16, copy=True)
             self.bytes += store[key].nbytes

@@ -211,7 +211,9 @@ class Plan:
 
     @classmethod
     def of(cls, packing: Packing, arch: ThinkerArch, rope, dtype: torch.dtype) -> "Plan":
-        """`rope` is `layers.rope_table` of the packed tokens."""
+        """`rope` is `layers.rope_table` of the packed tokens, `dtype` their own; under autocast its takes over."""
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
         H, K, d = arch.heads, arch.kv_heads, arch.head_dim
         groups, there, forth = [], [], []
         queries, keys = torch.arange(H).view(K, 1, H // K, 1), torch.arange(K).view(K, 1, 1, 1)

@@ -38,10 +38,11 @@ class Thinker(nn.Module):
         needed. With a `packing`, (N, D) of its tokens -> the (K, D) that `keep` names: the last block computes
         nothing but keys and values for the others.
         """
-        positions = torch.arange(embeds.shape[1], device=embeds.device) if packing is None else packing.positions
-        rope, plan, x = rope_table(positions, self.arch.head_dim, self.arch.rope_theta), None, embeds
-        if fused.serves(x, packing):
-            plan = fused.Plan.of(packing, self.arch, rope, x.dtype if not torch.is_autocast_enabled("cpu") else torch.get_autocast_dtype("cpu"))
+        positions, x = torch.arange(embeds.shape[1], device=embeds.device), embeds
+        if packing is not None:
+            positions = packing.positions
+        rope = rope_table(positions, self.arch.head_dim, self.arch.rope_theta)
+        plan = fused.Plan.of(packing, self.arch, rope, x.dtype) if fused.serves(x, packing) else None
         for layer in self.layers:
             run = partial(checkpoint, layer, use_reentrant=False) \
                 if self.activation_checkpointing and torch.is_grad_enabled() else layer
