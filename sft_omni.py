@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
     reader = MediaReader(model.vision_encoder.arch.image_size, config.seed, model.audio_encoder.arch.level)
     decoder = Decoder(reader, config.decode_timeout_s)
     keep = config.freeze_encoders and config.feature_cache_gb > 0
-    features = FeatureStore(model, decoder, config.feature_cache_gb, world, config.precision) if keep else None
+    features = FeatureStore(model, decoder, config.feature_cache_gb, config.precision, world) \
+        if keep else None
     for name in mix.train:
         for samples, takes, what in ((mix.train[name], config.augment_takes, f"{name}, training"),
                                      (mix.val[name], 1, f"{name}, held out")):

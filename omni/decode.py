@@ -19,6 +19,7 @@ from omni.collate import MediaReader
 
 MEMORY = 2 * 2 ** 30  # bytes that decoding one medium may take
 AHEAD = 64  # media that may lie ready
+THREAD = "media"
 Request = tuple[str, str, int]  # the reader's method ("pixels" or "mel"), path, take
 
 
@@ -73,7 +74,7 @@ class Decoder:
         theirs.close()
         # A pipe holds few media: a thread takes them out while the run computes.
         self.answers = queue.Queue(AHEAD)
-        threading.Thread(target=_receive, args=(ours, self.answers), daemon=True).start()
+        threading.Thread(target=_receive, args=(ours, self.answers), name=THREAD, daemon=True).start()
 
     def _end(self) -> None:
         if self.child is not None:

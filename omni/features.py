@@ -46,8 +46,8 @@ class FeatureStore:
     resumed. Of several ranks each computes its share and gives it to the others.
     """
 
-    def __init__(self, model: OmniModel, decoder: Decoder, limit_gb: float, world: World = ALONE,
-                 precision: str = "fp32"):
+    def __init__(self, model: OmniModel, decoder: Decoder, limit_gb: float, precision: str = "fp32",
+                 world: World = ALONE):
         self.model, self.decoder, self.limit = model, decoder, limit_gb * 2 ** 30
         self.world, self.precision = world, precision
         self._images: dict[tuple[str, int], torch.Tensor] = {}

@@ -41,7 +41,7 @@ def turn(x, cos, sin):
 
 
 def attend(x, heads: "BinnedHeads"):
-    """Attention within bins: queries, keys, values (rows, d) -> (rows of the queries, d), and what it attends to.
+    """Attention within bins: queries, keys, values (rows, d) -> (rows of the queries, d), and their shares.
 
     Queries are already divided by sqrt(d). Products over all bins at once are some three times as fast as
     flash attention, which on CPUs goes through them one by one.
@@ -78,28 +78,27 @@ class Block(Function):
     @staticmethod
     def forward(ctx, x, plan: "Plan", keep, norm_in, q_proj, k_proj, v_proj, q_norm, k_norm, o_proj, norm_mid,
                 gate_proj, up_proj, down_proj):
-        N, d, dtype, kept = len(x), plan.head_dim, plan.dtype, {}
-        y, kept["norm_in"] = normalise(x, norm_in, plan.eps)
+        N, H, K, d, dtype = len(x), plan.heads, plan.kv_heads, plan.head_dim, plan.dtype
+        y, kept_in = normalise(x, norm_in, plan.eps)
         y = y.to(dtype)
         w_qkv = side_by_side((q_proj, k_proj, v_proj), dtype)
         qkv = (y @ w_qkv.t()).view(N, -1, d)
-        heads = qkv[:, :plan.turned].to(x.dtype)
+        heads, kept_qk = qkv[:, :H + K].to(x.dtype), (None, None, None)
         if q_norm is None:
             heads = heads * plan.scales
         else:
-            weight = torch.cat((q_norm.expand(plan.heads, d), k_norm.expand(plan.turned - plan.heads, d)))
-            heads, kept["norm_qk"] = normalise(heads, weight * plan.scales, plan.eps)
-        qkv[:, :plan.turned] = turn(heads, plan.cos, plan.sin)
+            weight = torch.cat((q_norm.expand(H, d), k_norm.expand(K, d)))
+            heads, kept_qk = normalise(heads, weight * plan.scales, plan.eps)
+        qkv[:, :H + K] = turn(heads, plan.cos, plan.sin)
         qkv = qkv.view(-1, d).index_select(0, plan.there)
-        mixed, shares = zip(*(attend(*pair) for pair in zip(plan.split(qkv), plan.groups, strict=True)),
-                            strict=True)
+        mixed, shares = zip(*(attend(part, group) for part, group in plan.by_group(qkv)), strict=True)
         mixed = (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).index_select(0, plan.back).view(N, -1)
         if keep is not None:
             x, mixed = x.index_select(0, keep), mixed.index_select(0, keep)
         w_o = o_proj.to(dtype)
         x = x + mixed @ w_o.t()
 
-        z, kept["norm_mid"] = normalise(x, norm_mid, plan.eps)
+        z, kept_mid = normalise(x, norm_mid, plan.eps)
         z = z.to(dtype)
         w_gate_up = side_by_side((gate_proj, up_proj), dtype)
         gate_up = z @ w_gate_up.t()
@@ -107,59 +106,57 @@ class Block(Function):
         opened = F.silu(gate)
         inside = opened * up
         w_down = down_proj.to(dtype)
-        ctx.plan, ctx.keep, ctx.N, ctx.kept, ctx.shares = plan, keep, N, kept, shares
-        ctx.save_for_backward(y, qkv, mixed, z, gate_up, opened, inside, w_qkv, w_o, w_gate_up, w_down)
+        ctx.plan, ctx.keep, ctx.N = plan, keep, N
+        ctx.save_for_backward(*kept_in, *kept_qk, *kept_mid, y, qkv, mixed, z, gate_up, opened, inside,
+                              w_qkv, w_o, w_gate_up, w_down, *shares)
         return x + inside @ w_down.t()
 
     @staticmethod
     def backward(ctx, dout):
-        y, qkv, mixed, z, gate_up, opened, inside, w_qkv, w_o, w_gate_up, w_down = ctx.saved_tensors
-        plan, keep, kept, full = ctx.plan, ctx.keep, ctx.kept, dout.dtype
-        H, d, dtype = plan.heads, plan.head_dim, plan.dtype
+        saved = ctx.saved_tensors
+        kept_in, kept_qk, kept_mid = saved[:3], saved[3:6], saved[6:9]
+        y, qkv, mixed, z, gate_up, opened, inside, w_qkv, w_o, w_gate_up, w_down, *shares = saved[9:]
+        plan, full, dtype = ctx.plan, dout.dtype, ctx.plan.dtype
+        H, K, d = plan.heads, plan.kv_heads, plan.head_dim
 
         dy = dout.to(dtype)
-        ddown_proj = dy.t() @ inside
-        dinside = dy @ w_down
+        ddown_proj, dinside = dy.t() @ inside, dy @ w_down
         gate, up = gate_up.chunk(2, -1)
         dgate_up = torch.empty_like(gate_up)
         dgate, dup = dgate_up.chunk(2, -1)
         torch.mul(dinside, opened, out=dup)
         torch.ops.aten.silu_backward.grad_input(dinside * up, gate, grad_input=dgate)
         dgate_proj, dup_proj = (dgate_up.t() @ z).chunk(2)
-        dz, dnorm_mid = normalise_back((dgate_up @ w_gate_up).to(full), kept["norm_mid"])
-        dx = torch.addcmul(dout, dz, kept["norm_mid"][1])
+        dz, dnorm_mid = normalise_back((dgate_up @ w_gate_up).to(full), kept_mid)
+        dx = torch.addcmul(dout, dz, kept_mid[1])
 
         dy = dx.to(dtype)
-        do_proj = dy.t() @ mixed
-        dmixed = dy @ w_o
-        if keep is not None:  # the places that name the last token again have gradients of 0
-            dx = dx.new_zeros(ctx.N, dx.shape[1]).index_add_(0, keep, dx)
-            dmixed = dmixed.new_zeros(ctx.N, dmixed.shape[1]).index_add_(0, keep, dmixed)
+        do_proj, dmixed = dy.t() @ mixed, dy @ w_o
+        if ctx.keep is not None:  # what is kept more than once has gradients of 0
+            dx, dmixed = (g.new_zeros(ctx.N, g.shape[1]).index_add_(0, ctx.keep, g) for g in (dx, dmixed))
         dmixed = dmixed.view(-1, d).index_select(0, plan.forth)
-        dqkv = torch.empty_like(qkv)
-        begin = 0
-        for group, shares, x, dpart in zip(plan.groups, ctx.shares, plan.split(qkv), plan.split(dqkv),
-                                           strict=True):
+        dqkv, begin = torch.empty_like(qkv), 0
+        for (part, group), (dpart, _), attended in zip(plan.by_group(qkv), plan.by_group(dqkv), shares,
+                                                       strict=True):
             end = begin + group.sizes[0]
-            attend_back(dmixed[begin:end], x, shares, group, dpart)
+            attend_back(dmixed[begin:end], part, attended, group, dpart)
             begin = end
         dqkv = dqkv.index_select(0, plan.here).view(ctx.N, -1, d)
-        dheads, dq_norm, dk_norm = turn(dqkv[:, :plan.turned].to(full), plan.cos, -plan.sin), None, None
-        if "norm_qk" in kept:
-            dheads, dweight = normalise_back(dheads, kept["norm_qk"])
-            dheads.mul_(kept["norm_qk"][1])
-            dweight *= plan.scales
-            dq_norm, dk_norm = dweight[:H].sum(0), dweight[H:].sum(0)
+        dheads, dq_norm, dk_norm = turn(dqkv[:, :H + K].to(full), plan.cos, -plan.sin), None, None
+        if kept_qk[0] is None:
+            dheads.mul_(plan.scales)
         else:
-            dheads *= plan.scales
-        dqkv[:, :plan.turned] = dheads
+            dheads, dweight = normalise_back(dheads, kept_qk)
+            dheads.mul_(kept_qk[1])
+            dq_norm, dk_norm = (dpart.sum(0) for dpart in (dweight * plan.scales).split((H, K)))
+        dqkv[:, :H + K] = dheads
         dqkv = dqkv.view(ctx.N, -1)
-        dq_proj, dk_proj, dv_proj = (dqkv.t() @ y).split((H * d, (plan.turned - H) * d, (plan.turned - H) * d))
-        dz, dnorm_in = normalise_back((dqkv @ w_qkv).to(full), kept["norm_in"])
-        dx = torch.addcmul(dx, dz, kept["norm_in"][1])
-        grads = (dnorm_in, dq_proj, dk_proj, dv_proj, dq_norm, dk_norm, do_proj, dnorm_mid, dgate_proj, dup_proj,
-                 ddown_proj)
-        return dx, None, None, *(None if g is None else g.to(full) for g in grads)
+        dq_proj, dk_proj, dv_proj = (dqkv.t() @ y).split((H * d, K * d, K * d))
+        dz, dnorm_in = normalise_back((dqkv @ w_qkv).to(full), kept_in)
+        dx = torch.addcmul(dx, dz, kept_in[1])
+        dweights = (dnorm_in, dq_proj, dk_proj, dv_proj, dq_norm, dk_norm, do_proj, dnorm_mid, dgate_proj,
+                    dup_proj, ddown_proj)
+        return dx, None, None, *(None if g is None else g.to(full) for g in dweights)
 
 
 @dataclass(frozen=True)
@@ -198,48 +195,44 @@ class Plan:
     dtype: torch.dtype
     eps: float
     heads: int  # H
-    turned: int  # H + K
+    kv_heads: int  # K
     head_dim: int  # d
     cos: torch.Tensor  # (N, 1, d)
     sin: torch.Tensor  # (N, 1, d)
-    scales: torch.Tensor  # (H + K, 1) of queries and keys
+    scales: torch.Tensor  # (H + K, 1) of queries, 1 / sqrt(d), and of keys, 1
     groups: tuple[BinnedHeads, ...]
-    there: torch.Tensor  # of (N * (H + 2 K), d) queries, keys and values, the one in each row of the bins
-    here: torch.Tensor
-    back: torch.Tensor  # of (N * H, d) mixed values, the row of the bins where each is
-    forth: torch.Tensor
+    there: torch.Tensor  # for each row of all bins which of the tokens' heads (N * (H + 2 K), d) it holds
+    here: torch.Tensor  # for each of those its row
+    forth: torch.Tensor  # the same for queries alone, (N * H, d): this is how what they found goes back
+    back: torch.Tensor
 
     @classmethod
     def of(cls, packing: Packing, arch: ThinkerArch, rope, dtype: torch.dtype) -> "Plan":
-        """`rope` is `layers.rope_table` of the packed tokens, `dtype` their own; under autocast its takes over."""
+        """`rope` is `layers.rope_table` of the tokens, `dtype` their own unless autocast has another."""
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
-        H, K, d = arch.heads, arch.kv_heads, arch.head_dim
-        groups, there, forth = [], [], []
+        N, H, K, d = len(packing.positions), arch.heads, arch.kv_heads, arch.head_dim
         queries, keys = torch.arange(H).view(K, 1, H // K, 1), torch.arange(K).view(K, 1, 1, 1)
-        begin = 0
-        for group in packing.groups:
-            places = group.bins * group.length
-            tokens = packing.there[begin:begin + places].view(1, group.bins, 1, group.length)
-            begin += places
+        groups, there, forth = [], [], []
+        for places, group in zip(packing.there.split([g.bins * g.length for g in packing.groups]),
+                                 packing.groups, strict=True):
+            tokens = places.view(1, group.bins, 1, group.length)
             there += [(tokens * (H + 2 * K) + heads).flatten() for heads in (queries, H + keys, H + K + keys)]
             forth.append((tokens * H + queries).flatten())
-            may = group.mask if group.mask is not None else \
-                torch.ones(1, 1, group.length, group.length, dtype=torch.bool).tril_()
-            mask = torch.zeros(may.shape, dtype=dtype).masked_fill_(~may, float("-inf"))
+            seen = torch.ones(1, 1, group.length, group.length, dtype=torch.bool).tril_() \
+                if group.mask is None else group.mask
+            mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
             groups.append(BinnedHeads(group.bins, group.length, H // K, K, mask))
+        there, forth = torch.cat(there), torch.cat(forth)
         cos, sin = (table[:, None] for table in rope)
         sin = torch.cat((-sin[..., :d // 2], sin[..., d // 2:]), dim=-1)
         scales = torch.tensor([d ** -0.5] * H + [1.0] * K, dtype=cos.dtype)[:, None]
-        there, forth = torch.cat(there), torch.cat(forth)
-        N = len(packing.positions)
-        return cls(dtype, arch.norm_eps, H, H + K, d, cos, sin, scales, tuple(groups), there, _inverse(there, N * (H + 2 * K)),
-                   _inverse(forth, N * H), forth)
+        return cls(dtype, arch.norm_eps, H, K, d, cos, sin, scales, tuple(groups),
+                   there, _inverse(there, N * (H + 2 * K)), forth, _inverse(forth, N * H))
 
-
-    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Queries, keys and values of all bins (rows, d), by group."""
-        return x.split([sum(group.sizes) for group in self.groups])
+    def by_group(self, x: torch.Tensor) -> list[tuple[torch.Tensor, BinnedHeads]]:
+        """Rows (rows of all bins, d) -> those of each group, with the group."""
+        return [*zip(x.split([sum(group.sizes) for group in self.groups]), self.groups, strict=True)]
 
 
 def _inverse(there: torch.Tensor, size: int) -> torch.Tensor:
@@ -248,7 +241,7 @@ def _inverse(there: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def serves(x: torch.Tensor, packing: Packing | None) -> bool:
-    """Whether blocks take this way: packed tokens on a CPU, in bins not too long to keep what is attended to."""
+    """Whether blocks take this way: packed tokens on a CPU, in bins that are not too long."""
     return packing is not None and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) \
         and max(group.length for group in packing.groups) <= LONGEST
 
@@ -258,6 +251,7 @@ def block(layer, x: torch.Tensor, plan: Plan, keep: torch.Tensor | None) -> torc
     attn, mlp = layer.self_attn, layer.mlp
     norms = (attn.q_norm.weight, attn.k_norm.weight) if attn.qk_norm else (None, None)
     with torch.autocast("cpu", enabled=False):
-        return Block.apply(x, plan, keep, layer.input_layernorm.weight, attn.q_proj.weight, attn.k_proj.weight,
-                           attn.v_proj.weight, *norms, attn.o_proj.weight, layer.post_attention_layernorm.weight,
-                           mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
+        return Block.apply(
+            x, plan, keep, layer.input_layernorm.weight, attn.q_proj.weight, attn.k_proj.weight,
+            attn.v_proj.weight, *norms, attn.o_proj.weight, layer.post_attention_layernorm.weight,
+            mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)

@@ -1,4 +1,4 @@
-"""The true tokens of a batch end to end, so that nothing is computed on padding; attention takes them in bins."""
+"""The true tokens of a batch end to end, so that nothing is computed on padding; bins for attention."""
 
 from dataclasses import dataclass
 from itertools import groupby

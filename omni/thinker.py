@@ -35,8 +35,8 @@ class Thinker(nn.Module):
         """(B, T, D) embeddings -> (B, T, D) last hidden states.
 
         The batch is right-padded and attention is causal, so no true token ever sees padding: no mask is
-        needed. With a `packing`, (N, D) of its tokens -> the (K, D) that `keep` names: the last block computes
-        nothing but keys and values for the others.
+        needed. With a `packing`, (N, D) of its tokens -> (N, D), or the (A, D) that `keep` (A,) names: for
+        the others the last block computes attention alone.
         """
         positions, x = torch.arange(embeds.shape[1], device=embeds.device), embeds
         if packing is not None:

@@ -1,5 +1,7 @@
 """Packed tokens, and blocks as one autograd function, against the padded batch and the plain modules."""
 
+import gc
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -117,8 +119,8 @@ def test_the_gradient_of_a_block_is_that_of_its_differences(qk_norm, kept):
     seen = packing.positions.new_tensor(range(len(packing.tokens))) if keep is None else slice(4)
 
     def block(x, *values):
-        return torch.func.functional_call(_Fused(layer, plan, keep), {f"layer.{name}": value for name, value in
-                                          zip(names, values, strict=True)}, (x,))[seen]
+        changed = {f"layer.{name}": value for name, value in zip(names, values, strict=True)}
+        return torch.func.functional_call(_Fused(layer, plan, keep), changed, (x,))[seen]
     assert torch.autograd.gradcheck(block, (x, *values), fast_mode=True)
 
 
@@ -166,6 +168,25 @@ def test_bf16_is_near_fp32_and_as_near_as_the_plain_blocks(monkeypatch):
     plain = gradients(True)
     errors = [float((g - exact).norm() / exact.norm()) for g in (ours, plain)]
     assert errors[0] < 0.05 and errors[0] < 2 * errors[1] + 1e-3, errors
+
+
+def live_bytes() -> int:
+    gc.collect()
+    tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def test_under_checkpointing_a_block_keeps_nothing_of_its_own():
+    """What autograd is told to save is left to it; anything else on the context would stay."""
+    model, packing = thinker(), Packing.of(torch.tensor([128] * 8), 128)
+    x = torch.randn(len(packing.positions), WIDTH, dtype=torch.float64)
+    model.activation_checkpointing = True
+    before = live_bytes()
+    states = model.hidden(x, packing)
+    shared = packing.groups[-1]
+    one_block = 4 * shared.bins * shared.length ** 2 * 8  # bytes of what its heads attend to
+    assert live_bytes() - before < one_block / 2
+    states.sum().backward()
 
 
 def test_rows_too_long_to_keep_what_they_attend_to_take_the_plain_way():

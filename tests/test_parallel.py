@@ -183,7 +183,7 @@ def test_features_are_computed_once_over_all_ranks(toy, monkeypatch):
     node = {"values": [None] * 3, "barrier": threading.Barrier(3)}
 
     def stored(world: World) -> FeatureStore:
-        store = FeatureStore(model, Decoder(toy.collator(model).reader, 20), 1.0, world)
+        store = FeatureStore(model, Decoder(toy.collator(model).reader, 20), 1.0, world=world)
         assert store.add(samples, 2, "test") == {}
         return store
     whole = stored(ALONE)

@@ -64,7 +64,7 @@ def build(config_path: str, device: torch.device, cached: bool, samples_a_source
             split[name] = split[name][:samples_a_source]
     reader = reader_class(model.vision_encoder.arch.image_size, config.seed, model.audio_encoder.arch.level)
     decoder = Decoder(reader, config.decode_timeout_s)
-    features = FeatureStore(model, decoder, config.feature_cache_gb, precision=config.precision) if cached else None
+    features = FeatureStore(model, decoder, config.feature_cache_gb, config.precision) if cached else None
     if cached:
         for split, takes in ((mix.train, config.augment_takes), (mix.val, 1)):
             for name, samples in split.items():

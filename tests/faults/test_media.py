@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from omni import audio
 from omni.collate import MediaReader
 from omni.config import UserError
 from omni.dataset import Mix
-from omni.decode import Decoder
+from omni.decode import THREAD, Decoder
 
 SIDE = 32
 
@@ -168,7 +169,7 @@ def test_a_medium_is_decoded_once_for_all_its_takes(tmp_path):
         assert torch.equal(medium, MediaReader(SIDE).pixels(path, take))
 
 
-def test_no_child_is_left_however_the_reading_ends(tmp_path):
+def test_neither_child_nor_thread_is_left_however_the_reading_ends(tmp_path):
     (tmp_path / "a.png").write_bytes(PICTURES["png_as.jpg"][0])
     requests = [("pixels", str(tmp_path / "a.png"), take) for take in range(999)]
     for wanted in (999, 3):
@@ -176,6 +177,10 @@ def test_no_child_is_left_however_the_reading_ends(tmp_path):
         assert len(list(zip(range(wanted), media, strict=False))) == wanted
         media.close()
         assert not multiprocessing.active_children()
+        for thread in threading.enumerate():
+            if thread.name == THREAD:
+                thread.join(5)
+                assert not thread.is_alive()
 
 
 def test_reading_apart_gives_the_bits_of_reading_here(toy):
