@@ -178,6 +178,12 @@ class BinnedHeads:
         keys = self.kv_heads * self.bins * self.length
         return [self.heads * keys, keys, keys]
 
+    def rows(self, first: int, heads: int) -> torch.Tensor:
+        """(bins * length, kv_heads * heads): the row, from `first` on, of each place's heads."""
+        size = self.kv_heads * self.bins * heads * self.length
+        numbers = torch.arange(first, first + size).view(self.kv_heads, self.bins, heads, self.length)
+        return numbers.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)
+
     def split(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(sum of sizes, d) -> queries (kv_heads * bins, heads * length, d), keys and values likewise."""
         q, k, v = x.split(self.sizes)
@@ -211,33 +217,33 @@ class Plan:
         """`rope` is `layers.rope_table` of the tokens, `dtype` their own unless autocast has another."""
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
-        N, H, K, d = len(packing.positions), arch.heads, arch.kv_heads, arch.head_dim
-        queries, keys = torch.arange(H).view(K, 1, H // K, 1), torch.arange(K).view(K, 1, 1, 1)
-        groups, there, forth = [], [], []
-        for places, group in zip(packing.there.split([g.bins * g.length for g in packing.groups]),
-                                 packing.groups, strict=True):
-            tokens = places.view(1, group.bins, 1, group.length)
-            there += [(tokens * (H + 2 * K) + heads).flatten() for heads in (queries, H + keys, H + K + keys)]
-            forth.append((tokens * H + queries).flatten())
+        H, K, d = arch.heads, arch.kv_heads, arch.head_dim
+        groups, stands, asks, rows, asking = [], [], [], 0, 0  # rows of the groups before, those of queries
+        for group in packing.groups:
             seen = torch.ones(1, 1, group.length, group.length, dtype=torch.bool).tril_() \
                 if group.mask is None else group.mask
             mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
-            groups.append(BinnedHeads(group.bins, group.length, H // K, K, mask))
-        there, forth = torch.cat(there), torch.cat(forth)
+            binned = BinnedHeads(group.bins, group.length, H // K, K, mask)
+            groups.append(binned)
+            asks.append(binned.rows(asking, H // K))
+            asking += binned.sizes[0]
+            for size, heads in zip(binned.sizes, (H // K, 1, 1), strict=True):
+                stands.append(binned.rows(rows, heads))
+                rows += size
+        stands = torch.cat([torch.cat(stands[i:i + 3], dim=1) for i in range(0, len(stands), 3)])
+        asks = torch.cat(asks)
+        there, forth = (rows.new_empty(rows.numel()).index_copy_(0, rows.flatten(), (
+            packing.there[:, None] * rows.shape[1] + torch.arange(rows.shape[1])).flatten())
+            for rows in (stands, asks))
+        here, back = (rows[packing.here].flatten() for rows in (stands, asks))
         cos, sin = (table[:, None] for table in rope)
         sin = torch.cat((-sin[..., :d // 2], sin[..., d // 2:]), dim=-1)
         scales = torch.tensor([d ** -0.5] * H + [1.0] * K, dtype=cos.dtype)[:, None]
-        return cls(dtype, arch.norm_eps, H, K, d, cos, sin, scales, tuple(groups),
-                   there, _inverse(there, N * (H + 2 * K)), forth, _inverse(forth, N * H))
+        return cls(dtype, arch.norm_eps, H, K, d, cos, sin, scales, tuple(groups), there, here, forth, back)
 
     def by_group(self, x: torch.Tensor) -> list[tuple[torch.Tensor, BinnedHeads]]:
         """Rows (rows of all bins, d) -> those of each group, with the group."""
         return [*zip(x.split([sum(group.sizes) for group in self.groups]), self.groups, strict=True)]
-
-
-def _inverse(there: torch.Tensor, size: int) -> torch.Tensor:
-    """Where each of 0 .. size - 1 stands in `there`; of one that repeats any place will do."""
-    return there.new_empty(size).index_copy_(0, there, torch.arange(len(there)))
 
 
 def serves(x: torch.Tensor, packing: Packing | None) -> bool:

@@ -14,7 +14,7 @@ from omni.batch import IGNORE, Batch
 from omni.config import AudioArch, SFTConfig, ThinkerArch, UserError, VisionArch
 from omni.layers import LayerCache
 from omni.log import say
-from omni.packing import ROUND, Packing
+from omni.packing import Packing, rounded_up
 from omni.sampling import GREEDY
 from omni.thinker import Thinker
 from omni.tokenizer import MERGE, Tokenizer, image_tokens
@@ -102,7 +102,7 @@ class OmniModel(nn.Module):
             audio, _ = self.encode_audio(batch.mels, batch.mel_lengths)
         if audio is not None:
             rows, dtype = len(audio), self.audio_projector.up_proj.weight.dtype
-            audio = F.pad(audio.to(dtype), (0, 0, 0, -rows % ROUND))  # to a size met before, as in `Packing`
+            audio = F.pad(audio.to(dtype), (0, 0, 0, rounded_up(rows) - rows))
             embeds = self._scatter(embeds, ids == self.tokenizer.audio, self.audio_projector(audio)[:rows])
         return embeds
 
@@ -131,7 +131,7 @@ class OmniModel(nn.Module):
         packing = Packing.of(batch.lengths, batch.input_ids.shape[1])
         labels = packing.pack(batch.labels, IGNORE)
         answers = (labels != IGNORE).nonzero()[:, 0]
-        answers = F.pad(answers, (0, -len(answers) % ROUND), value=len(labels) - 1)
+        answers = F.pad(answers, (0, rounded_up(len(answers)) - len(answers)), value=len(labels) - 1)
         embeds = self.embed(batch, packing.pack(batch.input_ids, self.tokenizer.pad))
         hidden, labels = self.thinker.hidden(embeds, packing, answers), labels[answers]
         rows = max(1, LOGITS // self.thinker.arch.vocab_size)

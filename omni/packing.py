@@ -7,9 +7,14 @@ import torch
 from torch.autograd import Function
 from torch.nn import functional as F
 
-ROUND = 64  # tokens
+STEP = 32  # tokens: the least that sizes are apart
 BIN = 128  # tokens: rows that are no longer share bins
-STEP = 32  # tokens: such bins are as long as the longest of these rows, rounded up to it
+
+
+def rounded_up(size: int) -> int:
+    """The next of 16 sizes an octave, for each size that is new makes oneDNN compile its products anew."""
+    step = max(STEP, 1 << size.bit_length() >> 5)
+    return -(-size // step) * step
 
 
 class Take(Function):
@@ -45,14 +50,13 @@ class Group:
 class Packing:
     """The N tokens of a right-padded (B, T) batch, row after row, and spare ones behind them.
 
-    At least one is spare, and they make N a multiple of ROUND: for each size that is new, oneDNN compiles its
-    products anew. Attention sees the tokens in bins: rows of up to BIN tokens, and the spare ones as a row of
-    theirs, share bins; longer rows have one each, in groups of like length. What is left of a bin repeats the
-    last spare token.
+    At least one is spare, and N is `rounded_up`. Attention sees the tokens in bins: rows of up to BIN tokens
+    share bins; longer rows have one each, in groups of like length. What is left of a bin, and one place at
+    least, holds the last spare token; it stands for all of them.
     """
 
     tokens: torch.Tensor  # (N - spare,) the place of each in (B * T,)
-    positions: torch.Tensor  # (N,) of 0 .. T - 1
+    positions: torch.Tensor  # (N,) of 0 .. T - 1; 0 of spare ones
     spare: int
     groups: tuple[Group, ...]
     there: torch.Tensor  # (P,) the token at each place of the groups' bins, end to end
@@ -62,8 +66,8 @@ class Packing:
     def of(cls, lengths: torch.Tensor, width: int) -> "Packing":
         """Of rows of `lengths` (B,) in a batch padded to `width`."""
         device, sizes = lengths.device, lengths.tolist()
-        spare = ROUND - sum(sizes) % ROUND
-        sizes.append(spare)
+        spare = rounded_up(sum(sizes) + 1) - sum(sizes)
+        sizes.append(1)
         by_length = sorted(range(len(sizes)), key=lambda row: -sizes[row])
         short = [row for row in by_length if sizes[row] <= BIN]
         begins, places, groups = [0] * len(sizes), 0, []  # of each row among the places
@@ -73,7 +77,7 @@ class Packing:
             for row in rows:
                 begins[row], places = places, places + longest
             groups.append((len(rows), longest))
-        length = -(-sizes[short[0]] // STEP) * STEP
+        length = rounded_up(sizes[short[0]])
         ends: list[int] = []  # of what each bin holds so far
         for row in short:  # the longest first, each where it leaves the least room
             fitting = [bin for bin, end in enumerate(ends) if end + sizes[row] <= length]
@@ -85,15 +89,18 @@ class Packing:
             ends[bin] += sizes[row]
         shared = slice(places, places + len(ends) * length)
 
-        rows = torch.repeat_interleave(torch.tensor(sizes))  # (N,) of each token
+        rows = torch.repeat_interleave(torch.tensor(sizes))  # of each token, and of one spare one
         numbers, sizes = torch.arange(len(rows)), torch.tensor(sizes)
         positions = numbers - (sizes.cumsum(0) - sizes)[rows]
         here = torch.tensor(begins)[rows] + positions
-        there = numbers.new_full((shared.stop,), len(rows) - 1).index_copy_(0, here, numbers)
+        last = len(rows) + spare - 2
+        numbers[-1] = last
+        there = numbers.new_full((shared.stop,), last).index_copy_(0, here, numbers)
         owners = numbers.new_full((shared.stop,), -1).index_copy_(0, here, rows)[shared].view(-1, length)
         mask = (owners[:, :, None] == owners[:, None]).tril_()[:, None]
-        tokens = (rows * width + positions)[:len(rows) - spare]
-        return cls(tokens.to(device), positions.to(device), spare,
+        tokens = (rows * width + positions)[:-1]
+        here = torch.cat((here, here[-1:].expand(spare - 1)))
+        return cls(tokens.to(device), F.pad(positions, (0, spare - 1)).to(device), spare,
                    (*(Group(*group, None) for group in groups), Group(len(ends), length, mask.to(device))),
                    there.to(device), here.to(device))
 

@@ -8,6 +8,7 @@ dense (B, T, T) mask.
 import statistics
 import tempfile
 import time
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -84,18 +85,18 @@ def collator(workload: Workload, dense: bool):
     return collate
 
 
-def seconds_a_step(workload: Workload, device: torch.device, steps: int, dense: bool = False) -> float:
-    """Median seconds of a training step; the first two are warm-up."""
+def seconds_a_step(workload: Workload, device: torch.device, steps: int, dense: bool = False,
+                   warm: int = 2) -> float:
+    """Median seconds of a training step, after `warm` to warm up."""
     config, times = workload.config, StepTimes()
     bf16 = not isinstance(autocast(device, config.precision), type(autocast(device, "fp32")))
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
-            output_dir=folder, max_steps=steps + 2, per_device_train_batch_size=1, bf16=bf16,
+            output_dir=folder, max_steps=steps + warm, per_device_train_batch_size=1, bf16=bf16,
             learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=config.warmup_steps,
             weight_decay=config.weight_decay, max_grad_norm=config.grad_clip, optim="adamw_torch_fused",
             use_cpu=device.type == "cpu", report_to=[], save_strategy="no", logging_steps=20,
             remove_unused_columns=False, disable_tqdm=True, dataloader_pin_memory=device.type == "cuda")
         InOrder(TrainerModel(workload), args, data_collator=collator(workload, dense),
-                train_dataset=list(range(steps + 2)), callbacks=[times]).train()
-    gaps = [b - a for a, b in zip(times.ends[1:], times.ends[2:], strict=False)]
-    return statistics.median(gaps)
+                train_dataset=list(range(steps + warm)), callbacks=[times]).train()
+    return statistics.median(b - a for a, b in pairwise(times.ends[warm - 1:]))

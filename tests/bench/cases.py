@@ -1,6 +1,7 @@
 """The cases of the benchmark; each returns {what: figure}."""
 
 import contextlib
+import gc
 import json
 import statistics
 import subprocess
@@ -60,6 +61,7 @@ def train(w: workload.Workload, device: torch.device, first: int, count: int) ->
     trained = [p for p in w.model.parameters() if p.requires_grad]
     optimizer = w.optimizer()
     w.model.train()
+    gc.freeze()  # as a run does
     for number in range(first, first + count):
         step = w.dataset[number]
         answer_tokens = int(step.counts[:, 1].sum())
@@ -93,14 +95,14 @@ def step(bench: Bench) -> dict:
     """Training samples/s, steady state, media decoded, against the Trainer and the floor of the flops."""
     from tests.bench.baseline import seconds_a_step
 
-    steps = 20  # after two to warm up
+    steps, warm = 20, 40  # steady state: their sizes were met before
     times: dict[str, list[float]] = {"ours": [], "trainer": [], "dense": []}
     for _ in range(ROUNDS):
-        times["ours"].append(statistics.median(train(bench.cached, bench.device, 0, steps + 2)[2:]))
-        times["trainer"].append(seconds_a_step(bench.decoded, bench.device, steps))
+        times["ours"].append(statistics.median(train(bench.cached, bench.device, 0, steps + warm)[warm:]))
+        times["trainer"].append(seconds_a_step(bench.decoded, bench.device, steps, warm=warm))
     times["dense"].append(seconds_a_step(bench.decoded, bench.device, 3, dense=True))
     ours, trainer, dense = (statistics.median(times[name]) for name in ("ours", "trainer", "dense"))
-    batches = [bench.cached.dataset[number].batches[0] for number in range(2, steps + 2)]
+    batches = [bench.cached.dataset[number].batches[0] for number in range(warm, steps + warm)]
     floor = statistics.median(flops(bench.cached, b) for b in batches) / bench.peak
     size = bench.cached.config.batch_size
     busy = {}
