@@ -76,8 +76,8 @@ class Block(Function):
     """`layers.Block` on x (N, D) -> (N, D), or those rows (A, D) that `keep` (A,) names."""
 
     @staticmethod
-    def forward(ctx, x, plan: "Plan", keep, norm_in, q_proj, k_proj, v_proj, q_norm, k_norm, o_proj, norm_mid,
-                gate_proj, up_proj, down_proj):
+    def forward(ctx, x, plan: "Plan", keep, cache, norm_in, q_proj, k_proj, v_proj, q_norm, k_norm, o_proj,
+                norm_mid, gate_proj, up_proj, down_proj):
         N, H, K, d, dtype = len(x), plan.heads, plan.kv_heads, plan.head_dim, plan.dtype
         y, kept_in = normalise(x, norm_in, plan.eps)
         y = y.to(dtype)
@@ -90,6 +90,10 @@ class Block(Function):
             weight = torch.cat((q_norm.expand(H, d), k_norm.expand(K, d)))
             heads, kept_qk = normalise(heads, weight * plan.scales, plan.eps)
         qkv[:, :H + K] = turn(heads, plan.cos, plan.sin)
+        if cache is not None:
+            true = plan.packing.true(qkv)
+            cache.write(true[:, H:H + K], true[:, H + K:], plan.packing.rows,
+                        plan.packing.true(plan.packing.positions))
         qkv = qkv.view(-1, d).index_select(0, plan.there)
         mixed, shares = zip(*(attend(part, group) for part, group in plan.by_group(qkv)), strict=True)
         mixed = (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).index_select(0, plan.back).view(N, -1)
@@ -156,7 +160,7 @@ class Block(Function):
         dx = torch.addcmul(dx, dz, kept_in[1])
         dweights = (dnorm_in, dq_proj, dk_proj, dv_proj, dq_norm, dk_norm, do_proj, dnorm_mid, dgate_proj,
                     dup_proj, ddown_proj)
-        return dx, None, None, *(None if g is None else g.to(full) for g in dweights)
+        return dx, None, None, None, *(None if g is None else g.to(full) for g in dweights)
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,7 @@ class BinnedHeads:
 class Plan:
     """What all blocks of a step share: tables of rotary positions, and where each head of a token stands."""
 
+    packing: Packing
     dtype: torch.dtype
     eps: float
     heads: int  # H
@@ -239,7 +244,8 @@ class Plan:
         cos, sin = (table[:, None] for table in rope)
         sin = torch.cat((-sin[..., :d // 2], sin[..., d // 2:]), dim=-1)
         scales = torch.tensor([d ** -0.5] * H + [1.0] * K, dtype=cos.dtype)[:, None]
-        return cls(dtype, arch.norm_eps, H, K, d, cos, sin, scales, tuple(groups), there, here, forth, back)
+        return cls(packing, dtype, arch.norm_eps, H, K, d, cos, sin, scales, tuple(groups),
+                   there, here, forth, back)
 
     def by_group(self, x: torch.Tensor) -> list[tuple[torch.Tensor, BinnedHeads]]:
         """Rows (rows of all bins, d) -> those of each group, with the group."""
@@ -252,12 +258,15 @@ def serves(x: torch.Tensor, packing: Packing | None) -> bool:
         and max(group.length for group in packing.groups) <= LONGEST
 
 
-def block(layer, x: torch.Tensor, plan: Plan, keep: torch.Tensor | None) -> torch.Tensor:
-    """`layer`, a `layers.Block`, on x (N, D); of the result those rows that `keep` names."""
+def block(layer, x: torch.Tensor, plan: Plan, keep: torch.Tensor | None, cache=None) -> torch.Tensor:
+    """`layer`, a `layers.Block`, on x (N, D); of the result those rows that `keep` names.
+
+    Keys and values are put to the `cache`, a `layers.LayerCache`.
+    """
     attn, mlp = layer.self_attn, layer.mlp
     norms = (attn.q_norm.weight, attn.k_norm.weight) if attn.qk_norm else (None, None)
     with torch.autocast("cpu", enabled=False):
         return Block.apply(
-            x, plan, keep, layer.input_layernorm.weight, attn.q_proj.weight, attn.k_proj.weight,
+            x, plan, keep, cache, layer.input_layernorm.weight, attn.q_proj.weight, attn.k_proj.weight,
             attn.v_proj.weight, *norms, attn.o_proj.weight, layer.post_attention_layernorm.weight,
             mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)

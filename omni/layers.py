@@ -50,11 +50,11 @@ class LayerCache:
     keys: torch.Tensor
     values: torch.Tensor
 
-    def write(self, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
-        """Put new keys and values (B, kv heads, T, head_dim) at `positions` (B, T) of each row."""
-        index = positions[:, None, :, None].expand_as(keys)
-        self.keys.scatter_(2, index, keys.to(self.keys.dtype))
-        self.values.scatter_(2, index, values.to(self.values.dtype))
+    def write(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor,
+              positions: torch.Tensor) -> None:
+        """Put the keys and values (n, kv heads, d) of n tokens at `positions` (n,) of `rows` (n,)."""
+        self.keys[rows, :, positions] = keys.to(self.keys.dtype)
+        self.values[rows, :, positions] = values.to(self.values.dtype)
 
 
 class Attention(nn.Module):
@@ -75,9 +75,9 @@ class Attention(nn.Module):
                 positions=None, packing: Packing | None = None):
         """x (B, T, width) -> (B, T, width), or with a `packing` (N, width) -> (N, width).
 
-        `mask` (B, 1, T or 1, keys) is True where a query may look. With a `cache`, the new keys are written
-        at `positions` (B, T), and with a `mask` besides T is 1 and attention runs over the first keys of
-        the cache.
+        `mask` (B, 1, T or 1, keys) is True where a query may look. To a `cache` the new keys and values are
+        written: those of a `packing`, or of one token a row (T = 1) at `positions` (B,), whose attention then
+        runs over the first keys of the cache.
         """
         q = self.q_norm(self.q_proj(x).unflatten(-1, (self.heads, self.head_dim)))
         k = self.k_norm(self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)))
@@ -87,6 +87,8 @@ class Attention(nn.Module):
         if packing is None:
             out = self._attend(q, k, v, causal, mask, cache, positions)
         else:
+            if cache is not None:
+                cache.write(*map(packing.true, (k, v)), packing.rows, packing.true(packing.positions))
             bins = zip(*map(packing.binned, (q, k, v)), strict=True)
             out = packing.unbinned([self._attend(*parts, causal and group.mask is None, group.mask)
                                     for parts, group in zip(bins, packing.groups, strict=True)])
@@ -98,10 +100,9 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         groups = self.heads // self.kv_heads
         if cache is not None:
-            cache.write(k, v, positions)
-        if cache is not None and mask is not None:
-            # One new token a row: the queries that share a key head stand as several positions, so that no
-            # key is copied. Without a mask the new keys are all: the prompt's own causal attention.
+            cache.write(k[:, :, 0], v[:, :, 0], torch.arange(B, device=q.device), positions)
+            # One token a row: the queries that share a key head stand as several positions, so that no key
+            # is copied.
             k, v = (kept[:, :, :mask.shape[-1]] for kept in (cache.keys, cache.values))
             q = q.reshape(B, self.kv_heads, groups, self.head_dim)
         elif groups > 1:
@@ -140,9 +141,9 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, rope=None, *, plan: fused.Plan | None = None,
                 keep: torch.Tensor | None = None, **attention) -> torch.Tensor:
-        """As `Attention`; of packed tokens `keep` (K,) names those that are asked for: -> (K, width)."""
+        """As `Attention`; of packed tokens `keep` (A,) names those that are asked for: -> (A, width)."""
         if plan is not None:
-            return fused.block(self, x, plan, keep)
+            return fused.block(self, x, plan, keep, attention["cache"])
         mixed = self.self_attn(self.input_layernorm(x), rope, **attention)
         if keep is not None:
             x, mixed = x.index_select(0, keep), mixed.index_select(0, keep)

@@ -128,7 +128,7 @@ class OmniModel(nn.Module):
         thrown away. Spare positions without a label round both up to a size met before. What would be more
         than LOGITS logits is computed a piece at a time, and again in the backward pass.
         """
-        packing = Packing.of(batch.lengths, batch.input_ids.shape[1])
+        packing = Packing.of(batch.lengths)
         labels = packing.pack(batch.labels, IGNORE)
         answers = (labels != IGNORE).nonzero()[:, 0]
         answers = F.pad(answers, (0, rounded_up(len(answers)) - len(answers)), value=len(labels) - 1)
@@ -173,13 +173,11 @@ class OmniModel(nn.Module):
         takes logits (B, V) and gives tokens (B,). Each time that half of the rows are through they go, for
         they would cost as much as the others.
         """
-        lengths = batch.lengths
+        lengths, packing = batch.lengths, Packing.of(batch.lengths)
         rows, longest = batch.input_ids.shape
-        embeds = self.embed(batch)
+        embeds = self.embed(batch, packing.pack(batch.input_ids, self.tokenizer.pad))
         cache = self.thinker.new_cache(rows, longest + max_new_tokens, embeds)
-        positions = torch.arange(longest, device=lengths.device).expand(rows, -1)
-        hidden = self.thinker.extend(embeds, cache, positions, longest)
-        hidden = hidden[torch.arange(rows, device=lengths.device), lengths - 1]  # (B, D) at the prompts' ends
+        hidden = self.thinker.hidden(embeds, packing, packing.ends(), cache)  # (B, D)
         asked, end = torch.arange(rows, device=lengths.device), self.tokenizer.end  # whom each row answers
         done = torch.zeros(rows, dtype=torch.bool, device=lengths.device)
         for step in range(max_new_tokens):
@@ -193,9 +191,8 @@ class OmniModel(nn.Module):
                 stay = ~done
                 asked, token, lengths, done = asked[stay], token[stay], lengths[stay], done[stay]
                 cache = [LayerCache(layer.keys[stay], layer.values[stay]) for layer in cache]
-            embeds = self.thinker.embed_tokens(token)[:, None]
-            positions, reach = (lengths + step)[:, None], longest + step + 1
-            hidden = self.thinker.extend(embeds, cache, positions, reach)[:, 0]
+            embeds, reach = self.thinker.embed_tokens(token), longest + step + 1
+            hidden = self.thinker.extend(embeds, cache, lengths + step, reach)
 
     def content(self) -> dict:
         """The whole system for a checkpoint: what `from_content` rebuilds."""

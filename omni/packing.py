@@ -55,7 +55,7 @@ class Packing:
     least, holds the last spare token; it stands for all of them.
     """
 
-    tokens: torch.Tensor  # (N - spare,) the place of each in (B * T,)
+    rows: torch.Tensor  # (N - spare,) of 0 .. B - 1
     positions: torch.Tensor  # (N,) of 0 .. T - 1; 0 of spare ones
     spare: int
     groups: tuple[Group, ...]
@@ -63,8 +63,8 @@ class Packing:
     here: torch.Tensor  # (N,) the place of each token among those
 
     @classmethod
-    def of(cls, lengths: torch.Tensor, width: int) -> "Packing":
-        """Of rows of `lengths` (B,) in a batch padded to `width`."""
+    def of(cls, lengths: torch.Tensor) -> "Packing":
+        """Of rows of `lengths` (B,)."""
         device, sizes = lengths.device, lengths.tolist()
         spare = rounded_up(sum(sizes) + 1) - sum(sizes)
         sizes.append(1)
@@ -98,15 +98,22 @@ class Packing:
         there = numbers.new_full((shared.stop,), last).index_copy_(0, here, numbers)
         owners = numbers.new_full((shared.stop,), -1).index_copy_(0, here, rows)[shared].view(-1, length)
         mask = (owners[:, :, None] == owners[:, None]).tril_()[:, None]
-        tokens = (rows * width + positions)[:-1]
         here = torch.cat((here, here[-1:].expand(spare - 1)))
-        return cls(tokens.to(device), F.pad(positions, (0, spare - 1)).to(device), spare,
+        return cls(rows[:-1].to(device), F.pad(positions, (0, spare - 1)).to(device), spare,
                    (*(Group(*group, None) for group in groups), Group(len(ends), length, mask.to(device))),
                    there.to(device), here.to(device))
 
     def pack(self, x: torch.Tensor, fill: int) -> torch.Tensor:
         """(B, T) -> (N,), `fill` in the spare ones."""
-        return F.pad(x.flatten()[self.tokens], (0, self.spare), value=fill)
+        return F.pad(x[self.rows, self.true(self.positions)], (0, self.spare), value=fill)
+
+    def true(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, ...) -> (N - spare, ...)."""
+        return x[:len(self.rows)]
+
+    def ends(self) -> torch.Tensor:
+        """(B,) the last token of each row."""
+        return self.rows.bincount().cumsum(0) - 1
 
     def binned(self, x: torch.Tensor) -> list[torch.Tensor]:
         """(N, ...) -> for each group (bins, length, ...)."""

@@ -31,22 +31,22 @@ class Thinker(nn.Module):
         init_weights(self, arch.layers)
 
     def hidden(self, embeds: torch.Tensor, packing: Packing | None = None,
-               keep: torch.Tensor | None = None) -> torch.Tensor:
+               keep: torch.Tensor | None = None, cache: list[LayerCache] | None = None) -> torch.Tensor:
         """(B, T, D) embeddings -> (B, T, D) last hidden states.
 
         The batch is right-padded and attention is causal, so no true token ever sees padding: no mask is
         needed. With a `packing`, (N, D) of its tokens -> (N, D), or the (A, D) that `keep` (A,) names: for
-        the others the last block computes attention alone.
+        the others the last block computes attention alone. Their keys and values are put to the `cache`.
         """
         positions, x = torch.arange(embeds.shape[1], device=embeds.device), embeds
         if packing is not None:
             positions = packing.positions
         rope = rope_table(positions, self.arch.head_dim, self.arch.rope_theta)
         plan = fused.Plan.of(packing, self.arch, rope, x.dtype) if fused.serves(x, packing) else None
-        for layer in self.layers:
+        for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers), strict=True):
             run = partial(checkpoint, layer, use_reentrant=False) \
                 if self.activation_checkpointing and torch.is_grad_enabled() else layer
-            x = run(x, rope, causal=True, packing=packing, plan=plan,
+            x = run(x, rope, causal=True, packing=packing, plan=plan, cache=layer_cache,
                     keep=keep if layer is self.layers[-1] else None)
         return self.norm(x)
 
@@ -61,17 +61,10 @@ class Thinker(nn.Module):
 
     def extend(self, embeds: torch.Tensor, cache: list[LayerCache], positions: torch.Tensor,
                reach: int) -> torch.Tensor:
-        """Hidden states (B, T, D) of new tokens at `positions` (B, T), which are added to the cache.
-
-        The first call is the right-padded prompt from position 0; later calls add one token a row, each row
-        at its own position below `reach`, overwriting what padding left there.
-        """
-        rope = rope_table(positions, self.arch.head_dim, self.arch.rope_theta)
-        mask, causal = None, embeds.shape[1] > 1
-        if not causal:
-            keys = torch.arange(reach, device=embeds.device)
-            mask = (keys <= positions[..., None])[:, None]  # (B, 1, 1, reach)
-        x = embeds
+        """Hidden states (B, D) of a new token a row, at `positions` (B,) below `reach`; also to the cache."""
+        rope = rope_table(positions[:, None], self.arch.head_dim, self.arch.rope_theta)
+        mask = torch.arange(reach, device=embeds.device) <= positions[:, None, None, None]  # (B, 1, 1, reach)
+        x = embeds[:, None]
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x = layer(x, rope, causal=causal, mask=mask, cache=layer_cache, positions=positions)
-        return self.norm(x)
+            x = layer(x, rope, mask=mask, cache=layer_cache, positions=positions)
+        return self.norm(x[:, 0])

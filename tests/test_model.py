@@ -203,23 +203,6 @@ def test_rows_that_are_through_go_and_the_others_answer_as_before(toy, model, mi
     assert [row[:len(ids)] for row, ids in zip(rows, expected, strict=True)] == expected
 
 
-@torch.no_grad()
-def test_the_cache_gives_the_hidden_states_of_the_whole(toy, model, mixed):
-    for p in model.thinker.parameters():  # sharper attention than that of a fresh model
-        p.mul_(3)
-    batch, thinker = toy.collator(model)(mixed, prompt_only=True), model.thinker
-    rows, longest = batch.input_ids.shape
-    prompt, more = model.embed(batch), torch.randn(rows, 4, thinker.arch.width)
-    cache = thinker.new_cache(rows, longest + 4, prompt)
-    thinker.extend(prompt, cache, torch.arange(longest).expand(rows, -1), longest)
-    got = torch.stack([
-        thinker.extend(more[:, t:t + 1], cache, (batch.lengths + t)[:, None], longest + t + 1)[:, 0]
-        for t in range(4)], dim=1)
-    for b, length in enumerate(batch.lengths):
-        whole = thinker.hidden(torch.cat([prompt[b, :length], more[b]])[None])[0, length:]
-        assert torch.allclose(got[b], whole, atol=1e-4)
-
-
 def test_bf16_generation_runs_and_begins_as_fp32_does(toy, model, mixed):
     nudged(model, toy)
     batch = toy.collator(model)(mixed, prompt_only=True)

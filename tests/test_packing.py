@@ -27,17 +27,18 @@ def thinker(qk_norm: bool = True, kv_heads: int = 2) -> Thinker:
 
 def pack(packing: Packing, embeds: torch.Tensor) -> torch.Tensor:
     """(B, T, D) -> (N, D)."""
-    return torch.cat((embeds.flatten(0, 1)[packing.tokens], embeds.new_ones(packing.spare, embeds.shape[2])))
+    true = embeds[packing.rows, packing.true(packing.positions)]
+    return torch.cat((true, true.new_ones(packing.spare, true.shape[1])))
 
 
 @given(LENGTHS)
 @settings(deadline=None, max_examples=60)
 def test_every_token_has_its_place_and_sees_its_own_past(lengths):
-    width = max(lengths) + 3
-    packing = Packing.of(torch.tensor(lengths), width)
+    packing = Packing.of(torch.tensor(lengths))
     places = [(b, t) for b, length in enumerate(lengths) for t in range(length)]
     N = len(packing.positions)
-    assert packing.tokens.tolist() == [b * width + t for b, t in places]
+    assert packing.rows.tolist() == [b for b, _ in places]
+    assert packing.ends().tolist() == [i for i, (b, t) in enumerate(places) if t == lengths[b] - 1]
     assert packing.positions.tolist() == [t for _, t in places] + [0] * packing.spare
     assert N == len(places) + packing.spare == rounded_up(N) and packing.spare > 0
     assert packing.there[packing.here].tolist() == [*range(len(places)), *[N - 1] * packing.spare]
@@ -68,13 +69,13 @@ def test_every_token_has_its_place_and_sees_its_own_past(lengths):
 @settings(deadline=None, max_examples=20)
 def test_taking_equals_indexing(seed, lengths):
     torch.manual_seed(seed)
-    packing = Packing.of(torch.tensor(lengths), max(lengths))
+    packing = Packing.of(torch.tensor(lengths))
     x = torch.randn(len(packing.positions), 3, requires_grad=True)
     weight = torch.randn(len(packing.there), 3)
     weight[torch.ones(len(weight), dtype=torch.bool).index_fill(0, packing.here, False)] = 0
     taken, indexed = Take.apply(x, packing.there, packing.here), x[packing.there]
     assert torch.equal(taken, indexed)
-    true = len(packing.tokens)
+    true = len(packing.rows)
     assert torch.equal(*(torch.autograd.grad((y * weight).sum(), x)[0][:true] for y in (taken, indexed)))
     parts = packing.binned(x)
     assert [part.shape[:2] for part in parts] == [(g.bins, g.length) for g in packing.groups]
@@ -99,10 +100,10 @@ def test_packed_tokens_are_those_of_the_padded_batch(way, qk_norm, kv_heads, len
         monkeypatch.setattr(fused, "serves", lambda *_: False)
     model, lengths = thinker(qk_norm, kv_heads), torch.tensor(lengths)
     embeds = torch.randn(len(lengths), int(lengths.max()), WIDTH, dtype=torch.float64, requires_grad=True)
-    packing = Packing.of(lengths, embeds.shape[1])
-    asked = torch.randperm(len(packing.tokens))[:40]
+    packing = Packing.of(lengths)
+    asked = torch.randperm(len(packing.rows))[:40]
     weight = torch.randn(len(asked), WIDTH, dtype=torch.float64)
-    padded = model.hidden(embeds).flatten(0, 1)[packing.tokens][asked]
+    padded = model.hidden(embeds)[packing.rows, packing.true(packing.positions)][asked]
     spare = torch.full((3,), len(packing.positions) - 1)  # as many as a size met before needs
     packed = model.hidden(pack(packing, embeds), packing, torch.cat((asked, spare)))[:-3]
     leaves = [embeds, *model.layers.parameters(), model.norm.weight]
@@ -117,14 +118,14 @@ def test_packed_tokens_are_those_of_the_padded_batch(way, qk_norm, kv_heads, len
 def test_the_gradient_of_a_block_is_that_of_its_differences(qk_norm, kept):
     torch.manual_seed(0)
     model = thinker(qk_norm)
-    packing = Packing.of(torch.tensor([5, 2, 4]), 5)
+    packing = Packing.of(torch.tensor([5, 2, 4]))
     x = torch.randn(len(packing.positions), WIDTH, dtype=torch.float64, requires_grad=True)
     table = tuple(t.double() for t in rope_table(packing.positions, 4))
     plan = fused.Plan.of(packing, model.arch, table, torch.float64)
     keep = None if kept is None else torch.tensor(kept)
     layer = model.layers[0]
     names, values = zip(*layer.named_parameters(), strict=True)
-    seen = packing.positions.new_tensor(range(len(packing.tokens))) if keep is None else slice(3)
+    seen = packing.positions.new_tensor(range(len(packing.rows))) if keep is None else slice(3)
 
     def block(x, *values):
         changed = {f"layer.{name}": value for name, value in zip(names, values, strict=True)}
@@ -148,9 +149,9 @@ def test_a_sample_depends_on_no_neighbour(way, monkeypatch):
     if way == "plain":
         monkeypatch.setattr(fused, "serves", lambda *_: False)
     model, lengths = thinker(), torch.tensor([20, 31, 150, 12, 140])
-    packing = Packing.of(lengths, 150)
+    packing = Packing.of(lengths)
     embeds = torch.randn(len(lengths), 150, WIDTH, dtype=torch.float64)
-    owner = packing.tokens // 150
+    owner = packing.rows
     before = model.hidden(pack(packing, embeds), packing)[:len(owner)]
     for row in range(len(lengths)):
         changed = embeds.clone()
@@ -160,15 +161,35 @@ def test_a_sample_depends_on_no_neighbour(way, monkeypatch):
         assert not torch.isclose(after[owner == row], before[owner == row]).all(-1).any()
 
 
+@pytest.mark.parametrize("way", ["plain", "fused"])
+@torch.no_grad()
+def test_the_cache_gives_the_hidden_states_of_the_whole(way, monkeypatch):
+    """A packed prompt, then token by token."""
+    torch.manual_seed(0)
+    if way == "plain":
+        monkeypatch.setattr(fused, "serves", lambda *_: False)
+    model, lengths = thinker(), torch.tensor([20, 1, 150, 12])
+    packing, longest = Packing.of(lengths), int(lengths.max())
+    embeds = torch.randn(len(lengths), longest + 4, WIDTH, dtype=torch.float64)
+    cache = model.new_cache(len(lengths), longest + 4, embeds)
+    ends = model.hidden(pack(packing, embeds), packing, packing.ends(), cache)
+    rows = torch.arange(len(lengths))
+    got = [ends, *(model.extend(embeds[rows, lengths + t], cache, lengths + t, longest + t + 1)
+                   for t in range(4))]
+    whole = model.hidden(embeds)
+    for t, states in enumerate(got):
+        torch.testing.assert_close(states, whole[rows, lengths - 1 + t], rtol=1e-4, atol=1e-4)
+
+
 def test_bf16_is_near_fp32_and_as_near_as_the_plain_blocks(monkeypatch):
     torch.manual_seed(0)
     model, lengths = thinker().float(), torch.tensor([20, 31, 150, 12, 140])
-    packing = Packing.of(lengths, 150)
+    packing = Packing.of(lengths)
     x = pack(packing, torch.randn(len(lengths), 150, WIDTH))
 
     def gradients(bf16: bool):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            states = model.hidden(x, packing)[:len(packing.tokens)]
+            states = model.hidden(x, packing)[:len(packing.rows)]
         return torch.cat([g.flatten() for g in torch.autograd.grad(states.square().sum(),
                                                                    [*model.layers.parameters()])])
     exact, ours = gradients(False), gradients(True)
@@ -186,7 +207,7 @@ def live_bytes() -> int:
 
 def test_under_checkpointing_a_block_keeps_nothing_of_its_own():
     """What autograd is told to save is left to it; anything else on the context would stay."""
-    model, packing = thinker(), Packing.of(torch.tensor([128] * 8), 128)
+    model, packing = thinker(), Packing.of(torch.tensor([128] * 8))
     x = torch.randn(len(packing.positions), WIDTH, dtype=torch.float64)
     model.activation_checkpointing = True
     before = live_bytes()
@@ -198,7 +219,7 @@ def test_under_checkpointing_a_block_keeps_nothing_of_its_own():
 
 
 def test_rows_too_long_to_keep_what_they_attend_to_take_the_plain_way():
-    packing = Packing.of(torch.tensor([3, fused.LONGEST + 1]), fused.LONGEST + 1)
+    packing = Packing.of(torch.tensor([3, fused.LONGEST + 1]))
     x = torch.zeros(len(packing.positions), WIDTH)
     assert not fused.serves(x, packing) and not fused.serves(x, None)
-    assert fused.serves(x, Packing.of(torch.tensor([3, fused.LONGEST]), fused.LONGEST))
+    assert fused.serves(x, Packing.of(torch.tensor([3, fused.LONGEST])))
