@@ -195,11 +195,11 @@ class StepDataset(Dataset):
         parts = [mine[i:i + size] for i in range(0, largest, size)]  # as many on each rank
         batches = [self._collate(part) if part else self._idle(draws[0]) for part in parts]
         answers = torch.cat([(b.labels != IGNORE).sum(1) for b in batches]).tolist()
-        counts = torch.zeros(len(self.mix.train), 2, dtype=torch.int64)
-        rows = {name: row for row, name in enumerate(self.mix.train)}
+        counts = {name: [0, 0] for name in self.mix.train}
         for draw, tokens in zip(mine, answers, strict=False):  # an idle batch's sample is nobody's
-            counts[rows[draw.source]] += torch.tensor([1, tokens])
-        return Step(batches, counts, draws)
+            counts[draw.source][0] += 1
+            counts[draw.source][1] += tokens
+        return Step(batches, torch.tensor([*counts.values()]), draws)
 
     def _collate(self, draws: list[Draw]) -> Batch:
         return self.collate([self._sample(d) for d in draws], [d.passes % self.takes for d in draws])

@@ -55,12 +55,12 @@ class FeatureStore:
         self.bytes = 0
 
     def image(self, path: str, take: int) -> torch.Tensor:
-        """(P, vision width)."""
-        return self._images[path, take].float()
+        """(P, vision width) in half precision."""
+        return self._images[path, take]
 
     def audio(self, path: str, take: int) -> torch.Tensor:
-        """(S, audio width)."""
-        return self._audios[path, take].float()
+        """(S, audio width) in half precision."""
+        return self._audios[path, take]
 
     @torch.no_grad()  # under inference_mode autocast would cast each weight again at each use
     def add(self, samples: Iterable[Sample], takes: int, what: str) -> dict[str, str]:

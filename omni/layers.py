@@ -32,8 +32,8 @@ def rope_table(positions: torch.Tensor, head_dim: int,
     even = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     frequencies = theta ** (-even / head_dim)
     angles = positions[..., None].float() * frequencies
-    angles = torch.cat((angles, angles), dim=-1)  # the two halves of a head turn together, as in Llama
-    return angles.cos(), angles.sin()
+    # The two halves of a head turn together, as in Llama.
+    return tuple(torch.cat((table, table), dim=-1) for table in (angles.cos(), angles.sin()))
 
 
 def apply_rope(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
