@@ -92,8 +92,9 @@ class Evaluator:
         samples = sorted(samples, key=lambda s: len(s.answer))
         for start in range(0, len(samples), self.batch_size):
             group = samples[start:start + self.batch_size]
+            batch = self.collate(group).to(self.device)
             with autocast(self.device, self.precision):
-                sums = self.model(self.collate(group).to(self.device))
+                sums = self.model(batch)
             loss, tokens, hits = (a + float(b) for a, b in zip((loss, tokens, hits), sums, strict=True))
             for number, (sample, answer) in enumerate(zip(group, self.answers(group), strict=True), start):
                 good = correct(answer, sample.answer)
@@ -114,8 +115,8 @@ class Evaluator:
 
     def answers(self, samples: Sequence[Sample]) -> list[str]:
         """Greedy answers to the samples' last question."""
+        batch = self.collate(samples, prompt_only=True).to(self.device)
         with autocast(self.device, self.precision):
-            batch = self.collate(samples, prompt_only=True).to(self.device)
             ids = self.model.generate(batch, self.max_new_tokens)
         return [self.model.tokenizer.decode(row) for row in ids]
 
