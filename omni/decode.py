@@ -80,8 +80,10 @@ class Decoder:
         if self.child is not None:
             self.child.kill()
             self.child.join(1)
-            while self.answers.get() is not None:  # so the thread, too, comes to its end
-                pass
+            # So the thread, too, comes to its end; a child that the kernel doesn't let go is not waited for.
+            with contextlib.suppress(queue.Empty):
+                while self.answers.get(timeout=1) is not None:
+                    pass
             self.child = None
 
 

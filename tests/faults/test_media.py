@@ -183,6 +183,19 @@ def test_neither_child_nor_thread_is_left_however_the_reading_ends(tmp_path):
                 assert not thread.is_alive()
 
 
+class Hanging(MediaReader):
+    def pixels(self, path, take=0):
+        time.sleep(60)
+
+
+def test_a_child_that_cannot_be_killed_holds_nobody_up(tmp_path, monkeypatch):
+    """As one that waits for a disk that is gone. Its own alarm ends it after some six seconds."""
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "kill", lambda _: None)
+    begun = time.monotonic()
+    assert "took longer" in read(tmp_path, {"a.png": None}, Hanging(SIDE), timeout=0.2)["a.png"]
+    assert time.monotonic() - begun < 9
+
+
 def test_reading_apart_gives_the_bits_of_reading_here(toy):
     reader = MediaReader(SIDE)
     for source, method in (("image_text", "pixels"), ("audio_text", "mel")):
