@@ -237,10 +237,10 @@ class Plan:
                 rows += size
         stands = torch.cat([torch.cat(stands[i:i + 3], dim=1) for i in range(0, len(stands), 3)])
         asks = torch.cat(asks)
-        there, forth = (rows.new_empty(rows.numel()).index_copy_(0, rows.flatten(), (
-            packing.there[:, None] * rows.shape[1] + torch.arange(rows.shape[1])).flatten())
-            for rows in (stands, asks))
-        here, back = (rows[packing.here].flatten() for rows in (stands, asks))
+        there, forth = (table.new_empty(table.numel()).index_copy_(0, table.flatten(), (
+            packing.there[:, None] * table.shape[1] + torch.arange(table.shape[1])).flatten())
+            for table in (stands, asks))
+        here, back = (table[packing.here].flatten() for table in (stands, asks))
         cos, sin = (table[:, None] for table in rope)
         sin = torch.cat((-sin[..., :d // 2], sin[..., d // 2:]), dim=-1)
         scales = torch.tensor([d ** -0.5] * H + [1.0] * K, dtype=cos.dtype)[:, None]

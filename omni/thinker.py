@@ -36,7 +36,7 @@ class Thinker(nn.Module):
 
         The batch is right-padded and attention is causal, so no true token ever sees padding: no mask is
         needed. With a `packing`, (N, D) of its tokens -> (N, D), or the (A, D) that `keep` (A,) names: for
-        the others the last block computes attention alone. Their keys and values are put to the `cache`.
+        the others the last block computes attention alone. All keys and values are put to the `cache`.
         """
         positions, x = torch.arange(embeds.shape[1], device=embeds.device), embeds
         if packing is not None:
