@@ -26,18 +26,28 @@ def normalise(x, weight, eps: float):
 
 
 def normalise_back(dy, kept):
-    """The gradients of x, still to be multiplied by `scale`, and of the weight."""
+    """The gradients of x, still to be multiplied by `scale`, and of the weight; `dy` is written over."""
     unit, scale, weight = kept
     along = dy * unit
     # A product with ones: the sum over rows runs on one thread.
     dweight = (along.new_ones(len(along)) @ along.flatten(1)).view_as(weight)
     inward = along.mul_(weight).mean(-1, keepdim=True)
-    return (dy * weight).addcmul_(unit, inward, value=-1), dweight
+    return dy.mul_(weight).addcmul_(unit, inward, value=-1), dweight
 
 
-def turn(x, cos, sin):
-    """Rotary positions of heads (N, heads, d), as in `layers.apply_rope`, but the signs are in `sin`."""
-    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
+def paired(x):
+    """(heads, d, ...) -> the same with the two halves of each head by turns, as pairs that `turn` turns."""
+    return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def halved(x):
+    """The inverse of `paired`."""
+    return x.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
+
+
+def turn(x, turns):
+    """Rotary positions of `paired` heads (N, heads, d): each pair a complex number, times `turns`."""
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
 
 
 def attend(x, heads: "BinnedHeads"):
@@ -64,12 +74,10 @@ def attend_back(dy, x, shares, heads: "BinnedHeads", dx) -> None:
     torch.bmm(dscores.transpose(1, 2), q, out=dk)
 
 
-def side_by_side(weights, dtype: torch.dtype):
-    """Matrices (out, in) as one (sum of out, in), cast."""
-    sizes = [len(w) for w in weights]
-    whole = weights[0].new_empty(sum(sizes), weights[0].shape[1], dtype=dtype)
-    torch._foreach_copy_(whole.split(sizes), weights)
-    return whole
+def side_by_side(q_proj, k_proj, v_proj, d: int, dtype: torch.dtype):
+    """The three matrices (heads * d, D) as one ((H + 2 K) * d, D), cast; queries and keys `paired`."""
+    q, k = (paired(w.unflatten(0, (-1, d))).flatten(0, 1) for w in (q_proj, k_proj))
+    return torch.cat([w.to(dtype) for w in (q, k, v_proj)])
 
 
 class Block(Function):
@@ -78,60 +86,54 @@ class Block(Function):
     @staticmethod
     def forward(ctx, x, plan: "Plan", keep, cache, norm_in, q_proj, k_proj, v_proj, q_norm, k_norm, o_proj,
                 norm_mid, gate_proj, up_proj, down_proj):
-        N, H, K, d, dtype = len(x), plan.heads, plan.kv_heads, plan.head_dim, plan.dtype
+        N, H, K, d, full, dtype = len(x), plan.heads, plan.kv_heads, plan.head_dim, x.dtype, plan.dtype
         y, kept_in = normalise(x, norm_in, plan.eps)
         y = y.to(dtype)
-        w_qkv = side_by_side((q_proj, k_proj, v_proj), dtype)
+        w_qkv = side_by_side(q_proj, k_proj, v_proj, d, dtype)
         qkv = (y @ w_qkv.t()).view(N, -1, d)
-        heads, kept_qk = qkv[:, :H + K].to(x.dtype), (None, None, None)
+        heads, kept_qk = qkv[:, :H + K].to(full), (None, None, None)
         if q_norm is None:
             heads = heads * plan.scales
         else:
-            weight = torch.cat((q_norm.expand(H, d), k_norm.expand(K, d)))
+            weight = paired(torch.cat((q_norm.expand(H, d), k_norm.expand(K, d))))
             heads, kept_qk = normalise(heads, weight * plan.scales, plan.eps)
-        qkv[:, :H + K] = turn(heads, plan.cos, plan.sin)
+        qkv[:, :H + K] = turn(heads, plan.turns)
         if cache is not None:
             true = plan.packing.true(qkv)
-            cache.write(true[:, H:H + K], true[:, H + K:], plan.packing.rows,
-                        plan.packing.true(plan.packing.positions))
+            keys = halved(true[:, H:H + K].flatten(0, 1)).view(-1, K, d)
+            cache.write(keys, true[:, H + K:], plan.packing.rows, plan.packing.true(plan.packing.positions))
         qkv = qkv.view(-1, d).index_select(0, plan.there)
         mixed, shares = zip(*(attend(part, group) for part, group in plan.by_group(qkv)), strict=True)
         mixed = (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).index_select(0, plan.back).view(N, -1)
         if keep is not None:
             x, mixed = x.index_select(0, keep), mixed.index_select(0, keep)
-        w_o = o_proj.to(dtype)
-        x = x + mixed @ w_o.t()
+        w_o, w_gate, w_up, w_down = (w.to(dtype) for w in (o_proj, gate_proj, up_proj, down_proj))
+        x = (mixed @ w_o.t()).to(full).add_(x)
 
         z, kept_mid = normalise(x, norm_mid, plan.eps)
         z = z.to(dtype)
-        w_gate_up = side_by_side((gate_proj, up_proj), dtype)
-        gate_up = z @ w_gate_up.t()
-        gate, up = gate_up.chunk(2, -1)
+        gate, up = z @ w_gate.t(), z @ w_up.t()
         opened = F.silu(gate)
         inside = opened * up
-        w_down = down_proj.to(dtype)
         ctx.plan, ctx.keep, ctx.N = plan, keep, N
-        ctx.save_for_backward(*kept_in, *kept_qk, *kept_mid, y, qkv, mixed, z, gate_up, opened, inside,
-                              w_qkv, w_o, w_gate_up, w_down, *shares)
-        return x + inside @ w_down.t()
+        ctx.save_for_backward(*kept_in, *kept_qk, *kept_mid, y, qkv, mixed, z, gate, up, opened, inside,
+                              w_qkv, w_o, w_gate, w_up, w_down, *shares)
+        return (inside @ w_down.t()).to(full).add_(x)
 
     @staticmethod
     def backward(ctx, dout):
         saved = ctx.saved_tensors
         kept_in, kept_qk, kept_mid = saved[:3], saved[3:6], saved[6:9]
-        y, qkv, mixed, z, gate_up, opened, inside, w_qkv, w_o, w_gate_up, w_down, *shares = saved[9:]
+        y, qkv, mixed, z, gate, up, opened, inside, w_qkv, w_o, w_gate, w_up, w_down, *shares = saved[9:]
         plan, full, dtype = ctx.plan, dout.dtype, ctx.plan.dtype
         H, K, d = plan.heads, plan.kv_heads, plan.head_dim
 
         dy = dout.to(dtype)
         ddown_proj, dinside = dy.t() @ inside, dy @ w_down
-        gate, up = gate_up.chunk(2, -1)
-        dgate_up = torch.empty_like(gate_up)
-        dgate, dup = dgate_up.chunk(2, -1)
-        torch.mul(dinside, opened, out=dup)
-        torch.ops.aten.silu_backward.grad_input(dinside * up, gate, grad_input=dgate)
-        dgate_proj, dup_proj = (dgate_up.t() @ z).chunk(2)
-        dz, dnorm_mid = normalise_back((dgate_up @ w_gate_up).to(full), kept_mid)
+        dup = dinside * opened
+        dgate = torch.ops.aten.silu_backward(dinside.mul_(up), gate)
+        dgate_proj, dup_proj = dgate.t() @ z, dup.t() @ z
+        dz, dnorm_mid = normalise_back(torch.addmm(dgate @ w_gate, dup, w_up).to(full), kept_mid)
         dx = torch.addcmul(dout, dz, kept_mid[1])
 
         dy = dx.to(dtype)
@@ -146,16 +148,17 @@ class Block(Function):
             attend_back(dmixed[begin:end], part, attended, group, dpart)
             begin = end
         dqkv = dqkv.index_select(0, plan.here).view(ctx.N, -1, d)
-        dheads, dq_norm, dk_norm = turn(dqkv[:, :H + K].to(full), plan.cos, -plan.sin), None, None
+        dheads, dq_norm, dk_norm = turn(dqkv[:, :H + K].to(full), plan.turns_back), None, None
         if kept_qk[0] is None:
             dheads.mul_(plan.scales)
         else:
             dheads, dweight = normalise_back(dheads, kept_qk)
             dheads.mul_(kept_qk[1])
-            dq_norm, dk_norm = (dpart.sum(0) for dpart in (dweight * plan.scales).split((H, K)))
+            dq_norm, dk_norm = (dpart.sum(0) for dpart in halved(dweight * plan.scales).split((H, K)))
         dqkv[:, :H + K] = dheads
         dqkv = dqkv.view(ctx.N, -1)
-        dq_proj, dk_proj, dv_proj = (dqkv.t() @ y).split((H * d, K * d, K * d))
+        dq_proj, dk_proj, dv_proj = (dqkv.t() @ y).view(-1, d, y.shape[1]).split((H, K, K))
+        dq_proj, dk_proj, dv_proj = (g.flatten(0, 1) for g in (halved(dq_proj), halved(dk_proj), dv_proj))
         dz, dnorm_in = normalise_back((dqkv @ w_qkv).to(full), kept_in)
         dx = torch.addcmul(dx, dz, kept_in[1])
         dweights = (dnorm_in, dq_proj, dk_proj, dv_proj, dq_norm, dk_norm, do_proj, dnorm_mid, dgate_proj,
@@ -208,8 +211,8 @@ class Plan:
     heads: int  # H
     kv_heads: int  # K
     head_dim: int  # d
-    cos: torch.Tensor  # (N, 1, d)
-    sin: torch.Tensor  # (N, 1, d)
+    turns: torch.Tensor  # (N, 1, d / 2) complex
+    turns_back: torch.Tensor  # their inverse
     scales: torch.Tensor  # (H + K, 1) of queries, 1 / sqrt(d), and of keys, 1
     groups: tuple[BinnedHeads, ...]
     there: torch.Tensor  # for each row of all bins which of the tokens' heads (N * (H + 2 K), d) it holds
@@ -241,11 +244,10 @@ class Plan:
             packing.there[:, None] * table.shape[1] + torch.arange(table.shape[1])).flatten())
             for table in (stands, asks))
         here, back = (table[packing.here].flatten() for table in (stands, asks))
-        cos, sin = (table[:, None] for table in rope)
-        sin = torch.cat((-sin[..., :d // 2], sin[..., d // 2:]), dim=-1)
+        cos, sin = (table[:, None, :d // 2] for table in rope)
         scales = torch.tensor([d ** -0.5] * H + [1.0] * K, dtype=cos.dtype)[:, None]
-        return cls(packing, dtype, arch.norm_eps, H, K, d, cos, sin, scales, tuple(groups),
-                   there, here, forth, back)
+        return cls(packing, dtype, arch.norm_eps, H, K, d, torch.complex(cos, sin), torch.complex(cos, -sin),
+                   scales, tuple(groups), there, here, forth, back)
 
     def by_group(self, x: torch.Tensor) -> list[tuple[torch.Tensor, BinnedHeads]]:
         """Rows (rows of all bins, d) -> those of each group, with the group."""

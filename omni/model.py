@@ -153,9 +153,11 @@ class OmniModel(nn.Module):
         plain one.
         """
         logits = self.thinker.logits(hidden).float()  # (n, V)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
+        logs = logits.log_softmax(-1)
+        loss = F.nll_loss(logs, labels, reduction="sum")
         if self.training and self.label_smoothing:
-            smooth = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.label_smoothing)
+            even = -(logs.mean(-1) * (labels != IGNORE)).sum()
+            smooth = torch.lerp(loss, even, self.label_smoothing)
             loss = loss.detach() + (smooth - smooth.detach())  # exactly the plain value
         return loss, (logits.detach().argmax(-1) == labels).sum()
 

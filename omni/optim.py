@@ -42,8 +42,11 @@ def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.M
 
 def clip(params: list[nn.Parameter], limit: float) -> torch.Tensor:
     """Scale the gradients down to a norm of `limit`; returns the norm that they had."""
-    norm = torch.nn.utils.clip_grad_norm_(params, limit)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if whole.is_cuda or whole > limit:  # a GPU multiplies by 1 sooner than it could be asked
+        torch.nn.utils.clip_grads_with_norm_(params, limit, norm)
+    return whole
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

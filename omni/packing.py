@@ -12,8 +12,8 @@ BIN = 128  # tokens: rows that are no longer share bins
 
 
 def rounded_up(size: int) -> int:
-    """The next of 16 sizes an octave, for each size that is new makes oneDNN compile its products anew."""
-    step = max(STEP, 1 << size.bit_length() >> 5)
+    """The next of 32 sizes an octave, for each size that is new makes oneDNN compile its products anew."""
+    step = max(STEP, 1 << size.bit_length() >> 6)
     return -(-size // step) * step
 
 

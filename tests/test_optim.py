@@ -69,6 +69,21 @@ def test_a_step_equals_plain_adamw():
     assert torch.allclose(fused.weight, plain.weight, atol=1e-7)
 
 
+@pytest.mark.parametrize("limit", [0.5, 1e3])
+def test_clipping_is_that_of_torch_and_leaves_short_gradients_alone(limit):
+    torch.manual_seed(0)
+    ours, theirs = ([nn.Parameter(torch.zeros(3, 2)) for _ in range(3)] for _ in range(2))
+    for p, q in zip(ours[:2], theirs[:2], strict=True):  # the third has no gradient
+        p.grad = torch.randn(3, 2)
+        q.grad = p.grad.clone()
+    before = [p.grad.clone() for p in ours[:2]]
+    norm = optim.clip(ours, limit)
+    assert torch.equal(norm, torch.nn.utils.clip_grad_norm_(theirs, limit))
+    assert norm == pytest.approx(float(torch.stack(before).norm()))
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours[:2], theirs[:2], strict=True))
+    assert torch.equal(ours[0].grad, before[0]) == (limit == 1e3) and ours[2].grad is None
+
+
 def test_the_figures_of_an_epoch_pool_sources_of_a_task_and_leave_groups_apart():
     figures = summarise({
         ("t", "", "text"): Score("text", (), 2, 10.0, 4, 1),
