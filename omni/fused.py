@@ -191,6 +191,11 @@ class BinnedHeads:
         numbers = torch.arange(first, first + size).view(self.kv_heads, self.bins, heads, self.length)
         return numbers.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)
 
+    def held(self, places: torch.Tensor, first: int, heads: int) -> torch.Tensor:
+        """What those rows hold: `places` (bins * length,) has number 0 of each token's heads, here `first`."""
+        numbers = torch.arange(first, first + self.kv_heads * heads).view(self.kv_heads, 1, heads, 1)
+        return (places.view(self.bins, 1, self.length) + numbers).flatten()
+
     def split(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(sum of sizes, d) -> queries (kv_heads * bins, heads * length, d), keys and values likewise."""
         q, k, v = x.split(self.sizes)
@@ -226,28 +231,29 @@ class Plan:
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
         H, K, d = arch.heads, arch.kv_heads, arch.head_dim
-        groups, stands, asks, rows, asking = [], [], [], 0, 0  # rows of the groups before, those of queries
-        for group in packing.groups:
+        groups, stands, asks, there, forth = [], [], [], [], []
+        rows = asking = 0  # of the groups before: all of them, those of queries
+        places = packing.there.split([group.bins * group.length for group in packing.groups])
+        for group, tokens in zip(packing.groups, places, strict=True):
             seen = torch.ones(1, 1, group.length, group.length, dtype=torch.bool).tril_() \
                 if group.mask is None else group.mask
             mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
             binned = BinnedHeads(group.bins, group.length, H // K, K, mask)
             groups.append(binned)
             asks.append(binned.rows(asking, H // K))
+            forth.append(binned.held(tokens * H, 0, H // K))
             asking += binned.sizes[0]
-            for size, heads in zip(binned.sizes, (H // K, 1, 1), strict=True):
-                stands.append(binned.rows(rows, heads))
+            parts = []
+            for size, heads, first in zip(binned.sizes, (H // K, 1, 1), (0, H, H + K), strict=True):
+                parts.append(binned.rows(rows, heads))
+                there.append(binned.held(tokens * (H + 2 * K), first, heads))
                 rows += size
-        stands = torch.cat([torch.cat(stands[i:i + 3], dim=1) for i in range(0, len(stands), 3)])
-        asks = torch.cat(asks)
-        there, forth = (table.new_empty(table.numel()).index_copy_(0, table.flatten(), (
-            packing.there[:, None] * table.shape[1] + torch.arange(table.shape[1])).flatten())
-            for table in (stands, asks))
-        here, back = (table[packing.here].flatten() for table in (stands, asks))
-        cos, sin = (table[:, None, :d // 2] for table in rope)
-        scales = torch.tensor([d ** -0.5] * H + [1.0] * K, dtype=cos.dtype)[:, None]
-        return cls(packing, dtype, arch.norm_eps, H, K, d, torch.complex(cos, sin), torch.complex(cos, -sin),
-                   scales, tuple(groups), there, here, forth, back)
+            stands.append(torch.cat(parts, dim=1))
+        here, back = (torch.cat(tables).index_select(0, packing.here).flatten() for tables in (stands, asks))
+        turns = torch.view_as_complex(torch.stack([table[:, None, :d // 2] for table in rope], dim=-1))
+        scales = torch.tensor([d ** -0.5] * H + [1.0] * K, dtype=rope[0].dtype)[:, None]
+        return cls(packing, dtype, arch.norm_eps, H, K, d, turns, turns.conj().resolve_conj(), scales,
+                   tuple(groups), torch.cat(there), here, torch.cat(forth), back)
 
     def by_group(self, x: torch.Tensor) -> list[tuple[torch.Tensor, BinnedHeads]]:
         """Rows (rows of all bins, d) -> those of each group, with the group."""

@@ -100,7 +100,7 @@ def step(bench: Bench) -> dict:
     for _ in range(ROUNDS):
         times["ours"].append(statistics.median(train(bench.cached, bench.device, 0, steps + warm)[warm:]))
         times["trainer"].append(seconds_a_step(bench.decoded, bench.device, steps, warm=warm))
-    times["dense"].append(seconds_a_step(bench.decoded, bench.device, 3, dense=True))
+        times["dense"].append(seconds_a_step(bench.decoded, bench.device, 3, dense=True, warm=1))
     ours, trainer, dense = (statistics.median(times[name]) for name in ("ours", "trainer", "dense"))
     batches = [bench.cached.dataset[number].batches[0] for number in range(warm, steps + warm)]
     floor = statistics.median(flops(bench.cached, b) for b in batches) / bench.peak
