@@ -192,7 +192,7 @@ class BinnedHeads:
         return numbers.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)
 
     def held(self, places: torch.Tensor, first: int, heads: int) -> torch.Tensor:
-        """What those rows hold: `places` (bins * length,) has number 0 of each token's heads, here `first`."""
+        """What those rows hold, if `places` (bins * length,) name a token's head 0 and `first` is wanted."""
         numbers = torch.arange(first, first + self.kv_heads * heads).view(self.kv_heads, 1, heads, 1)
         return (places.view(self.bins, 1, self.length) + numbers).flatten()
 
