@@ -35,19 +35,19 @@ def normalise_back(dy, kept):
     return dy.mul_(weight).addcmul_(unit, inward, value=-1), dweight
 
 
-def paired(x):
-    """(heads, d, ...) -> the same with the two halves of each head by turns, as pairs that `turn` turns."""
+def interleave(x):
+    """(heads, d, ...) -> the same with each head's halves interleaved: the pairs that `rotate` rotates."""
     return x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def halved(x):
-    """The inverse of `paired`."""
+def deinterleave(x):
+    """The inverse of `interleave`."""
     return x.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
 
 
-def turn(x, turns):
-    """Rotary positions of `paired` heads (N, heads, d): each pair a complex number, times `turns`."""
-    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
+def rotate(x, rotations):
+    """Rotary positions of interleaved heads (N, heads, d): each pair a complex number, times a rotation."""
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * rotations).flatten(-2)
 
 
 def attend(x, heads: "BinnedHeads"):
@@ -75,9 +75,9 @@ def attend_back(dy, x, shares, heads: "BinnedHeads", dx) -> None:
 
 
 def side_by_side(q_proj, k_proj, v_proj, d: int, dtype: torch.dtype):
-    """The three matrices (heads * d, D) as one ((H + 2 K) * d, D), cast; queries and keys `paired`."""
-    q, k = (paired(w.unflatten(0, (-1, d))).flatten(0, 1) for w in (q_proj, k_proj))
-    return torch.cat([w.to(dtype) for w in (q, k, v_proj)])
+    """The three matrices (heads * d, D) as one ((H + 2 K) * d, D), cast; queries and keys interleaved."""
+    qk = interleave(torch.cat((q_proj, k_proj)).unflatten(0, (-1, d))).flatten(0, 1)
+    return torch.cat((qk.to(dtype), v_proj.to(dtype)))
 
 
 class Block(Function):
@@ -95,12 +95,12 @@ class Block(Function):
         if q_norm is None:
             heads = heads * plan.scales
         else:
-            weight = paired(torch.cat((q_norm.expand(H, d), k_norm.expand(K, d))))
+            weight = interleave(torch.cat((q_norm.expand(H, d), k_norm.expand(K, d))))
             heads, kept_qk = normalise(heads, weight * plan.scales, plan.eps)
-        qkv[:, :H + K] = turn(heads, plan.turns)
+        qkv[:, :H + K] = rotate(heads, plan.rotations)
         if cache is not None:
             true = plan.packing.true(qkv)
-            keys = halved(true[:, H:H + K].flatten(0, 1)).view(-1, K, d)
+            keys = deinterleave(true[:, H:H + K].flatten(0, 1)).view(-1, K, d)
             cache.write(keys, true[:, H + K:], plan.packing.rows, plan.packing.true(plan.packing.positions))
         qkv = qkv.view(-1, d).index_select(0, plan.there)
         mixed, shares = zip(*(attend(part, group) for part, group in plan.by_group(qkv)), strict=True)
@@ -148,17 +148,17 @@ class Block(Function):
             attend_back(dmixed[begin:end], part, attended, group, dpart)
             begin = end
         dqkv = dqkv.index_select(0, plan.here).view(ctx.N, -1, d)
-        dheads, dq_norm, dk_norm = turn(dqkv[:, :H + K].to(full), plan.turns_back), None, None
+        dheads, dq_norm, dk_norm = rotate(dqkv[:, :H + K].to(full), plan.rotations_back), None, None
         if kept_qk[0] is None:
             dheads.mul_(plan.scales)
         else:
             dheads, dweight = normalise_back(dheads, kept_qk)
             dheads.mul_(kept_qk[1])
-            dq_norm, dk_norm = (dpart.sum(0) for dpart in halved(dweight * plan.scales).split((H, K)))
+            dq_norm, dk_norm = (dpart.sum(0) for dpart in deinterleave(dweight * plan.scales).split((H, K)))
         dqkv[:, :H + K] = dheads
         dqkv = dqkv.view(ctx.N, -1)
-        dq_proj, dk_proj, dv_proj = (dqkv.t() @ y).view(-1, d, y.shape[1]).split((H, K, K))
-        dq_proj, dk_proj, dv_proj = (g.flatten(0, 1) for g in (halved(dq_proj), halved(dk_proj), dv_proj))
+        dqk_proj, dv_proj = (dqkv.t() @ y).split(((H + K) * d, K * d))
+        dq_proj, dk_proj = deinterleave(dqk_proj.view(H + K, d, -1)).flatten(0, 1).split((H * d, K * d))
         dz, dnorm_in = normalise_back((dqkv @ w_qkv).to(full), kept_in)
         dx = torch.addcmul(dx, dz, kept_in[1])
         dweights = (dnorm_in, dq_proj, dk_proj, dv_proj, dq_norm, dk_norm, do_proj, dnorm_mid, dgate_proj,
@@ -216,8 +216,8 @@ class Plan:
     heads: int  # H
     kv_heads: int  # K
     head_dim: int  # d
-    turns: torch.Tensor  # (N, 1, d / 2) complex
-    turns_back: torch.Tensor  # their inverse
+    rotations: torch.Tensor  # (N, 1, d / 2) complex
+    rotations_back: torch.Tensor  # their inverse
     scales: torch.Tensor  # (H + K, 1) of queries, 1 / sqrt(d), and of keys, 1
     groups: tuple[BinnedHeads, ...]
     there: torch.Tensor  # for each row of all bins which of the tokens' heads (N * (H + 2 K), d) it holds
@@ -250,9 +250,9 @@ class Plan:
                 rows += size
             stands.append(torch.cat(parts, dim=1))
         here, back = (torch.cat(tables).index_select(0, packing.here).flatten() for tables in (stands, asks))
-        turns = torch.view_as_complex(torch.stack([table[:, None, :d // 2] for table in rope], dim=-1))
+        rotations = torch.view_as_complex(torch.stack([table[:, None, :d // 2] for table in rope], dim=-1))
         scales = torch.tensor([d ** -0.5] * H + [1.0] * K, dtype=rope[0].dtype)[:, None]
-        return cls(packing, dtype, arch.norm_eps, H, K, d, turns, turns.conj().resolve_conj(), scales,
+        return cls(packing, dtype, arch.norm_eps, H, K, d, rotations, rotations.conj().resolve_conj(), scales,
                    tuple(groups), torch.cat(there), here, torch.cat(forth), back)
 
     def by_group(self, x: torch.Tensor) -> list[tuple[torch.Tensor, BinnedHeads]]:
