@@ -5,13 +5,14 @@ from collections.abc import Iterable
 import torch
 from tqdm import tqdm
 
-from omni.audio import MediaError
+from omni import media
 from omni.batch import Sample
 from omni.collate import pad_mels
 from omni.config import UserError
 from omni.decode import Decoder
 from omni.device import autocast
 from omni.log import QUIET
+from omni.media import MediaError
 from omni.model import OmniModel
 from omni.parallel import ALONE, World
 
@@ -71,6 +72,8 @@ class FeatureStore:
         for store, method, paths in (
                 (self._images, "pixels", dict.fromkeys(p for s in samples for p in s.images)),
                 (self._audios, "mel", dict.fromkeys(p for s in samples for p in s.audios))):
+            if method == "mel":  # clips of like length are encoded together: less padding
+                paths = sorted(paths, key=media.size)
             todo = [(method, p, t) for p in paths for t in range(takes) if (p, t) not in store]
             groups = self.world.share([todo[i:i + GROUP] for i in range(0, len(todo), GROUP)])
             todo = [request for group in groups for request in group]
@@ -94,18 +97,18 @@ class FeatureStore:
         torch.set_num_threads(threads)
         return share_out(bad, self.decoder, self.world)
 
-    def _encode(self, store, media: dict[tuple[str, int], torch.Tensor]) -> None:
+    def _encode(self, store, group: dict[tuple[str, int], torch.Tensor]) -> None:
         device = next(self.model.parameters()).device
-        if not media:
+        if not group:
             return
         with autocast(device, self.precision):
             if store is self._images:
-                features = self.model.encode_images(torch.stack(list(media.values())).to(device))
+                features = self.model.encode_images(torch.stack(list(group.values())).to(device))
             else:
-                mels, lengths = pad_mels(list(media.values()))
+                mels, lengths = pad_mels(list(group.values()))
                 features, lengths = self.model.encode_audio(mels.to(device), lengths.to(device))
                 features = features.split(lengths.tolist())
-        for key, feature in zip(media, features, strict=True):
+        for key, feature in zip(group, features, strict=True):
             store[key] = feature.to("cpu", torch.float16, copy=True)
             self.bytes += store[key].nbytes
         self._check()

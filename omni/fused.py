@@ -29,8 +29,7 @@ def normalise_back(dy, kept):
     """The gradients of x, still to be multiplied by `scale`, and of the weight; `dy` is written over."""
     unit, scale, weight = kept
     along = dy * unit
-    # A product with ones: the sum over rows runs on one thread.
-    dweight = (along.new_ones(len(along)) @ along.flatten(1)).view_as(weight)
+    dweight = along.sum(0)
     inward = along.mul_(weight).mean(-1, keepdim=True)
     return dy.mul_(weight).addcmul_(unit, inward, value=-1), dweight
 

@@ -52,6 +52,14 @@ def _read(path: str, offset: str, size: str, encoding: str | None, name: str) ->
         raise MediaError("not valid base64") from None
 
 
+def size(path: str | Path) -> int:
+    """Bytes of the medium at `path`, 0 if there is none."""
+    if os.path.isfile(path):
+        return os.path.getsize(path)
+    piece = _PIECE.fullmatch(str(path))
+    return int(piece[3]) if piece else 0
+
+
 def head(source: str | io.BytesIO, count: int) -> tuple[bytes, int]:
     """The first `count` bytes of what `source` returned, and the number of all."""
     with open(source, "rb") if isinstance(source, str) else source as f:

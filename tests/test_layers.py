@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from omni import layers
 from omni.config import ThinkerArch
 from omni.layers import Attention, RMSNorm, SwiGLU, apply_rope, rope_table
 from omni.thinker import Thinker
@@ -58,8 +59,10 @@ def slow_attention(layer: Attention, x: torch.Tensor, rope: bool, seen) -> torch
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("rope", [True, False])
 @pytest.mark.parametrize("mode", ["causal", "mask", "all"])
+@pytest.mark.parametrize("scores", [layers.SCORES, 0])  # at once: all as products, or none and so flash attention
 @torch.no_grad()
-def test_attention_equals_a_loop(kv_heads, qk_norm, rope, mode):
+def test_attention_equals_a_loop(kv_heads, qk_norm, rope, mode, scores, monkeypatch):
+    monkeypatch.setattr(layers, "SCORES", scores)
     torch.manual_seed(0)
     layer = Attention(16, 4, kv_heads, 6, qk_norm).double()
     for name, p in layer.named_parameters():
@@ -72,7 +75,7 @@ def test_attention_equals_a_loop(kv_heads, qk_norm, rope, mode):
     fast = layer(x, table, causal=mode == "causal", mask=mask)
     slow = slow_attention(layer, x, rope, lambda b, t, s: {
         "causal": s <= t, "mask": s < lengths[b], "all": True}[mode])
-    # The rotary table is float32, and so is attention itself on CPUs.
+    # The rotary table is float32, and so is flash attention on CPUs.
     assert (fast - slow).abs().max() < 1e-6
 
 

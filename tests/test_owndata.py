@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from published import assistant, clip, picture, put, tar, user, write
 
 import sft_omni
-from omni import image, manifest
+from omni import image, manifest, media
 from omni.config import UserError
 from omni.media import MediaError, Piece
 
@@ -99,6 +99,12 @@ def test_a_piece_comes_from_a_reader_only():
     assert Piece.at("/d/s.tar", 512, 9, "a/b.png") == "/d/s.tar@512+9/b.png"
     again = pickle.loads(pickle.dumps(Piece.at("/d/s.tar", 512, 9, "b.png")))  # to the workers of a loader
     assert isinstance(again, Piece) and again == "/d/s.tar@512+9/b.png"
+
+
+def test_the_size_of_a_medium_is_that_of_its_file_or_piece(tmp_path):
+    (tmp_path / "a.wav").write_bytes(bytes(7))
+    assert media.size(tmp_path / "a.wav") == 7 and media.size(Piece.at("/d/s.tar", 512, 9, "b.png")) == 9
+    assert media.size(tmp_path / "absent.wav") == 0
 
 
 def talks(count: int) -> list[dict]:
