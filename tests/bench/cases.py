@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -19,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 import sft_omni
-from omni import optim
+from omni import checkpoint, optim
 from omni.batch import IGNORE, Batch
 from omni.collate import MediaReader
 from omni.config import SFTConfig, load_config
@@ -27,6 +28,7 @@ from omni.device import autocast
 from omni.evaluate import Evaluator
 from omni.features import FeatureStore
 from omni.folder import RunFolder
+from omni.model import OmniModel
 from tests.bench import machine, workload
 
 ROUNDS = 3
@@ -166,12 +168,14 @@ def generate_naive(bench: Bench, w: workload.Workload, sample) -> list[int]:
 def run(bench: Bench) -> dict:
     """The config's run from start to `omni_final.pt`, and where its seconds go.
 
-    As (a) it would decode and encode media in each step in place of once, and take the Trainer's steps;
-    loading, evaluation and saving are ours in both.
+    As (a) it would decode and encode media in each step and each evaluation in place of once, and take the
+    Trainer's steps; loading, generation and saving are ours in both.
     """
     from tests.bench.baseline import seconds_a_step
 
-    undecoded = workload.build(bench.config_path, bench.device, cached=False, reader_class=MediaReader)
+    undecoded = workload.build(bench.config_path, bench.device, cached=False, samples_a_source=None,
+                               reader_class=MediaReader)
+    config = undecoded.config
     before = [seconds_a_step(undecoded, bench.device, 40) for _ in range(ROUNDS)]
     spent: Counter[str] = Counter()
 
@@ -193,13 +197,28 @@ def run(bench: Bench) -> dict:
             ["--config", bench.config_path, "--set", f"save_dir={folder}", "--set",
              f"device={bench.device.type}"]), bench.device)
         rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+        final = checkpoint.load(Path(folder, "omni_final.pt"), "omni", "")
+    undecoded.model.load_state_dict(OmniModel.from_content(final, folder).state_dict())
+    evaluation = config.num_epochs * machine.seconds(lambda: evaluate_undecoded(undecoded), bench.device)
     steps = spent.pop("training") - spent["checkpoints of steps"]
     trainer = statistics.median(before + [seconds_a_step(undecoded, bench.device, 40) for _ in range(ROUNDS)])
-    baseline = whole - spent["features"] - steps + trainer * max(row["step"] for row in rows)
+    baseline = whole - spent["features"] - spent["evaluation"] - steps + evaluation \
+        + trainer * max(row["step"] for row in rows)
     return {f"{name}, s": seconds for name, seconds in spent.items()} | {
         "training steps, s": steps, "loading and all else, s": whole - steps - spent.total(),
         "the whole run, s": whole, "and as (a), s": baseline, "ours over (a)": baseline / whole,
-        "a training step, s": steps / max(row["step"] for row in rows), "as (a), s": trainer}
+        "a training step, s": steps / max(row["step"] for row in rows), "as (a), s": trainer,
+        "its evaluations, s": evaluation}
+
+
+def evaluate_undecoded(w: workload.Workload) -> None:
+    """An epoch's evaluation without kept features: each medium is decoded once, and encoded at each use."""
+    reader, collate = w.dataset.collate.reader, copy(w.dataset.collate)
+    collate.reader = workload.DecodedReader(reader.image_size, reader.seed, reader.level)
+    evaluator = Evaluator(w.model, collate, w.config.eval_batch_size, w.config.max_new_tokens,
+                          w.config.precision)
+    evaluator.score(w.mix.val)
+    evaluator.score(w.mix.val, swapped=True)
 
 
 def start(bench: Bench) -> dict:
