@@ -63,8 +63,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
            causal: bool) -> torch.Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017) of (B, H, T, d) to (B, H, S, d): -> (B, H, T, d).
 
-    PyTorch's goes through the heads one by one on a CPU, and back ten times as slowly in bf16 as in fp32. There
-    it is products over all heads at once, as long as their scores fit; if not, PyTorch's in fp32.
+    PyTorch's goes through the heads one by one on a CPU, and back ten times as slowly in bf16 as in fp32.
+    There it is products over all heads at once, as long as their scores fit; if not, PyTorch's in fp32.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)

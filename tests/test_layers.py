@@ -59,7 +59,7 @@ def slow_attention(layer: Attention, x: torch.Tensor, rope: bool, seen) -> torch
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("rope", [True, False])
 @pytest.mark.parametrize("mode", ["causal", "mask", "all"])
-@pytest.mark.parametrize("scores", [layers.SCORES, 0])  # at once: all as products, or none and so flash attention
+@pytest.mark.parametrize("scores", [layers.SCORES, 0])  # by products, by flash attention
 @torch.no_grad()
 def test_attention_equals_a_loop(kv_heads, qk_norm, rope, mode, scores, monkeypatch):
     monkeypatch.setattr(layers, "SCORES", scores)
