@@ -59,8 +59,8 @@ class LayerCache:
         self.values[rows, :, positions] = values.to(self.values.dtype)
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None,
-           causal: bool) -> torch.Tensor:
+def dot_product_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None,
+                          causal: bool) -> torch.Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017) of (B, H, T, d) to (B, H, S, d): -> (B, H, T, d).
 
     PyTorch's goes through the heads one by one on a CPU, and back ten times as slowly in bf16 as in fp32.
@@ -130,7 +130,7 @@ class Attention(nn.Module):
             q = q.reshape(B, self.kv_heads, groups, self.head_dim)
         elif groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        out = attend(q, k, v, mask, causal)
+        out = dot_product_attention(q, k, v, mask, causal)
         return out.reshape(B, self.heads, T, self.head_dim).transpose(1, 2).flatten(2)
 
 

@@ -53,7 +53,7 @@ def _read(path: str, offset: str, size: str, encoding: str | None, name: str) ->
 
 
 def size(path: str | Path) -> int:
-    """Bytes of the medium at `path`, 0 if there is none."""
+    """Bytes of a file, or of a piece as its name says; 0 of a file that is not there."""
     if os.path.isfile(path):
         return os.path.getsize(path)
     piece = _PIECE.fullmatch(str(path))

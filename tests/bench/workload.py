@@ -55,8 +55,7 @@ class Workload:
 
 def build(config_path: str, device: torch.device, cached: bool, samples_a_source: int | None = 400,
           reader_class: type[MediaReader] = DecodedReader) -> Workload:
-    """The first samples of each source of the mix (None: all), with features `cached` or else media as read.
-    """
+    """The first samples of each source (None: all), with features `cached` or else media as read."""
     config = load_config(config_path, SFTConfig)
     model = load_parts(config).to(device)
     mix = read_mix(config)
