@@ -15,21 +15,23 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from omni import checkpoint, optim, parallel, report
-from omni.collate import Collator, MediaReader
+from omni import checkpoint, distributed
+from omni.report.page import page
+from omni.train import optim
+from omni.data.collate import Collator, MediaReader
 from omni.config import SFTConfig, UserError, load_config
-from omni.dataset import Mix, Schedule, StepDataset, inputs, loader, read_mix
-from omni.decode import Decoder
+from omni.data.loader import Mix, Schedule, StepDataset, inputs, loader, read_mix
+from omni.data.decoding import Decoder
 from omni.device import autocast, choose_device, computes_in_bf16, gpu_memory_gb, peak_memory_gb
-from omni.evaluate import Evaluator, counted, summarise
-from omni.features import FeatureStore, unusable_media
-from omni.folder import RunFolder
-from omni.guard import StopSignal, leave_out, memory_told
-from omni.log import QUIET, MetricsFile, command, epoch_lines, open_streams, say
-from omni.model import load_parts
-from omni.preview import before_training, describe, dry_run, skipped_lines
-from omni.sampler import WeightedSampler
-from omni.tally import add_step, new_sums, realised
+from omni.eval.evaluate import Evaluator, counted, summarise
+from omni.train.features import FeatureStore, unusable_media
+from omni.train.run_dir import RunFolder
+from omni.train.interrupts import StopSignal, leave_out, memory_told
+from omni.console import QUIET, MetricsFile, command, epoch_lines, open_streams, say
+from omni.model.omni import load_parts
+from omni.train.preview import before_training, describe, dry_run, skipped_lines
+from omni.data.sampler import WeightedSampler
+from omni.train.state import add_step, new_sums, realised
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     args, stop = parse_arguments(arguments), StopSignal()
     config = load_config(args.config, SFTConfig, args.set)
     device = choose_device(config.device)
-    world = parallel.start(device)  # of torchrun's processes, or alone
+    world = distributed.start(device)  # of torchrun's processes, or alone
     folder = RunFolder(config.save_dir or f"checkpoints/{Path(args.config).stem}", world)
     resume, listed = args.resume is not None, None if args.dry_run else folder.path / "skipped.jsonl"
     if not args.dry_run:
@@ -72,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     schedule = Schedule(config.samples_per_epoch or sum(sizes.values()), config.batch_size, config.num_epochs)
     dataset = StepDataset(mix, sampler, schedule, collate, config.augment_takes,
                           config.gradient_accumulation_steps, world)
-    evaluated = parallel.twin(model, config.parallel, world)
+    evaluated = distributed.twin(model, config.parallel, world)
     evaluator = Evaluator(evaluated, collate, config.eval_batch_size, config.max_new_tokens, config.precision,
                           world)
 
@@ -86,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         dry_run(model, mix, collate, config, device)
         return
     bf16 = computes_in_bf16(device, config.precision)
-    wrapped = parallel.wrap(model, config.parallel, world, bf16)  # itself, DDP or FSDP2
+    wrapped = distributed.wrap(model, config.parallel, world, bf16)  # itself, DDP or FSDP2
     optimizer = optim.adamw(groups, config.weight_decay, model)
 
     # Resume
@@ -110,11 +112,11 @@ def main(arguments: list[str] | None = None) -> None:
         train_epoch(epoch, state, wrapped, optimizer, dataset, config, device, metrics, folder, save, stop)
         if epoch + 1 not in scored:
             begun = time.time()
-            parallel.refresh(evaluated, model)
+            distributed.refresh(evaluated, model)
             evaluate_epoch(epoch, state, evaluator, mix, config, metrics, folder, begun - started)
             evaluating += time.time() - begun
         if world.first:
-            report.write(folder.path)
+            page.write(folder.path)
         state["sums"] = new_sums()
 
     # The whole system
@@ -129,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
     minutes = (time.time() - started) / 60
     say(f"wrote {folder.path / 'omni_final.pt'} after {minutes:.1f} minutes, {evaluating / 60:.1f} of them "
         f"evaluation; peak memory {peak_memory_gb():.2f} GB")
-    parallel.stop()
+    distributed.stop()
 
 
 def train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics, folder, save, stop) -> None:
@@ -154,7 +156,7 @@ def train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics
         with memory_told(step.batches, "raise gradient_accumulation_steps or lower max_length",
                          save if world.size == 1 else None):  # ranks save together, and this one can't
             for number, batch in enumerate(step.batches, 1):
-                with parallel.reducing(model, number == len(step.batches)):
+                with distributed.reducing(model, number == len(step.batches)):
                     with autocast(device, config.precision):
                         loss, _, _ = model(batch.to(device))
                     (loss * world.size / answer_tokens).backward()  # ranks' gradients are averaged

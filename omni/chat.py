@@ -14,21 +14,23 @@ from collections.abc import Iterator
 
 import torch
 
-from omni import checkpoint, model, talks
-from omni.audio import MediaError
-from omni.batch import AUDIO, IMAGE, Sample, flat
-from omni.collate import Collator, MediaReader
+from omni import checkpoint
+from omni.data import conversations
+from omni.model.omni import omni
+from omni.data.audio import MediaError
+from omni.data.batch import AUDIO, IMAGE, Sample, flat
+from omni.data.collate import Collator, MediaReader
 from omni.config import SFTConfig, UserError, build
 from omni.device import autocast, choose_device
-from omni.evaluate import Evaluator
-from omni.log import command
-from omni.sampling import Sampling
-from omni.tokenizer import split_placeholders
+from omni.eval.evaluate import Evaluator
+from omni.console import command
+from omni.model.generate import Sampling
+from omni.data.tokenizer import split_placeholders
 
 COMMANDS = "/image PATH, /audio PATH, /reset, /quit"
 
 
-class OmniModel(model.OmniModel):
+class OmniModel(omni.OmniModel):
     """The whole system of a finished run, ready to answer."""
 
     @classmethod
@@ -98,7 +100,7 @@ class NamingReader(MediaReader):
 
 def as_sample(messages: list[dict]) -> Sample:
     """A talk as the data's `Sample` with an empty answer. ValueError says what is wrong with it."""
-    entry = talks.convert({"messages": messages})[1]
+    entry = conversations.convert({"messages": messages})[1]
     turns = tuple(entry["messages"])
     media = {mark: tuple(entry[key]) if key in entry else () for mark, key in
              ((IMAGE, "images"), (AUDIO, "audios"))}

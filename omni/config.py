@@ -14,7 +14,7 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omni.jsonc import UserError, parse_json
+from omni.config_file import UserError, parse_json
 
 
 def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choices=None, factory=None):

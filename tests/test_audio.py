@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni import audio
-from omni.audio_encoder import AudioEncoder
-from omni.collate import MediaReader, pad_mels
+from omni.data import audio
+from omni.model.audio_encoder import AudioEncoder
+from omni.data.collate import MediaReader, pad_mels
 from omni.config import AudioArch
 
 

@@ -15,7 +15,7 @@ from conftest import ROOT, assert_user_error
 from omni import OmniModel, checkpoint
 from omni.chat import question_parts, system_evaluator
 from omni.config import SFTConfig, UserError, build
-from omni.sampling import Sampling
+from omni.model.generate import Sampling
 
 
 @pytest.fixture(scope="module")

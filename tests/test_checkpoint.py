@@ -8,7 +8,7 @@ from torch import nn
 
 from omni import checkpoint
 from omni.config import UserError, VisionArch
-from omni.vision_encoder import VisionEncoder
+from omni.model.vision_encoder import VisionEncoder
 
 
 def refused(call, *words: str) -> None:

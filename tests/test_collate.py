@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni.batch import IGNORE, Sample, flat
-from omni.collate import Collator
-from omni.dataset import Schedule
-from omni.tokenizer import Tokenizer
+from omni.data.batch import IGNORE, Sample, flat
+from omni.data.collate import Collator
+from omni.data.loader import Schedule
+from omni.data.tokenizer import Tokenizer
 
 TOK = Tokenizer.train(["the cat is red and the dog is blue"] * 3, 300)
 

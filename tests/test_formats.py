@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from published import assistant, clip, picture, put, tar, user, write
 
-from omni import audio, image, manifest
-from omni.batch import Sample
+from omni.data import audio, image, manifest
+from omni.data.batch import Sample
 from omni.config import UserError
-from omni.media import Piece
+from omni.data.media import Piece
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from omni import image
-from omni.audio import MediaError
-from omni.collate import MediaReader
+from omni.data import image
+from omni.data.audio import MediaError
+from omni.data.collate import MediaReader
 
 SIZE = 32
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from omni import layers
+from omni.model.omni import layers
 from omni.config import ThinkerArch
-from omni.layers import Attention, RMSNorm, SwiGLU, apply_rope, rope_table
-from omni.thinker import Thinker
+from omni.model.layers import Attention, RMSNorm, SwiGLU, apply_rope, rope_table
+from omni.model.thinker import Thinker
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from omni import manifest
+from omni.data import manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEAKERS = ("anna", "bert", "lucas")

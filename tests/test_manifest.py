@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from omni import manifest
+from omni.data import manifest
 from omni.config import UserError
 
 

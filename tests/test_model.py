@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from omni import checkpoint, optim
-from omni.batch import IGNORE, Sample
-from omni.decode import Decoder
-from omni.features import FeatureStore
+from omni import checkpoint
+from omni.train import optim
+from omni.data.batch import IGNORE, Sample
+from omni.data.decoding import Decoder
+from omni.train.features import FeatureStore
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from omni import optim
-from omni.batch import Sample
-from omni.evaluate import Score, summarise, swap_media
-from omni.tasks import WordErrors
+from omni.train import optim
+from omni.data.batch import Sample
+from omni.eval.evaluate import Score, summarise, swap_media
+from omni.eval.grading import WordErrors
 
 
 def test_the_rate_warms_up_then_falls_as_a_cosine_to_its_floor():

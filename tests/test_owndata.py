@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from published import assistant, clip, picture, put, tar, user, write
 
 import sft_omni
-from omni import image, manifest, media
+from omni.data import image, manifest, media
 from omni.config import UserError
-from omni.media import MediaError, Piece
+from omni.data.media import MediaError, Piece
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_the_manifest_command_shows_samples_lengths_and_problems(toy, folder, co
 
 def test_the_lengths_shown_are_those_of_the_batch(toy, folder):
     from omni.config import SFTConfig, build
-    from omni.show import Ruler
+    from omni.inspect import Ruler
     (sample,) = manifest.read(write(folder, "m.jsonl", [
         {"messages": [user("<image>and <audio>"), assistant("yes")], "images": ["img/a.png"],
          "audios": ["wav/c.wav"]}])).samples

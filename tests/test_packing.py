@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni import fused
+from omni.model.omni import cpu_block
 from omni.config import ThinkerArch
-from omni.layers import rope_table
-from omni.packing import BIN, STEP, Packing, Take, rounded_up
-from omni.thinker import Thinker
+from omni.model.layers import rope_table
+from omni.data.packing import BIN, STEP, Packing, Take, rounded_up
+from omni.model.thinker import Thinker
 
 WIDTH = 16
 LENGTHS = st.lists(st.one_of(st.integers(1, 60), st.integers(1, 300)), min_size=1, max_size=9)
@@ -121,7 +121,7 @@ def test_the_gradient_of_a_block_is_that_of_its_differences(qk_norm, kept):
     packing = Packing.of(torch.tensor([5, 2, 4]))
     x = torch.randn(len(packing.positions), WIDTH, dtype=torch.float64, requires_grad=True)
     table = tuple(t.double() for t in rope_table(packing.positions, 4))
-    plan = fused.Plan.of(packing, model.arch, table, torch.float64)
+    plan = cpu_block.Plan.of(packing, model.arch, table, torch.float64)
     keep = None if kept is None else torch.tensor(kept)
     layer = model.layers[0]
     names, values = zip(*layer.named_parameters(), strict=True)
@@ -139,7 +139,7 @@ class _Fused(torch.nn.Module):
         self.layer, self.plan, self.keep = layer, plan, keep
 
     def forward(self, x):
-        return fused.block(self.layer, x, self.plan, self.keep)
+        return cpu_block.block(self.layer, x, self.plan, self.keep)
 
 
 @pytest.mark.parametrize("way", ["plain", "fused"])
@@ -219,7 +219,7 @@ def test_under_checkpointing_a_block_keeps_nothing_of_its_own():
 
 
 def test_rows_too_long_to_keep_what_they_attend_to_take_the_plain_way():
-    packing = Packing.of(torch.tensor([3, fused.LONGEST + 1]))
+    packing = Packing.of(torch.tensor([3, cpu_block.LONGEST + 1]))
     x = torch.zeros(len(packing.positions), WIDTH)
-    assert not fused.serves(x, packing) and not fused.serves(x, None)
-    assert fused.serves(x, Packing.of(torch.tensor([3, fused.LONGEST])))
+    assert not cpu_block.serves(x, packing) and not cpu_block.serves(x, None)
+    assert cpu_block.serves(x, Packing.of(torch.tensor([3, cpu_block.LONGEST])))

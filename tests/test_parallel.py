@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from omni.decode import Decoder
-from omni.features import FeatureStore
-from omni.parallel import ALONE, World
+from omni.data.decoding import Decoder
+from omni.train.features import FeatureStore
+from omni.distributed import ALONE, World
 
 ROOT = Path(__file__).resolve().parent.parent
 WATCHDOG = 240  # seconds after which a run counts as hung
@@ -138,9 +138,9 @@ def test_two_machines(alone, toy, tmp_path):
 FORKS = """
 import multiprocessing
 import torch
-from omni import parallel
+from omni import distributed
 
-world = parallel.start(torch.device("cpu"))
+world = distributed.start(torch.device("cpu"))
 for number in range(100):
     world.gather(number)
     child = multiprocessing.get_context("fork").Process(target=int)
@@ -149,7 +149,7 @@ for number in range(100):
     if child.exitcode is None:
         child.kill()
     assert child.exitcode == 0, "it hangs"
-parallel.stop()
+distributed.stop()
 """
 
 

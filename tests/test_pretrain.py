@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from omni import checkpoint, image
-from omni.audio_encoder import AudioEncoder
+from omni import checkpoint
+from omni.data import image
+from omni.model.audio_encoder import AudioEncoder
 from omni.config import AudioArch, PretrainConfig, ThinkerArch, UserError, VisionArch, build
-from omni.pretrain import run
-from omni.stage_thinker import ThinkerStage
-from omni.stage_vision import COLOR_WORDS, VisionStage, shared_loss
-from omni.thinker import Thinker
-from omni.vision_encoder import VisionEncoder
+from omni.pretrain.__main__ import run
+from omni.pretrain.thinker import ThinkerStage
+from omni.pretrain.vision_encoder import COLOR_WORDS, VisionStage, shared_loss
+from omni.model.thinker import Thinker
+from omni.model.vision_encoder import VisionEncoder
 
 TINY = {"width": 24, "layers": 1, "heads": 2, "mlp_width": 32}
 

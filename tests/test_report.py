@@ -12,9 +12,9 @@ from conftest import assert_user_error
 from published import clip, picture, put
 
 import sft_omni
-from omni import report
+from omni.report.page import page
 from omni.config import UserError
-from omni.page import POINTS, Run, chart, thin
+from omni.report.html import POINTS, Run, chart, thin
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 EVIL = '<script>alert(1)</script>"\'><img src=x onerror=alert(1)>'
@@ -86,7 +86,7 @@ def test_every_figure_has_its_count_before_and_after(out):
 
 
 def test_before_training_a_part_is_scored_taken_evenly(toy):
-    from omni.evaluate import Evaluator, counted
+    from omni.eval.evaluate import Evaluator, counted
     model = toy.model()
     samples = {"text_only": toy.samples("text_only", "train")}
     scores = Evaluator(model, toy.collator(model), 4, 2, "fp32").score(samples, limit=5)
@@ -98,10 +98,10 @@ def test_the_page_is_readable_while_the_run_goes_on(out, tmp_path):
     lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
     for count in (0, 1, 5, len(lines)):
         (tmp_path / "run" / "metrics.jsonl").write_text("".join(lines[:count]) + '{"event": "st')
-        read(report.write(tmp_path / "run"))
+        read(page.write(tmp_path / "run"))
     (tmp_path / "run" / "before.json").unlink()
     (tmp_path / "run" / "config.json").unlink()
-    read(report.write(tmp_path / "run"))
+    read(page.write(tmp_path / "run"))
 
 
 def test_what_users_wrote_is_text_and_never_markup(toy, tmp_path):
@@ -127,14 +127,14 @@ def test_a_row_that_no_run_writes_is_one_line(out, tmp_path, row):
         f.write(json.dumps(row) + "\n")
     for folders in ([str(tmp_path / "run")], [str(tmp_path / "run"), str(out)]):
         with contextlib.suppress(UserError):  # or the report is as it can be
-            report.main(folders)
+            page.main(folders)
 
 
 def test_a_medium_that_is_gone_or_broken_is_told(out, tmp_path):
     shutil.copytree(out, tmp_path / "run")
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     (tmp_path / "run" / "metrics.jsonl").write_text(text.replace("val_0.png", "gone.png"))
-    assert "gone.png: no such file" in read(report.write(tmp_path / "run")).text
+    assert "gone.png: no such file" in read(page.write(tmp_path / "run")).text
 
 
 def test_a_long_curve_is_drawn_as_means():
@@ -145,7 +145,7 @@ def test_a_long_curve_is_drawn_as_means():
 
 def test_runs_are_compared_side_by_side(toy, out, tmp_path, capsys):
     other = train(toy, tmp_path, learning_rate=1e-3, num_epochs=1)
-    report.main([str(out), str(other), "--out", str(tmp_path / "both.html")])
+    page.main([str(out), str(other), "--out", str(tmp_path / "both.html")])
     page = read(tmp_path / "both.html")
     assert "learning_rate" in page.text and "0.003" in page.text and "0.001" in page.text
     assert "batch_size" not in page.text  # the same in both
@@ -156,7 +156,7 @@ def test_runs_are_compared_side_by_side(toy, out, tmp_path, capsys):
 def test_a_folder_without_a_run_is_one_line(tmp_path, command):
     assert_user_error(command("-m", "omni.report", tmp_path), "metrics.jsonl")
     with pytest.raises(UserError, match="metrics.jsonl"):
-        report.main([str(tmp_path), str(tmp_path)])
+        page.main([str(tmp_path), str(tmp_path)])
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here to open the report with")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni.sampler import WeightedSampler
+from omni.data.sampler import WeightedSampler
 
 NAMES = "abcde"
 weights_of_any_mix = st.lists(st.one_of(st.integers(1, 50), st.floats(0.001, 1).map(lambda x: round(x, 3))),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni.tasks import WordErrors, correct, guess, normalise_answer, normalise_words, unlike, word_errors
+from omni.eval.grading import WordErrors, correct, guess, normalise_answer, normalise_words, unlike, word_errors
 
 words = st.lists(st.sampled_from(["one", "two", "red", "a", "don't"]), max_size=8)
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni.batch import IGNORE
-from omni.tokenizer import SPECIALS, SpeechPieces, Tokenizer, split_placeholders
+from omni.data.batch import IGNORE
+from omni.data.tokenizer import SPECIALS, SpeechPieces, Tokenizer, split_placeholders
 
 TEXTS = ["what color is the cat", "the cat is red", "it is 12", "Ünïcödé 你好"] * 3
 TOK = Tokenizer.train(TEXTS, 320)

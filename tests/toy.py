@@ -10,15 +10,16 @@ import soundfile
 import torch
 from PIL import Image, ImageDraw
 
-from omni import checkpoint, manifest
-from omni.audio_encoder import AudioEncoder
-from omni.batch import Sample
-from omni.collate import Collator, MediaReader
+from omni import checkpoint
+from omni.data import manifest
+from omni.model.audio_encoder import AudioEncoder
+from omni.data.batch import Sample
+from omni.data.collate import Collator, MediaReader
 from omni.config import AudioArch, SFTConfig, ThinkerArch, VisionArch, build
-from omni.model import OmniModel, load_parts
-from omni.thinker import Thinker
-from omni.tokenizer import SpeechPieces, Tokenizer
-from omni.vision_encoder import VisionEncoder
+from omni.model.omni import OmniModel, load_parts
+from omni.model.thinker import Thinker
+from omni.data.tokenizer import SpeechPieces, Tokenizer
+from omni.model.vision_encoder import VisionEncoder
 
 COLORS = ("red", "green", "blue", "white")
 SHAPES = ("circle", "square")

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from omni.batch import IGNORE, Batch
+from omni.data.batch import IGNORE, Batch
 from omni.config import SFTConfig, ThinkerArch, load_config
-from omni.dataset import Step
+from omni.data.loader import Step
 from omni.device import gpu_memory_gb, peak_memory_gb
-from omni.model import OmniModel, load_parts
-from omni.thinker import Thinker
+from omni.model.omni import OmniModel, load_parts
+from omni.model.thinker import Thinker
 from tests.bench.workload import Workload
 
 QWEN3_06B = ThinkerArch(vocab_size=151_936, width=1024, layers=28, heads=16, kv_heads=8, head_dim=128,

@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from omni.batch import IGNORE, Batch
+from omni.data.batch import IGNORE, Batch
 from omni.device import autocast
-from omni.layers import rope_table
-from omni.thinker import Thinker
+from omni.model.layers import rope_table
+from omni.model.thinker import Thinker
 from tests.bench.workload import Workload
 
 DENSE_LENGTH = 512

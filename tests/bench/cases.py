@@ -20,15 +20,16 @@ import torch
 from tqdm import tqdm
 
 import sft_omni
-from omni import checkpoint, optim
-from omni.batch import IGNORE, Batch
-from omni.collate import MediaReader
+from omni import checkpoint
+from omni.train import optim
+from omni.data.batch import IGNORE, Batch
+from omni.data.collate import MediaReader
 from omni.config import SFTConfig, load_config
 from omni.device import autocast
-from omni.evaluate import Evaluator
-from omni.features import FeatureStore
-from omni.folder import RunFolder
-from omni.model import OmniModel
+from omni.eval.evaluate import Evaluator
+from omni.train.features import FeatureStore
+from omni.train.run_dir import RunFolder
+from omni.model.omni import OmniModel
 from tests.bench import machine, workload
 
 ROUNDS = 3

@@ -11,9 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from omni import manifest
+from omni.data import manifest
 from omni.device import peak_memory_gb
-from omni.sampler import WeightedSampler
+from omni.data.sampler import WeightedSampler
 
 
 def main() -> None:

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import torch
 
-from omni import optim
-from omni.collate import Collator, MediaReader
+from omni.train import optim
+from omni.data.collate import Collator, MediaReader
 from omni.config import SFTConfig, load_config
-from omni.dataset import Mix, Schedule, StepDataset, read_mix
-from omni.decode import Decoder
-from omni.features import FeatureStore
-from omni.model import OmniModel, load_parts
-from omni.sampler import WeightedSampler
+from omni.data.loader import Mix, Schedule, StepDataset, read_mix
+from omni.data.decoding import Decoder
+from omni.train.features import FeatureStore
+from omni.model.omni import OmniModel, load_parts
+from omni.data.sampler import WeightedSampler
 
 
 class DecodedReader(MediaReader):

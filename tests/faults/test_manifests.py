@@ -8,9 +8,10 @@ import pytest
 from test_run import rows, train
 from toy import talk
 
-from omni import manifest, report
+from omni.data import manifest
+from omni.report.page import page
 from omni.config import UserError
-from omni.log import MetricsFile
+from omni.console import MetricsFile
 
 
 def write(toy, tmp_path, lines: list[str | dict], **changes) -> dict:
@@ -132,5 +133,5 @@ def test_the_report_escapes_what_a_model_answers_and_a_folder_is_called(tmp_path
     metrics.add("epoch", epoch=1, loss=1.0, **{f"{EVIL}/acc": 0.5}, swapped={},
                 mix={EVIL: {"wanted": 1.0, "samples": 1.0, "tokens": 1.0, "passes": 1.0}})
     metrics.add("answers", epoch=1, samples={EVIL: [shown]})
-    page = report.write(folder).read_text(encoding="utf-8")
+    page = page.write(folder).read_text(encoding="utf-8")
     assert "<script" not in page and "<b>run" not in page

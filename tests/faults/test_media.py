@@ -17,11 +17,11 @@ from bad_media import NO_FILES, PICTURES, RED, SOUND, SOUNDS
 from harness import assert_same_run, next_try, start, wait
 from test_run import rows, train
 
-from omni import audio
-from omni.collate import MediaReader
+from omni.data import audio
+from omni.data.collate import MediaReader
 from omni.config import UserError
-from omni.dataset import Mix
-from omni.decode import THREAD, Decoder
+from omni.data.loader import Mix
+from omni.data.decoding import THREAD, Decoder
 
 SIDE = 32
 

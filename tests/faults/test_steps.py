@@ -9,7 +9,7 @@ from test_run import assert_same, losses, read, rows, train
 
 import sft_omni
 from omni.config import UserError
-from omni.model import OmniModel
+from omni.model.omni import OmniModel
 
 NAN = float("nan")
 

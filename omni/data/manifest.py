@@ -1,0 +1,244 @@
+"""A source -> checked `Sample`s, whatever its format. What can't be used is counted by its reason.
+
+    python -m omni.manifest PATH
+
+shows how a source is read: what it was recognised as, its first samples, their lengths, what is skipped.
+"""
+
+import argparse
+import gc
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omni import inspect
+from omni.data import conversations, formats
+from omni.eval import grading
+from omni.data.batch import AUDIO, IMAGE, Sample, flat
+from omni.config import SFTConfig, UserError, load_config
+from omni.console import command
+from omni.data.media import Piece
+from omni.data.tokenizer import split_placeholders
+
+MAX_TEXT = 1_000_000  # characters of a sample's messages
+AFTER = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}  # roles
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass
+class Source:
+    """The samples of one source, with what was skipped and why."""
+
+    name: str
+    path: str
+    samples: list[Sample]
+    skipped: list[tuple[int, str]] = field(default_factory=list)  # (number, reason)
+    unit: str = "line"  # what the numbers count
+    kind: str = ""  # what it was recognised as
+    folder: Path = Path()  # media paths are relative to it
+
+    def split(self, share: float) -> tuple[list[Sample], list[Sample]]:
+        """(training, held out): about `share` of the samples is held out, and never fewer than one.
+
+        A sample's side hangs on its own content alone, so it stays where it is when the source grows, is
+        shuffled or moves elsewhere, and equal samples are on the same side.
+        """
+        places = [self._place_of(sample) for sample in self.samples]
+        limit = max(share, min(places, default=0.0))
+        sides = [], []
+        for sample, place in zip(self.samples, places, strict=True):
+            sides[place <= limit].append(sample)
+        return sides
+
+    def _place_of(self, sample: Sample) -> float:
+        """A number from 0 to 1, evenly spread, made of the texts and the names of the media."""
+        names = [path.rsplit("/", 1)[-1] if isinstance(path, Piece) else os.path.relpath(path, self.folder)
+                 for path in sample.images + sample.audios]
+        content = json.dumps([sample.messages, names]).encode()
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) / 2 ** 64
+
+    def reasons(self) -> Counter:
+        return Counter(reason for _, reason in self.skipped)
+
+    def check(self, max_skipped: float) -> "Source":
+        """Itself, or a UserError if nothing or too little of it can be used."""
+        total = len(self.samples) + len(self.skipped)
+        if not self.samples or len(self.skipped) > max_skipped * total:
+            common = self.reasons().most_common(3)
+            reasons = "; ".join(f"{n}x {reason}" for reason, n in common) or "it is empty"
+            line = f" (first: {self.unit} {self.skipped[0][0]})" if self.skipped else ""
+            raise UserError(f"{self.path} ({self.kind}): {len(self.skipped)} of {total} samples can't be used"
+                            f": {reasons}{line}. Mend them or raise max_skipped (now {max_skipped:g})")
+        return self
+
+
+def told(sources: list[Source]) -> str:
+    """What a source's files were recognised as, with the three counts of all of them."""
+    kinds = " and ".join(dict.fromkeys(source.kind for source in sources))
+    samples = [sample for source in sources for sample in source.samples]
+    media = {path for sample in samples for path in sample.images + sample.audios}
+    skipped = sum(len(source.skipped) for source in sources)
+    return f"{kinds}; {len(samples):,} samples, {len(media):,} media, {skipped:,} skipped"
+
+
+def read(path: str, name: str = "", allow_outside_paths: bool = False, question: str = "") -> Source:
+    """Read the source at `path`, whatever its format. Media paths become absolute; files are looked for, not
+    opened. `question` is asked of the samples that ask nothing themselves.
+    """
+    form = formats.recognise(path, question)
+    source, kinds = Source(name or Path(path).stem, path, [], unit=form.unit, folder=form.folder), Counter()
+    gc.disable()  # samples stay: to look for garbage among ever more of them takes a sixth of the time
+    try:
+        for number, entry in form.entries:
+            try:
+                if isinstance(entry, ValueError):
+                    raise entry
+                kind, entry = conversations.convert(entry, question, form.inline)
+                source.samples.append(_sample(entry, form.folder, allow_outside_paths))
+                kinds[kind] += 1
+            except ValueError as err:
+                source.skipped.append((number, str(err)))
+    except OSError as err:
+        raise UserError(f"{path}: can't be read ({err.strerror})") from None
+    finally:
+        gc.enable()
+    shapes = ", ".join(kind for kind, _ in kinds.most_common(3)) or "nothing usable"
+    source.kind = f"{form.name}: {shapes}"
+    return source
+
+
+def _sample(entry: dict, folder: Path, allow_outside: bool) -> Sample:
+    """The sample of an entry as `conversations.convert` gives it, or a ValueError with the reason against it."""
+    untrained: tuple[int, ...] = ()
+    if "messages" not in entry:  # plain text: all of it is trained on
+        messages = (("assistant", entry["text"]),)
+        if not entry["text"].strip():
+            raise ValueError("the text is empty")
+    else:
+        messages = _checked(entry["messages"], entry["untrained"])
+        untrained = tuple(entry["untrained"])
+    length, marked = 0, False  # marked: a placeholder may stand in it
+    for _, content in messages:
+        length += len(content)
+        marked = marked or "<" in content
+        if not content.isascii() and _SURROGATE.search(content):
+            raise ValueError("half a surrogate pair in a text")
+    if length > MAX_TEXT:
+        raise ValueError(f"longer than {MAX_TEXT} characters")
+    images = _media(entry["images"], "images", folder, allow_outside) if "images" in entry else ()
+    audios = _media(entry["audios"], "audios", folder, allow_outside) if "audios" in entry else ()
+    if marked or images or audios:
+        messages = _place(messages, IMAGE, len(images))
+        messages = _place(messages, AUDIO, len(audios))
+    if untrained:
+        messages, images, audios = _trim(messages, images, audios, untrained)
+        untrained = tuple(i for i in untrained if i < len(messages))
+    task = entry.get("task") or grading.guess(messages, images, audios)
+    if task not in grading.TASKS:
+        raise ValueError(f'unknown task "{str(task)[:20]}" (text, qa or asr)')
+    group, transcript = entry.get("group", ""), entry.get("transcript", "")
+    if not isinstance(group, str) or not isinstance(transcript, str):
+        raise ValueError("group and transcript must be texts")
+    objects = _objects(entry["objects"]) if "objects" in entry else ()
+    return Sample(flat(messages), images, audios, task, group, transcript, untrained, objects)
+
+
+def _trim(messages, images, audios, untrained):
+    """Without what follows the last answer that is trained on: nothing is learned from it."""
+    end = max(i for i, (role, _) in enumerate(messages) if role == "assistant" and i not in untrained) + 1
+    pieces = [piece for _, content in messages[:end] for piece in split_placeholders(content)[1::2]]
+    return messages[:end], images[:pieces.count(IMAGE)], audios[:pieces.count(AUDIO)]
+
+
+def _objects(raw) -> tuple[tuple[tuple[str, ...], tuple[float, ...]], ...]:
+    """What is where in a picture: [{"words": [...], "box": [left, top, right, bottom as shares]}]."""
+    objects = []
+    for item in raw if isinstance(raw, list) else [None]:
+        words, box = (item.get("words"), item.get("box")) if isinstance(item, dict) else (None, None)
+        if not (isinstance(words, list) and all(isinstance(w, str) for w in words)
+                and isinstance(box, list) and len(box) == 4
+                and all(isinstance(v, int | float) and 0 <= v <= 1 for v in box)):
+            raise ValueError('"objects" needs words and a box of four shares from 0 to 1 each')
+        objects.append((tuple(words), tuple(map(float, box))))
+    return tuple(objects)
+
+
+def _checked(messages: list[tuple[str, str]], untrained: list[int]) -> tuple[tuple[str, str], ...]:
+    """The turns, in an order that the chat template knows and with an answer to learn."""
+    if not messages:
+        raise ValueError('no "messages" list')
+    last = ""
+    for role, content in messages:
+        if not isinstance(content, str):
+            raise ValueError("a message needs a text as content")
+        if role not in AFTER[last]:
+            raise ValueError("a system message that is not the first" if role == "system"
+                             else "turns must go user, assistant, user, assistant, ...")
+        last = role
+    if last != "assistant":
+        raise ValueError("turns must go user, assistant, user, assistant, ...")
+    if len(messages) // 2 == len(untrained):
+        raise ValueError("no answer of it is to be trained on")
+    if not content.strip():
+        raise ValueError("the answer is empty")
+    return tuple(messages)
+
+
+def _media(raw, key: str, folder: Path, allow_outside: bool) -> tuple[str, ...]:
+    if not isinstance(raw, list) or not all(isinstance(p, str) and p for p in raw):
+        raise ValueError(f'"{key}" must be a list of paths')
+    paths = []
+    for name in raw:
+        if isinstance(name, Piece):  # a part of the source itself
+            paths.append(name)
+            continue
+        if "://" in name:
+            raise ValueError(f'a web address in "{key}": nothing is fetched, download it first')
+        path = (folder / name).resolve() if "\0" not in name else folder / "?"
+        if not allow_outside and not path.is_relative_to(folder):
+            raise ValueError(f'"{key}" leaves the manifest\'s folder (allow_outside_paths permits it)')
+        if not os.path.isfile(path):  # False where Path.is_file raises: a name too long
+            raise ValueError(f'a file of "{key}" is missing')
+        paths.append(str(path))
+    return tuple(paths)
+
+
+def _place(messages, placeholder: str, count: int):
+    """The messages, with as many placeholders as media: where there are none, before the first question."""
+    pieces = [piece for role, content in messages for piece in split_placeholders(content)[1::2]]
+    found = pieces.count(placeholder)
+    if found == 0 and count:
+        first = next((i for i, (role, _) in enumerate(messages) if role == "user"), None)
+        if first is None:
+            raise ValueError("media in a plain text")
+        role, content = messages[first]
+        return messages[:first] + ((role, placeholder * count + content),) + messages[first + 1:]
+    if found != count:
+        raise ValueError(f"{found} {placeholder} placeholders for {count} files")
+    answers = [content for role, content in messages if role == "assistant"]
+    if any(placeholder in split_placeholders(content)[1::2] for content in answers):
+        raise ValueError(f"{placeholder} in an answer")
+    return messages
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m omni.manifest",
+                                     description="Show how a source is read, without training.")
+    parser.add_argument("path", help="a file or a folder, in any of the formats that a source may have")
+    parser.add_argument("--question", default="", help="asked of samples that ask nothing themselves")
+    parser.add_argument("--config", help="a config, for its parts, max_length and allow_outside_paths")
+    parser.add_argument("--samples", type=int, default=3, help="how many to show (3)")
+    args = parser.parse_args(arguments)
+    config = load_config(args.config, SFTConfig) if args.config else SFTConfig()
+    source = read(args.path, "", config.allow_outside_paths, args.question)
+    print(told([source]))
+    for line in inspect.lines(source, config, args.samples):
+        print(line)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,180 @@
+"""Held-out figures, by real generation where an answer is asked for. All is returned, nothing printed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from omni.data.audio import MediaError
+from omni.data.batch import Sample
+from omni.data.collate import Collator
+from omni.config import UserError
+from omni.device import autocast
+from omni.console import QUIET
+from omni.model.omni import OmniModel
+from omni.distributed import ALONE, World
+from omni.eval.grading import WordErrors, correct, unlike, word_errors
+
+SHOWN = 12  # samples of a held-out set drawn for the report, and as many of the worst
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a set of held-out samples of one task came to."""
+
+    task: str
+    media: tuple[str, ...] = ()  # "image", "audio": what the samples hold
+    samples: int = 0
+    loss: float = 0.0  # sum over answer tokens
+    tokens: int = 0  # answer tokens
+    hits: int = 0  # of them predicted exactly, given those before
+    right: int = 0  # generated answers that equal the reference
+    errors: WordErrors = WordErrors()  # of generated transcripts
+    shown: tuple[dict, ...] = ()  # some of the samples with their answers, to look at
+
+    @property
+    def figure(self) -> float:
+        """text: next-token accuracy; qa: share of answers that are right; asr: word error rate. 0 to 1."""
+        if self.task == "asr":
+            return self.errors.rate
+        return self.right / max(self.samples, 1) if self.task == "qa" else self.hits / max(self.tokens, 1)
+
+
+class Evaluator:
+    """Scores a model on held-out samples: {(source, group, task): Score}."""
+
+    def __init__(self, model: OmniModel, collate: Collator, batch_size: int, max_new_tokens: int,
+                 precision: str, world: World = ALONE):
+        self.model, self.collate, self.precision, self.world = model, collate, precision, world
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self.device = next(model.parameters()).device
+
+    @torch.no_grad()  # not inference_mode, for the reason that OmniModel.stream_ids gives
+    def score(self, sources: dict[str, Sequence[Sample]], swapped: bool = False,
+              limit: int | None = None) -> dict[tuple[str, str, str], Score]:
+        """With `swapped`, each sample keeps its question and gets the media of another sample of its set.
+
+        With `limit`, no more than so many samples of a set are scored, taken evenly from all of it.
+        """
+        sets: dict[tuple[str, str, str], list[Sample]] = {}
+        for source, samples in sources.items():
+            for sample in samples:
+                sets.setdefault((source, sample.group, sample.task), []).append(sample)
+        if swapped:
+            sets = {key: swap_media(samples) for key, samples in sets.items()
+                    if samples[0].images or samples[0].audios}
+        if limit is not None:
+            sets = {key: samples[::-(-len(samples) // limit)] for key, samples in sets.items()}
+        sets = {key: self.world.share(samples) for key, samples in sets.items() if len(samples)}
+        self.model.eval()
+        scores = {}
+        with tqdm(total=sum(map(len, sets.values())), desc="media swapped" if swapped else "held out",
+                  unit="sample", mininterval=2, disable=QUIET or None, leave=False) as bar:
+            for key, samples in sets.items():
+                try:
+                    if samples:  # a rank may have none of a small set
+                        scores[key] = self._score_set(key[2], samples, bar)
+                except MediaError as err:
+                    raise UserError(f"source {key[0]}: a held-out medium that was readable at the start is "
+                                    f"so no more ({err}); mend it, then go on with --resume") from None
+        self.model.train()
+        ranks = self.world.gather(scores)
+        return {key: _pool([scores[key] for scores in ranks if key in scores]) for key in sets}
+
+    def _score_set(self, task: str, samples: Sequence[Sample], bar) -> Score:
+        loss = tokens = hits = right = 0
+        errors = WordErrors()
+        wrong, drawn = [], []  # to look at; of the wrong ones (how wrong, sample), the worst SHOWN
+        chosen = set(np.random.default_rng(0).permutation(len(samples))[:SHOWN].tolist())
+        # Like lengths together: less padding, and a batch's generation ends with its longest answer.
+        samples = sorted(samples, key=lambda s: len(s.answer))
+        for start in range(0, len(samples), self.batch_size):
+            group = samples[start:start + self.batch_size]
+            batch = self.collate(group).to(self.device)
+            with autocast(self.device, self.precision):
+                sums = self.model(batch)
+            loss, tokens, hits = (a + float(b) for a, b in zip((loss, tokens, hits), sums, strict=True))
+            for number, (sample, answer) in enumerate(zip(group, self.answers(group), strict=True), start):
+                good = correct(answer, sample.answer)
+                right += good
+                missed = word_errors(answer, sample.answer) if task == "asr" else WordErrors()
+                errors += missed
+                if number in chosen:
+                    drawn.append(_show(sample, answer, good, "random"))
+                elif not good:
+                    badness = missed.rate if task == "asr" else unlike(answer, sample.answer)
+                    wrong.append((badness, _show(sample, answer, good, "worst")))
+                    wrong = sorted(wrong, key=lambda pair: -pair[0])[:SHOWN]
+            bar.update(len(group))
+        held = (("image", samples[0].images), ("audio", samples[0].audios))
+        media = tuple(name for name, paths in held if paths)
+        return Score(task, media, len(samples), loss, int(tokens), int(hits), right, errors,
+                     (*(shown for _, shown in wrong), *drawn))
+
+    def answers(self, samples: Sequence[Sample]) -> list[str]:
+        """Greedy answers to the samples' last question."""
+        batch = self.collate(samples, prompt_only=True).to(self.device)
+        with autocast(self.device, self.precision):
+            ids = self.model.generate(batch, self.max_new_tokens)
+        return [self.model.tokenizer.decode(row) for row in ids]
+
+
+def _show(sample: Sample, answer: str, right: bool, why: str) -> dict:
+    """A sample and its answer for the report; `why` it is shown: "worst" or "random"."""
+    *before, _ = sample.messages
+    return {"why": why, "question": before[-1][1] if before else "", "before": before[:-1], "answer": answer,
+            "reference": sample.answer, "right": right, "images": sample.images, "audios": sample.audios}
+
+
+def swap_media(samples: Sequence[Sample]) -> list[Sample]:
+    """Each sample with the media of the one half the set further on among those with as many of each kind."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, sample in enumerate(samples):
+        alike.setdefault((len(sample.images), len(sample.audios)), []).append(i)
+    swapped = list(samples)
+    for numbers in alike.values():
+        for place, i in enumerate(numbers):
+            other = samples[numbers[(place + len(numbers) // 2) % len(numbers)]]
+            swapped[i] = samples[i]._replace(images=other.images, audios=other.audios)
+    return swapped
+
+
+def summarise(scores: dict[tuple[str, str, str], Score]) -> dict[str, float]:
+    """The epoch's figures: val_loss over all ungrouped samples, one a task, and each set by its own name."""
+    return {name: value for name, (value, _) in _named(scores).items()}
+
+
+def counted(scores: dict[tuple[str, str, str], Score]) -> dict[str, int]:
+    """The number of samples behind each figure."""
+    return {name: samples for name, (_, samples) in _named(scores).items()}
+
+
+def _named(scores: dict[tuple[str, str, str], Score]) -> dict[str, tuple[float, int]]:
+    """Name -> (figure, samples)."""
+    main = {key: score for key, score in scores.items() if not key[1]}
+    named = {}
+    if main:
+        tokens, samples = (sum(getattr(s, key) for s in main.values()) for key in ("tokens", "samples"))
+        named["val_loss"] = sum(s.loss for s in main.values()) / max(1, tokens), samples
+    for name, task, media in (("text_acc", "text", ()), ("image_qa", "qa", ("image",)),
+                              ("audio_wer", "asr", ("audio",))):
+        scored = [s for s in main.values() if (s.task, s.media) == (task, media)]
+        if scored:
+            pooled = _pool(scored)
+            named[name] = pooled.figure, pooled.samples
+    for (source, group, task), score in scores.items():
+        suffix = {"text": "acc", "qa": "qa", "asr": "wer"}[task]
+        named["/".join(filter(None, (source, group, suffix)))] = score.figure, score.samples
+        if task == "text":
+            named["/".join(filter(None, (source, group, "exact")))] = \
+                score.right / max(score.samples, 1), score.samples
+    return named
+
+
+def _pool(scores: list[Score]) -> Score:
+    """Several scores as one; of the samples to look at, those of the first."""
+    return Score(scores[0].task, scores[0].media, sum(s.samples for s in scores), sum(s.loss for s in scores),
+                 sum(s.tokens for s in scores), sum(s.hits for s in scores), sum(s.right for s in scores),
+                 sum((s.errors for s in scores), WordErrors()), scores[0].shown)

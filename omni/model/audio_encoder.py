@@ -1,0 +1,83 @@
+"""The audio encoder: strided convolutions over log-mel to 25 or 12.5 frames/s, then transformer layers.
+
+Masks all the way: wherever a layer could mix in padding, frames beyond a clip's end are zero, exactly as the
+layer's own zero padding would be at the end of a clip alone. So a clip's features don't depend on its
+neighbours.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from omni.data.audio import FRAMES_PER_SECOND, MELS
+from omni.config import AudioArch
+from omni.model.layers import Block, RMSNorm, init_weights, rope_table
+from omni.data.tokenizer import audio_tokens
+
+
+class ConvModule(nn.Module):
+    """The convolution of a Conformer layer (Gulati et al. 2020): gate, depthwise over time, back."""
+
+    def __init__(self, width: int, kernel: int):
+        super().__init__()
+        self.norm = RMSNorm(width)
+        self.up_proj = nn.Linear(width, 2 * width, bias=False)
+        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.mid_norm = RMSNorm(width)
+        self.down_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        y = F.glu(self.up_proj(self.norm(x)), dim=-1) * valid
+        y = self.depthwise(y.transpose(1, 2)).transpose(1, 2)
+        return x + self.down_proj(F.silu(self.mid_norm(y)))
+
+
+class AudioLayer(nn.Module):
+    """Convolution module, then the same block that the Thinker uses, without its causal mask."""
+
+    def __init__(self, arch: AudioArch):
+        super().__init__()
+        self.conv = ConvModule(arch.width, arch.conv_kernel)
+        self.block = Block(arch.width, arch.heads, arch.heads, arch.width // arch.heads, arch.mlp_width,
+                           qk_norm=True)
+
+    def forward(self, x, rope, valid, mask):
+        return self.block(self.conv(x, valid), rope, mask=mask)
+
+
+class AudioEncoder(nn.Module):
+    """Log-mel (N, F, MELS) -> features (N, S, width), S = F / 8 at 12.5 frames/s, / 4 at 25."""
+
+    def __init__(self, arch: AudioArch):
+        super().__init__()
+        self.arch = arch
+        strides = round(FRAMES_PER_SECOND / arch.frames_per_second).bit_length() - 1  # 3 or 2
+        channels = [1] + [arch.stem_channels] * strides
+        self.stem = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(channels, channels[1:], strict=False))
+        self.stem_proj = nn.Linear(arch.stem_channels * (MELS >> strides), arch.width)
+        self.layers = nn.ModuleList(AudioLayer(arch) for _ in range(arch.layers))
+        self.norm = RMSNorm(arch.width)
+        init_weights(self, arch.layers)
+        for conv in self.stem:
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        nn.init.normal_(self.stem_proj.weight, 0.0, self.stem_proj.in_features ** -0.5)
+
+    def lengths(self, mel_lengths):
+        """Number of features of clips of so many mel frames (a tensor or an int)."""
+        return audio_tokens(self.arch, mel_lengths)
+
+    def forward(self, mels: torch.Tensor, mel_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (N, S, width), those beyond a clip's length without meaning, and their numbers (N,)."""
+        x, lengths = mels[:, None], mel_lengths  # (N, 1, F, MELS)
+        for conv in self.stem:
+            x = F.gelu(conv(x))
+            lengths = (lengths + 1) // 2
+            x = x * (torch.arange(x.shape[2], device=x.device) < lengths[:, None])[:, None, :, None]
+        x = self.stem_proj(x.transpose(1, 2).flatten(2))  # (N, S, width)
+        steps = torch.arange(x.shape[1], device=x.device)
+        valid = steps < lengths[:, None]  # (N, S)
+        rope = rope_table(steps, self.arch.width // self.arch.heads)
+        for layer in self.layers:
+            x = layer(x, rope, valid[..., None], valid[:, None, None])
+        return self.norm(x), lengths

@@ -1,0 +1,99 @@
+"""Stage B: the audio encoder, by connectionist temporal classification."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from omni import checkpoint
+from omni.data import audio
+from omni.model.audio_encoder import AudioEncoder
+from omni.data.batch import Sample
+from omni.data.collate import pad_mels
+from omni.config import AudioArch, PretrainConfig, UserError, build
+from omni.pretrain.stage import Stage
+from omni.eval.grading import WordErrors, normalise_words, word_errors
+from omni.data.tokenizer import SpeechPieces
+
+
+class AudioStage(Stage):
+    """B: connectionist temporal classification (Graves et al. 2006) of transcripts in pieces of words."""
+
+    kind = "audio_encoder"
+
+    def __init__(self, config: PretrainConfig):
+        super().__init__(config)
+        arch = build(AudioArch, config.arch, "arch")
+        self.level = arch.level
+        train, val = self.read(config.train), self.read(config.val)
+        self.texts, self.train = self._load(train, "training clips")
+        self.val_groups = [s.group or "known" for s in val]
+        self.val_texts, self.val = self._load(val, "held-out clips")
+        self.pieces = SpeechPieces(self.texts, config.speech_pieces)
+        self.labels = [self.pieces.encode(t) for t in self.texts]
+        self.model = nn.ModuleDict({"encoder": AudioEncoder(arch),
+                                    "head": nn.Linear(arch.width, len(self.pieces) + 1)})
+        self.blank = len(self.pieces)
+        # CTC needs a frame a label and one between equal neighbours; zero_infinity would only hide a lack.
+        self.needed = [len(n) + sum(a == b for a, b in zip(n, n[1:], strict=False)) for n in self.labels]
+        fits = [i for i, power in enumerate(self.train)
+                if 0 < self.needed[i] <= self.model["encoder"].lengths(len(power))]
+        if len(fits) < len(self.train):
+            print(f"{len(self.train) - len(fits)} of {len(self.train)} clips have fewer frames than pieces: "
+                  "left out")
+        self.texts, self.train, self.labels, self.needed = (
+            [values[i] for i in fits] for values in (self.texts, self.train, self.labels, self.needed))
+        if not self.train:
+            raise UserError(f"{config.train}: no clip with a transcript that fits; "
+                            "raise arch.frames_per_second")
+        self.lengths = [len(power) for power in self.train]
+
+    def _load(self, samples: list[Sample], what: str) -> tuple[list[str], list[torch.Tensor]]:
+        """Transcripts and mel powers of the samples with one clip."""
+        texts, powers = [], []
+        for sample in tqdm(samples, desc=what, mininterval=2, disable=None, leave=False):
+            if len(sample.audios) == 1:
+                texts.append(" ".join(normalise_words(sample.transcript or sample.answer)))
+                powers.append(audio.mel_power(audio.load(sample.audios[0])))
+        return texts, powers
+
+    def batch(self, numbers, epoch: int):
+        mels = []
+        for i in numbers:
+            rng, power = self.rng(epoch, int(i)), self.train[i]
+            if rng.random() < 0.9:
+                varied = audio.augment(power, rng)
+                # A faster take may be too short for its pieces.
+                if self.model["encoder"].lengths(len(varied)) >= self.needed[i]:
+                    power = varied
+            # Half of the takes by the level of the whole clip, silence and all, so that none is relied on.
+            level = "clip" if self.level == "speech" and rng.random() < 0.5 else self.level
+            mels.append(audio.spec_augment(audio.log_mel(power, level), rng))
+        return *pad_mels(mels), [self.labels[i] for i in numbers]
+
+    def loss(self, batch, device) -> tuple[torch.Tensor, int]:
+        mels, lengths, labels = batch
+        features, lengths = self.model["encoder"](mels.to(device), lengths.to(device))
+        scores = self.model["head"](features).float().log_softmax(-1).transpose(0, 1)  # (S, N, pieces + 1)
+        targets = torch.tensor([n for row in labels for n in row], device=device)
+        target_lengths = torch.tensor([len(row) for row in labels], device=device)
+        loss = F.ctc_loss(scores, targets, lengths, target_lengths, blank=self.blank, reduction="sum")
+        return loss, len(targets)
+
+    def evaluate(self, device) -> dict:
+        """Greedy corpus word error rate, a group of held-out clips apart."""
+        sums: dict[str, WordErrors] = {}
+        for start in range(0, len(self.val), 64):
+            mels, lengths = pad_mels([audio.log_mel(p, self.level) for p in self.val[start:start + 64]])
+            features, lengths = self.model["encoder"](mels.to(device), lengths.to(device))
+            best = self.model["head"](features).argmax(-1)
+            for row, length, text, group in zip(best.tolist(), lengths.tolist(), self.val_texts[start:],
+                                                self.val_groups[start:], strict=False):
+                row = row[:length]
+                kept = [k for t, k in enumerate(row) if k != self.blank and (t == 0 or row[t - 1] != k)]
+                sums[group] = sums.get(group, WordErrors()) + word_errors(self.pieces.decode(kept), text)
+        return {f"wer_{group}": errors.rate for group, errors in sums.items()}
+
+    def content(self) -> dict:
+        return {**checkpoint.part(self.model["encoder"]), "pieces": self.pieces.pieces,
+                "ctc_head": self.model["head"].state_dict()}

@@ -1,0 +1,44 @@
+"""What the three pretraining stages have in common."""
+
+import numpy as np
+from torch import nn
+
+from omni.data import manifest
+from omni.data.batch import Sample
+from omni.config import PretrainConfig
+
+
+def bucketed(lengths, batch_size: int, rng: np.random.Generator) -> list[list[int]]:
+    """Sample numbers in batches of like length, in random order: shuffled, sorted within 30 batches, cut."""
+    order = rng.permutation(len(lengths))
+    window = 30 * batch_size
+    batches = []
+    for start in range(0, len(order), window):
+        part = sorted(order[start:start + window], key=lambda i: lengths[i])
+        batches += [part[i:i + batch_size] for i in range(0, len(part), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+class Stage:
+    """A model, its samples, and how both make a loss. `kind` is the checkpoint's."""
+
+    kind: str
+    model: nn.Module
+    train: list
+    lengths: list[int]
+
+    def __init__(self, config: PretrainConfig):
+        self.config = config
+
+    def read(self, paths: str | list[str]) -> list[Sample]:
+        """The samples of one manifest or of several."""
+        paths = [paths] if isinstance(paths, str) else paths
+        return [sample for path in paths for sample in
+                manifest.read(path, allow_outside_paths=self.config.allow_outside_paths).check(0.05).samples]
+
+    def rng(self, epoch: int, number: int = -1) -> np.random.Generator:
+        """Random numbers of one sample in one epoch (or of the epoch's order), whatever else was drawn."""
+        return np.random.default_rng([self.config.seed, epoch, number + 1])
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        return bucketed(self.lengths, self.config.batch_size, self.rng(epoch))

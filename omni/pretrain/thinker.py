@@ -1,0 +1,123 @@
+"""Stage A: the Thinker, by next-token prediction."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from omni import checkpoint
+from omni.data.batch import AUDIO, IGNORE, Batch, Sample
+from omni.config import PretrainConfig, ThinkerArch, build
+from omni.pretrain.stage import Stage
+from omni.eval.grading import normalise_words
+from omni.model.thinker import Thinker
+from omni.data.tokenizer import ASSISTANT, USER, SpeechPieces, Tokenizer
+
+READING_PROMPTS = ("Transcribe the audio.", "Transcribe.", "What is said?", "Write down what you hear.")
+
+
+class ThinkerStage(Stage):
+    """A: next-token prediction over text, of which `reading_share` is reading noisy pieces of speech.
+
+    A reading sample is a sentence as an audio encoder would name it: its pieces stuttered, lost, mistaken and
+    spaced by silence (the `<audio>` token), then the instruction and the sentence. A Thinker that has learned
+    to read these hears after very few clips: its projector need only find the pieces' embeddings.
+    """
+
+    kind = "thinker"
+
+    def __init__(self, config: PretrainConfig):
+        super().__init__(config)
+        self.train, self.val = self.read(config.train), self.read(config.val)
+        texts = [content for s in self.train for _, content in s.messages]
+        self.tok = Tokenizer.train(texts, config.vocab_size)
+        self.spoken = [t for t in dict.fromkeys(texts)
+                       if 2 <= len(t.split()) <= 12 and t.split() == normalise_words(t)]
+        self.words = sorted({word for text in self.spoken for word in text.split()})
+        self.pieces = SpeechPieces(self.spoken, config.speech_pieces)
+        self.piece_ids = [self.tok.encode(self.pieces.text(k)) for k in range(len(self.pieces))]
+        spoken = set(self.spoken)
+        self.questions = [s for s in self.train if len(s.messages) == 2 and s.messages[0][1] in spoken]
+        self.encoded = [self._encode(s) for s in self.train]
+        self.encoded_val = [self._encode(s) for s in self.val]
+        self.lengths = [len(ids) for ids, _ in self.encoded]
+        arch = build(ThinkerArch, {**config.arch, "vocab_size": len(self.tok)}, "arch")
+        self.model = Thinker(arch)
+
+    def _encode(self, sample: Sample) -> tuple[list[int], list[int]]:
+        """Ids and labels: of a plain text all is learned, of a talk the answers (what is asked is chance)."""
+        ids, labels = self.tok.chat(sample.messages, [], [], sample.untrained)
+        return ids[:self.config.max_length], labels[:self.config.max_length]
+
+    def reading(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+        """Ids and labels of one reading sample: a transcription, or a spoken question with its answer.
+
+        Half of what is transcribed are words in no order, never twice the same: only reading helps there.
+        """
+        prompt = READING_PROMPTS[rng.integers(len(READING_PROMPTS))]
+        luck = rng.random()
+        if luck < 0.5:
+            said = answer = " ".join(rng.choice(self.words, size=rng.integers(3, 8)).tolist())
+        elif luck < 0.75 or not self.questions:
+            said = answer = self.spoken[rng.integers(len(self.spoken))]
+        else:
+            sample = self.questions[rng.integers(len(self.questions))]
+            said, answer = sample.messages[0][1], sample.answer
+            prompt = "Answer the question." if rng.random() < 0.5 else ""
+        ids = self.tok.ids
+        frames = self.noisy(self.pieces.encode(said), rng)
+        asked = [ids[USER], *frames, *self.tok.encode(prompt), self.tok.end]
+        told = [*self.tok.encode(answer), self.tok.end]
+        return [*asked, ids[ASSISTANT], *told], [IGNORE] * len(asked) + told + [IGNORE]
+
+    def noisy(self, numbers: list[int], rng: np.random.Generator) -> list[int]:
+        """Pieces as a CTC encoder spells them: about half of the frames are silence, 8 % lost or mistaken."""
+        silence, frames = self.tok.ids[AUDIO], []
+        for number in numbers:
+            frames += [silence] * rng.poisson(0.9)
+            luck = rng.random()
+            if luck < 0.04:
+                continue
+            if luck < 0.08:
+                number = rng.integers(len(self.pieces))
+            frames += self.piece_ids[number] * (1 + (rng.random() < 0.25))
+        return frames + [silence] * (1 + rng.poisson(0.9))
+
+    def batch(self, numbers, epoch: int) -> Batch:
+        """The samples of these numbers, or, for `reading_share` of the batches, as many reading samples."""
+        share = self.config.reading_share if self.spoken else 0.0
+        if self.rng(epoch, int(numbers[0])).random() < share:  # a whole batch: their lengths are alike
+            return self._pad([self.reading(self.rng(epoch, int(i))) for i in numbers])
+        return self._pad([self.encoded[i] for i in numbers])
+
+    def _pad(self, rows: list[tuple[list[int], list[int]]]) -> Batch:
+        ids, labels = ([torch.tensor(row[i]) for row in rows] for i in (0, 1))
+        return Batch(pad_sequence(ids, batch_first=True, padding_value=self.tok.pad),
+                     pad_sequence(labels, batch_first=True, padding_value=IGNORE),
+                     torch.tensor([len(row) for row in ids]))
+
+    def loss(self, batch: Batch, device) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, labels = self._predict(batch.to(device))
+        return F.cross_entropy(logits, labels, reduction="sum"), labels.new_tensor(len(labels))
+
+    def _predict(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (n, V) and labels (n,) of the n learned positions."""
+        known = batch.labels != IGNORE
+        hidden = self.model.hidden(self.model.embed_tokens(batch.input_ids))
+        return self.model.logits(hidden[known]).float(), batch.labels[known]
+
+    def evaluate(self, device) -> dict:
+        """Next-token accuracy on held-out text, and on reading samples never seen."""
+        figures = {}
+        readings = [self.reading(self.rng(0, i)) for i in range(200)] if self.spoken else []
+        for name, rows in (("text_acc", self.encoded_val), ("reading_acc", readings)):
+            hits = count = 0
+            for start in range(0, len(rows), 64):
+                logits, labels = self._predict(self._pad(rows[start:start + 64]).to(device))
+                hits, count = hits + int((logits.argmax(-1) == labels).sum()), count + len(labels)
+            if count:
+                figures[name] = hits / count
+        return figures
+
+    def content(self) -> dict:
+        return {**checkpoint.part(self.model), "tokenizer": self.tok.json_text}
