@@ -16,22 +16,28 @@ import torch
 from tqdm import tqdm
 
 from omni import checkpoint, distributed
-from omni.report.page import page
-from omni.train import optim
-from omni.data.collate import Collator, MediaReader
-from omni.config import SFTConfig, UserError, load_config
-from omni.data.loader import Mix, Schedule, StepDataset, inputs, loader, read_mix
+from omni.config import SFTConfig
+from omni.config_file import load_config
+from omni.console import QUIET, command, open_streams, say
+from omni.data.collate import Collator
 from omni.data.decoding import Decoder
-from omni.device import autocast, choose_device, computes_in_bf16, gpu_memory_gb, peak_memory_gb
-from omni.eval.evaluate import Evaluator, counted, summarise
-from omni.train.features import FeatureStore, unusable_media
-from omni.train.run_dir import RunFolder
-from omni.train.interrupts import StopSignal, leave_out, memory_told
-from omni.console import QUIET, MetricsFile, command, epoch_lines, open_streams, say
-from omni.model.omni import load_parts
-from omni.train.preview import before_training, describe, dry_run, skipped_lines
+from omni.data.loader import Schedule, StepDataset, loader
+from omni.data.media_reader import MediaReader
+from omni.data.mixture import Mix, inputs, read_mix
 from omni.data.sampler import WeightedSampler
+from omni.device import autocast, choose_device, computes_in_bf16, gpu_memory_gb, peak_memory_gb
+from omni.errors import UserError
+from omni.eval.evaluate import Evaluator, before_training
+from omni.eval.figures import counted, epoch_lines, summarise
+from omni.model.load import load_parts
+from omni.report import page
+from omni.train import optim
+from omni.train.features import FeatureStore, unusable_media
+from omni.train.interrupts import StopSignal, leave_out, memory_told
+from omni.train.metrics import MetricsFile
+from omni.train.run_dir import RunFolder
 from omni.train.state import add_step, new_sums, realised
+from omni.train.summary import describe, dry_run, skipped_lines
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -106,7 +112,9 @@ def main(arguments: list[str] | None = None) -> None:
     gc.freeze()  # what is loaded stays: nothing is gained by looking through it again and again
     if state["step"] == 0:
         with memory_told((), "lower eval_batch_size or max_new_tokens"):
-            evaluating += before_training(evaluator, mix, folder.path)
+            evaluating += before_training(evaluator, mix.val, folder.path)
+        if world.first:
+            page.write(folder.path)
     for epoch in range(max(0, state["step"] - 1) // schedule.steps_per_epoch, config.num_epochs):
         save = partial(folder.save_step, state, model, optimizer, config, made_from)
         train_epoch(epoch, state, wrapped, optimizer, dataset, config, device, metrics, folder, save, stop)

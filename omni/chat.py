@@ -15,29 +15,31 @@ from collections.abc import Iterator
 import torch
 
 from omni import checkpoint
-from omni.data import conversations
-from omni.model.omni import omni
-from omni.data.audio import MediaError
-from omni.data.batch import AUDIO, IMAGE, Sample, flat
-from omni.data.collate import Collator, MediaReader
-from omni.config import SFTConfig, UserError, build
-from omni.device import autocast, choose_device
-from omni.eval.evaluate import Evaluator
+from omni.config import SFTConfig, build
 from omni.console import command
-from omni.model.generate import Sampling
+from omni.data import conversations
+from omni.data.collate import Collator
+from omni.data.media_reader import MediaReader
+from omni.data.sample import AUDIO, IMAGE, Sample, flat
 from omni.data.tokenizer import split_placeholders
+from omni.device import autocast, choose_device
+from omni.errors import MediaError, UserError
+from omni.eval.evaluate import Evaluator
+from omni.model.generate import Sampling
+from omni.model.load import load_system
+from omni.model.omni import OmniNetwork
 
 COMMANDS = "/image PATH, /audio PATH, /reset, /quit"
 
 
-class OmniModel(omni.OmniModel):
+class OmniModel(OmniNetwork):
     """The whole system of a finished run, ready to answer."""
 
     @classmethod
     def load(cls, path: str, device: str = "auto") -> "OmniModel":
         """The system in `path` (omni_final.pt or omni_best.pt of a run). UserError if it holds none."""
         content = checkpoint.load(path, "omni", "a run of sft_omni.py writes it: omni_final.pt, omni_best.pt")
-        system = cls.from_content(content, path)
+        system = load_system(content, path, cls)
         system.config = build(SFTConfig, content.get("config"), f"{path} (config)")
         return system.to(choose_device(device))
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from omni.config import UserError, build
+from omni.config import build
+from omni.errors import UserError
 
 FORMAT = "micro-omni-2"  # ends in a checksum of all that stands before
 MARK = b"sha256: "

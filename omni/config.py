@@ -8,13 +8,11 @@ import dataclasses
 import difflib
 import json
 import math
-import re
 import types
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from omni.config_file import UserError, parse_json
+from omni.errors import UserError
 
 
 def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choices=None, factory=None):
@@ -199,101 +197,3 @@ def build(cls, values, where: str):
     if problems:
         raise UserError(f"{where}: " + "; ".join(problems))
     return cls(**checked)
-
-
-def apply_override(values: dict, setting: str) -> None:
-    """One `--set key=value` (dotted for nested keys) put into `values`; the value is JSON, or else a text."""
-    key, equals, text = setting.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set {setting}: write it as key=value, for example --set batch_size=16")
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = text
-    *parents, last = key.split(".")
-    for name in parents:
-        values = values.setdefault(name, {})
-        if not isinstance(values, dict):
-            raise UserError(f'--set {setting}: "{name}" is not an object, so it has no key "{last}"')
-    values[last] = value
-
-
-def load_config(path: str, cls, overrides: list[str] = ()):
-    """Read the config file at `path` as the dataclass `cls`, with `--set` overrides applied on top."""
-    try:
-        if Path(path).stat().st_size > 1_000_000 or not Path(path).is_file():  # a pipe would be waited for
-            raise OSError("not a regular file of at most 1 MB")
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file; the ones that come along are in configs/") from None
-    except (OSError, ValueError) as err:
-        raise UserError(f"{path}: can't be read as text ({err})") from None
-    values = parse_json(text, path)
-    if isinstance(values, dict):
-        for setting in overrides:
-            apply_override(values, setting)
-    odd = re.search("[\0\ud800-\udfff]", json.dumps(values, ensure_ascii=False).replace("\\u0000", "\0"))
-    if odd:
-        raise UserError(f"{path}: holds the character {ascii(odd[0])}, which no path or name can hold")
-    config = build(cls, values, path)
-    if cls is SFTConfig:
-        check_mix(config, path)
-    return config
-
-
-SOURCE_KEYS = ("weight", "train", "val", "image_folder", "question")
-
-
-def check_mix(config: SFTConfig, where: str) -> None:
-    """Every source of data_mix has a weight >= 0 and known keys, and some weight is above 0."""
-    problems, total = [], 0.0
-    for name, entry in config.data_mix.items():
-        weight = entry.get("weight") if isinstance(entry, dict) else entry
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e9:
-            given = json.dumps(entry)[:60]
-            problems.append(f'"data_mix.{name}" needs a weight of 0 or more, and {given} was given')
-            continue
-        total += weight
-        if isinstance(entry, dict):
-            problems += _source_problems(f"data_mix.{name}", entry)
-    if not problems and total <= 0:
-        problems.append('"data_mix" needs at least one source with a weight above 0')
-    if problems:
-        raise UserError(f"{where}: " + "; ".join(problems))
-
-
-def _source_problems(where: str, entry: dict) -> list[str]:
-    """What is wrong with a source of data_mix, besides its weight."""
-    problems = []
-    for key, value in entry.items():
-        if key not in SOURCE_KEYS:
-            problems.append(f'unknown key "{where}.{key}"; known keys: {", ".join(SOURCE_KEYS)}')
-        elif key == "val" and isinstance(value, int | float) and not isinstance(value, bool):
-            if not 0 < value < 1:
-                problems.append(f'"{where}.val" as a number is the share that is held out: above 0, below 1, '
-                                f"and {value:g} was given")
-        elif key != "weight" and not isinstance(value, str):
-            what = {"question": "a text", "val": "a path, or the share that is held out"}
-            problems.append(f'"{where}.{key}" must be {what[key] if key in what else "a path"}')
-    if "image_folder" in entry and "train" in entry:
-        problems.append(f'"{where}" has both train and image_folder; keep one of them')
-    if "image_folder" in entry and "question" not in entry:
-        problems.append(f'"{where}.image_folder" needs "question", such as "What is in the picture?"')
-    if "image_folder" in entry and "val" not in entry:
-        problems.append(f'"{where}.image_folder" needs "val": a folder, or the share that is held out')
-    return problems
-
-
-def mix_entry(config: SFTConfig, name: str) -> tuple[float, str, str | float]:
-    """Weight, train path, and val path (or the share of train to hold out) of the source `name`."""
-    entry = config.data_mix[name]
-    entry = entry if isinstance(entry, dict) else {"weight": entry}
-    folder = Path(config.data_dir) / name
-    train = entry.get("train", entry.get("image_folder", str(folder / "train.jsonl")))
-    return float(entry["weight"]), train, entry.get("val", str(folder / "val.jsonl"))
-
-
-def mix_question(config: SFTConfig, name: str) -> str:
-    """What the source `name` asks of samples that ask nothing themselves; "" for what their format asks."""
-    entry = config.data_mix[name]
-    return entry.get("question", "") if isinstance(entry, dict) else ""

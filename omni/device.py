@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from omni.config import UserError
+from omni.errors import UserError
 
 # oneDNN keeps the code that it makes for each shape of a matrix product, 1,024 of them unless told otherwise:
 # with batches of many lengths that is a gigabyte. It reads this when the first one is made.

@@ -1,5 +1,6 @@
 """How a source reads, told in lines: its first samples, its lengths in tokens, its problems."""
 
+import argparse
 from collections import Counter
 from collections.abc import Iterator
 
@@ -7,11 +8,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from omni import checkpoint
-from omni.data import audio, image, media
-from omni.data.batch import Sample
 from omni.config import AudioArch, SFTConfig, VisionArch, build
-from omni.data.media import MediaError
+from omni.config_file import load_config
+from omni.console import command
+from omni.data import audio, image, manifest, media
+from omni.data.sample import Sample
 from omni.data.tokenizer import Tokenizer, audio_tokens, image_tokens
+from omni.errors import MediaError
 
 BINS, BAR = 8, 40  # of the histogram: its rows, and the width of the longest in characters
 
@@ -106,3 +109,22 @@ def histogram(lengths: list[int]) -> Iterator[str]:
         bar = "#" * -(-BAR * counts[row] // max(counts.values()))
         start = low + row * width
         yield f"    {start:5}-{start + width - 1:<5} {bar:{BAR}} {counts[row]:,}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m omni.inspect",
+                                     description="Show how a source is read, without training.")
+    parser.add_argument("path", help="a file or a folder, in any of the formats that a source may have")
+    parser.add_argument("--question", default="", help="asked of samples that ask nothing themselves")
+    parser.add_argument("--config", help="a config, for its parts, max_length and allow_outside_paths")
+    parser.add_argument("--samples", type=int, default=3, help="how many to show (3)")
+    args = parser.parse_args(arguments)
+    config = load_config(args.config, SFTConfig) if args.config else SFTConfig()
+    source = manifest.read(args.path, "", config.allow_outside_paths, args.question)
+    print(manifest.told([source]))
+    for line in lines(source, config, args.samples):
+        print(line)
+
+
+if __name__ == "__main__":
+    command(main)

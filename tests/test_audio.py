@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni.data import audio
-from omni.model.audio_encoder import AudioEncoder
-from omni.data.collate import MediaReader, pad_mels
 from omni.config import AudioArch
+from omni.data import audio
+from omni.data.collate import pad_mels
+from omni.data.media_reader import MediaReader
+from omni.model.audio_encoder import AudioEncoder
 
 
 def sine(rate: int, seconds: float = 0.5, hertz: float = 440.0) -> np.ndarray:

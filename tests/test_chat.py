@@ -14,7 +14,8 @@ from conftest import ROOT, assert_user_error
 
 from omni import OmniModel, checkpoint
 from omni.chat import question_parts, system_evaluator
-from omni.config import SFTConfig, UserError, build
+from omni.config import SFTConfig, build
+from omni.errors import UserError
 from omni.model.generate import Sampling
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from omni import checkpoint
-from omni.config import UserError, VisionArch
+from omni.config import VisionArch
+from omni.errors import UserError
 from omni.model.vision_encoder import VisionEncoder
 
 

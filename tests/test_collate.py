@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni.data.batch import IGNORE, Sample, flat
+from omni.data.batch import IGNORE
 from omni.data.collate import Collator
 from omni.data.loader import Schedule
+from omni.data.sample import Sample, flat
 from omni.data.tokenizer import Tokenizer
 
 TOK = Tokenizer.train(["the cat is red and the dog is blue"] * 3, 300)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, assert_user_error
 
-from omni.config import PretrainConfig, SFTConfig, UserError, load_config, mix_entry, mix_question, parse_json
+from omni.config import PretrainConfig, SFTConfig
+from omni.config_file import load_config, mix_entry, mix_question, parse_json
+from omni.errors import UserError
 
 SPECIFIED = """{
   // Load pretrained checkpoints

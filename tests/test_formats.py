@@ -8,9 +8,9 @@ import pytest
 from published import assistant, clip, picture, put, tar, user, write
 
 from omni.data import audio, image, manifest
-from omni.data.batch import Sample
-from omni.config import UserError
 from omni.data.media import Piece
+from omni.data.sample import Sample
+from omni.errors import UserError
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from omni.data import image
-from omni.data.audio import MediaError
-from omni.data.collate import MediaReader
+from omni.data.media_reader import MediaReader
+from omni.errors import MediaError
 
 SIZE = 32
 

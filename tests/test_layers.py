@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from omni.model.omni import layers
 from omni.config import ThinkerArch
+from omni.model import layers
 from omni.model.layers import Attention, RMSNorm, SwiGLU, apply_rope, rope_table
 from omni.model.thinker import Thinker
 

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from omni.data import manifest
-from omni.config import UserError
+from omni.errors import UserError
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from test_run import read, rows, train
 
 from omni import checkpoint
-from omni.config import UserError
+from omni.errors import UserError
 
 
 def refused(call, *words: str) -> None:

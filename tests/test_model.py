@@ -1,4 +1,4 @@
-"""OmniModel: fusing, loss, generation and freezing against slow plain references."""
+"""OmniNetwork: fusing, loss, generation and freezing against slow plain references."""
 
 from dataclasses import replace
 
@@ -7,9 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from omni import checkpoint
-from omni.train import optim
-from omni.data.batch import IGNORE, Sample
+from omni.data.batch import IGNORE
 from omni.data.decoding import Decoder
+from omni.data.sample import Sample
+from omni.model.load import load_system
+from omni.train import optim
 from omni.train.features import FeatureStore
 
 
@@ -131,7 +133,7 @@ def test_many_logits_are_computed_in_pieces_to_the_same_figures(toy, model, mixe
     monkeypatch.setattr(model.thinker, "logits", lambda hidden: rows.append(len(hidden)) or logits(hidden))
     model.label_smoothing = 0.2
     told, whole = model(batch), gradient(model, batch)
-    monkeypatch.setattr("omni.model.LOGITS", 7 * model.thinker.arch.vocab_size + 1)
+    monkeypatch.setattr("omni.model.omni.LOGITS", 7 * model.thinker.arch.vocab_size + 1)
     assert torch.allclose(torch.stack(model(batch)), torch.stack(told))
     torch.testing.assert_close(gradient(model, batch), whole, rtol=1e-4, atol=1e-4)
     assert rows[0] > 7 and {7, rows[0] % 7} == set(rows[2:])
@@ -261,7 +263,7 @@ def test_one_batch_is_learned_by_heart_from_about_ln_vocab(toy, model, source):
 
 def test_a_system_is_rebuilt_from_its_content_to_the_bit(toy, model, mixed):
     nudged(model, toy)
-    again = type(model).from_content(model.content(), "here")
+    again = load_system(model.content(), "here")
     batch = toy.collator(model)(mixed)
     assert torch.equal(model(batch)[0], again(batch)[0])
     assert F.mse_loss(again.thinker.norm.weight, toy.model().thinker.norm.weight) > 0

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from omni.train import optim
-from omni.data.batch import Sample
-from omni.eval.evaluate import Score, summarise, swap_media
+from omni.data.sample import Sample
+from omni.eval.evaluate import swap_media
+from omni.eval.figures import Score, summarise
 from omni.eval.grading import WordErrors
+from omni.train import optim
 
 
 def test_the_rate_warms_up_then_falls_as_a_cosine_to_its_floor():

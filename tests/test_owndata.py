@@ -1,4 +1,4 @@
-"""A user's own data: what is skipped and why, the held-out share, a run on several formats, omni.manifest."""
+"""A user's own data: what is skipped and why, the held-out share, a run on several formats, omni.inspect."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from published import assistant, clip, picture, put, tar, user, write
 
 import sft_omni
 from omni.data import image, manifest, media
-from omni.config import UserError
-from omni.data.media import MediaError, Piece
+from omni.data.media import Piece
+from omni.errors import MediaError, UserError
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_an_entry_that_cannot_be_used_is_skipped_with_its_reason(folder, entry, 
     ("x.bin", b"\x89PNG\r\n\xff\xff", "UTF-8"), ("x.json", "[" * 100_000, "not valid JSON")])
 def test_a_file_that_is_no_source_is_one_line(folder, command, name, content, word):
     put(folder, {name: content})
-    assert_user_error(command("-m", "omni.manifest", folder / name), name, word)
+    assert_user_error(command("-m", "omni.inspect", folder / name), name, word)
 
 
 def test_a_row_that_is_odd_is_skipped_and_a_quote_left_open_is_told(tmp_path):
@@ -173,7 +173,7 @@ def test_the_manifest_command_shows_samples_lengths_and_problems(toy, folder, co
     names = ("a.png", "b.jpg", "broken.png", "no.png")
     entries = [{"image": f"img/{name}", "caption": "red"} for name in names]
     path = write(folder, "m.jsonl", [*entries, {"audio": "wav/c.wav", "text": "hi"}])
-    done = command("-m", "omni.manifest", path, "--config", toy.write(folder), "--samples", 5)
+    done = command("-m", "omni.inspect", path, "--config", toy.write(folder), "--samples", 5)
     assert done.returncode == 0, done.stderr
     for words in ("JSON lines: pictures with words, clips with words; 4 samples, 4 media, 1 skipped", "24x16",
                   "0.2 s", "sample 1: qa, ", "tokens", "assistant: red", "length in tokens:", "#",

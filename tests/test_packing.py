@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni.model.omni import cpu_block
 from omni.config import ThinkerArch
-from omni.model.layers import rope_table
 from omni.data.packing import BIN, STEP, Packing, Take, rounded_up
+from omni.model import cpu_block
+from omni.model.layers import rope_table
 from omni.model.thinker import Thinker
 
 WIDTH = 16
@@ -89,7 +89,7 @@ def test_sizes_are_few_and_little_is_spare(size):
     assert len({rounded_up(n) for n in range(1024, 2048)}) <= 33
 
 
-@pytest.mark.parametrize("way", ["plain", "fused"])
+@pytest.mark.parametrize("way", ["plain", "cpu_block"])
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("lengths", [[1], [7, 30, 9, 60, 33], [64] * 4, [5, 140, 17, 200, 131, 128, 270]])
@@ -97,7 +97,7 @@ def test_packed_tokens_are_those_of_the_padded_batch(way, qk_norm, kv_heads, len
     """States that are asked for, and gradients of weights and embeddings."""
     torch.manual_seed(0)
     if way == "plain":
-        monkeypatch.setattr(fused, "serves", lambda *_: False)
+        monkeypatch.setattr(cpu_block, "serves", lambda *_: False)
     model, lengths = thinker(qk_norm, kv_heads), torch.tensor(lengths)
     embeds = torch.randn(len(lengths), int(lengths.max()), WIDTH, dtype=torch.float64, requires_grad=True)
     packing = Packing.of(lengths)
@@ -142,12 +142,12 @@ class _Fused(torch.nn.Module):
         return cpu_block.block(self.layer, x, self.plan, self.keep)
 
 
-@pytest.mark.parametrize("way", ["plain", "fused"])
+@pytest.mark.parametrize("way", ["plain", "cpu_block"])
 def test_a_sample_depends_on_no_neighbour(way, monkeypatch):
     """To the bit, as long as the sizes are the same: masked scores are exactly 0 after the softmax."""
     torch.manual_seed(0)
     if way == "plain":
-        monkeypatch.setattr(fused, "serves", lambda *_: False)
+        monkeypatch.setattr(cpu_block, "serves", lambda *_: False)
     model, lengths = thinker(), torch.tensor([20, 31, 150, 12, 140])
     packing = Packing.of(lengths)
     embeds = torch.randn(len(lengths), 150, WIDTH, dtype=torch.float64)
@@ -161,13 +161,13 @@ def test_a_sample_depends_on_no_neighbour(way, monkeypatch):
         assert not torch.isclose(after[owner == row], before[owner == row]).all(-1).any()
 
 
-@pytest.mark.parametrize("way", ["plain", "fused"])
+@pytest.mark.parametrize("way", ["plain", "cpu_block"])
 @torch.no_grad()
 def test_the_cache_gives_the_hidden_states_of_the_whole(way, monkeypatch):
     """A packed prompt, then token by token."""
     torch.manual_seed(0)
     if way == "plain":
-        monkeypatch.setattr(fused, "serves", lambda *_: False)
+        monkeypatch.setattr(cpu_block, "serves", lambda *_: False)
     model, lengths = thinker(), torch.tensor([20, 1, 150, 12])
     packing, longest = Packing.of(lengths), int(lengths.max())
     embeds = torch.randn(len(lengths), longest + 4, WIDTH, dtype=torch.float64)
@@ -193,7 +193,7 @@ def test_bf16_is_near_fp32_and_as_near_as_the_plain_blocks(monkeypatch):
         return torch.cat([g.flatten() for g in torch.autograd.grad(states.square().sum(),
                                                                    [*model.layers.parameters()])])
     exact, ours = gradients(False), gradients(True)
-    monkeypatch.setattr(fused, "serves", lambda *_: False)
+    monkeypatch.setattr(cpu_block, "serves", lambda *_: False)
     plain = gradients(True)
     errors = [float((g - exact).norm() / exact.norm()) for g in (ours, plain)]
     assert errors[0] < 0.05 and errors[0] < 2 * errors[1] + 1e-3, errors

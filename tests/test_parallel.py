@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from omni.data.decoding import Decoder
-from omni.train.features import FeatureStore
 from omni.distributed import ALONE, World
+from omni.train.features import FeatureStore
 
 ROOT = Path(__file__).resolve().parent.parent
 WATCHDOG = 240  # seconds after which a run counts as hung
@@ -179,7 +179,7 @@ def test_features_are_computed_once_over_all_ranks(toy, monkeypatch):
     encode_images = model.encode_images
     monkeypatch.setattr(model, "encode_images", lambda pixels: encoded.append(len(pixels))
                         or encode_images(pixels))
-    monkeypatch.setattr("omni.features.GROUP", 5)
+    monkeypatch.setattr("omni.train.features.GROUP", 5)
     node = {"values": [None] * 3, "barrier": threading.Barrier(3)}
 
     def stored(world: World) -> FeatureStore:

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from omni import checkpoint
+from omni.config import AudioArch, PretrainConfig, ThinkerArch, VisionArch, build
 from omni.data import image
+from omni.errors import UserError
 from omni.model.audio_encoder import AudioEncoder
-from omni.config import AudioArch, PretrainConfig, ThinkerArch, UserError, VisionArch, build
+from omni.model.thinker import Thinker
+from omni.model.vision_encoder import VisionEncoder
 from omni.pretrain.__main__ import run
 from omni.pretrain.thinker import ThinkerStage
 from omni.pretrain.vision_encoder import COLOR_WORDS, VisionStage, shared_loss
-from omni.model.thinker import Thinker
-from omni.model.vision_encoder import VisionEncoder
 
 TINY = {"width": 24, "layers": 1, "heads": 2, "mlp_width": 32}
 

@@ -12,8 +12,9 @@ from conftest import assert_user_error
 from published import clip, picture, put
 
 import sft_omni
-from omni.report.page import page
-from omni.config import UserError
+from omni.errors import UserError
+from omni.report import page
+from omni.report.__main__ import main as report_main
 from omni.report.html import POINTS, Run, chart, thin
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -86,7 +87,8 @@ def test_every_figure_has_its_count_before_and_after(out):
 
 
 def test_before_training_a_part_is_scored_taken_evenly(toy):
-    from omni.eval.evaluate import Evaluator, counted
+    from omni.eval.evaluate import Evaluator
+    from omni.eval.figures import counted
     model = toy.model()
     samples = {"text_only": toy.samples("text_only", "train")}
     scores = Evaluator(model, toy.collator(model), 4, 2, "fp32").score(samples, limit=5)
@@ -145,7 +147,7 @@ def test_a_long_curve_is_drawn_as_means():
 
 def test_runs_are_compared_side_by_side(toy, out, tmp_path, capsys):
     other = train(toy, tmp_path, learning_rate=1e-3, num_epochs=1)
-    page.main([str(out), str(other), "--out", str(tmp_path / "both.html")])
+    report_main([str(out), str(other), "--out", str(tmp_path / "both.html")])
     page = read(tmp_path / "both.html")
     assert "learning_rate" in page.text and "0.003" in page.text and "0.001" in page.text
     assert "batch_size" not in page.text  # the same in both

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni.eval.grading import WordErrors, correct, guess, normalise_answer, normalise_words, unlike, word_errors
+from omni.data.sample import guess_task
+from omni.eval.grading import (
+    WordErrors,
+    correct,
+    normalise_answer,
+    normalise_words,
+    unlike,
+    word_errors,
+)
 
 words = st.lists(st.sampled_from(["one", "two", "red", "a", "don't"]), max_size=8)
 
@@ -60,7 +68,7 @@ def test_transcripts_are_compared_without_case_and_punctuation():
     ("<audio>What is said?", (), ("c",), "asr"),
     ("<image><audio>Transcribe", ("p",), ("c",), "qa")])
 def test_a_task_is_guessed_from_media_and_question(question, images, audios, task):
-    assert guess((("user", question), ("assistant", "x")), images, audios) == task
+    assert guess_task((("user", question), ("assistant", "x")), images, audios) == task
 
 
 def test_how_far_a_wrong_answer_is_off():

@@ -11,14 +11,16 @@ import torch
 from PIL import Image, ImageDraw
 
 from omni import checkpoint
-from omni.data import manifest
-from omni.model.audio_encoder import AudioEncoder
-from omni.data.batch import Sample
-from omni.data.collate import Collator, MediaReader
 from omni.config import AudioArch, SFTConfig, ThinkerArch, VisionArch, build
-from omni.model.omni import OmniModel, load_parts
-from omni.model.thinker import Thinker
+from omni.data import manifest
+from omni.data.collate import Collator
+from omni.data.media_reader import MediaReader
+from omni.data.sample import Sample
 from omni.data.tokenizer import SpeechPieces, Tokenizer
+from omni.model.audio_encoder import AudioEncoder
+from omni.model.load import load_parts
+from omni.model.omni import OmniNetwork
+from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
 
 COLORS = ("red", "green", "blue", "white")
@@ -42,14 +44,14 @@ class Toy:
                         encoding="utf-8")
         return str(path)
 
-    def model(self, **changes) -> OmniModel:
+    def model(self, **changes) -> OmniNetwork:
         torch.manual_seed(0)
         return load_parts(build(SFTConfig, {**self.config, **changes}, "toy"))
 
     def samples(self, source: str, split: str = "train") -> list[Sample]:
         return manifest.read(str(self.root / "data" / source / f"{split}.jsonl")).samples
 
-    def collator(self, model: OmniModel, features=None) -> Collator:
+    def collator(self, model: OmniNetwork, features=None) -> Collator:
         reader = MediaReader(model.vision_encoder.arch.image_size, level=model.audio_encoder.arch.level)
         return Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths, 256,
                         features)

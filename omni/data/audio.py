@@ -12,13 +12,12 @@ import torchaudio.functional as AF
 from torch.nn import functional as F
 
 from omni.data import media
-from omni.data.media import MediaError
+from omni.data.batch import MEL_FRAMES_PER_SECOND, MELS
+from omni.errors import MediaError
 
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: 25 ms
-HOP = 160  # samples: 10 ms
-FRAMES_PER_SECOND = SAMPLE_RATE // HOP  # 100
-MELS = 80  # mel bands from 0 to 8 kHz
+HOP = SAMPLE_RATE // MEL_FRAMES_PER_SECOND  # samples: 10 ms
 MIN_SECONDS, MAX_SECONDS = 0.05, 30.0
 MAX_FILTER = 40_000_000  # grows with the resampler's filter: odd rates such as 16001 Hz would take gigabytes
 SILENCE = 1e-4  # of the loudest frame's power: 40 dB below it
@@ -113,8 +112,8 @@ def augment(power: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     power = power * 10 ** (tilt_db / 10)
     if rng.random() < 0.4:  # room: energy decays by 60 dB in t60 seconds, mixed with the direct sound
         t60 = rng.uniform(0.15, 0.6)
-        lags = torch.arange(1, int(t60 * FRAMES_PER_SECOND * 0.6) + 1)
-        kernel = 10 ** (-6 * lags / (t60 * FRAMES_PER_SECOND))
+        lags = torch.arange(1, int(t60 * MEL_FRAMES_PER_SECOND * 0.6) + 1)
+        kernel = 10 ** (-6 * lags / (t60 * MEL_FRAMES_PER_SECOND))
         kernel = kernel / kernel.sum() * rng.uniform(0.05, 0.4)
         padded = F.pad(power.T[:, None], (len(lags), 0))
         power = power + F.conv1d(padded, kernel.flip(0)[None, None])[:, 0, :frames].T

@@ -6,41 +6,12 @@ F mel frames (padded), S audio features (padded).
 """
 
 from dataclasses import dataclass, fields, replace
-from itertools import chain
-from typing import NamedTuple
 
 import torch
 
 IGNORE = -100  # label of a position that is not trained on
-IMAGE, AUDIO = "<image>", "<audio>"  # placeholders in a message's content, and special tokens
-
-
-class Sample(NamedTuple):  # a list may hold millions, and a frozen dataclass is thrice as long in the making
-    """One conversation, checked: every placeholder has its medium, and some assistant turn has an answer."""
-
-    turns: tuple[str, ...]  # role, content, role, content, ...: `messages` without a tuple each
-    images: tuple[str, ...] = ()  # paths, in the order of their placeholders
-    audios: tuple[str, ...] = ()
-    task: str = "text"  # text, qa or asr: how a held-out answer is graded
-    group: str = ""  # held-out samples of a named group are scored apart
-    transcript: str = ""  # what the clip says, where the answer is not that
-    untrained: tuple[int, ...] = ()  # numbers of the assistant's messages that are read, not trained on
-    objects: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = ()  # what is where: (words, box)
-
-    @property
-    def messages(self) -> tuple[tuple[str, str], ...]:
-        """(role, content) of each turn, with role system, user or assistant."""
-        return tuple(zip(self.turns[::2], self.turns[1::2], strict=True))
-
-    @property
-    def answer(self) -> str:
-        """The reference: the last assistant turn."""
-        return self.turns[-1]
-
-
-def flat(messages) -> tuple[str, ...]:
-    """(role, content) pairs -> the `turns` of a Sample."""
-    return (*chain(*messages),)
+MELS = 80  # mel bands of a clip
+MEL_FRAMES_PER_SECOND = 100
 
 
 @dataclass(frozen=True)

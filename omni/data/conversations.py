@@ -6,8 +6,8 @@ Known by its keys: `messages` (LLaMA-Factory, ms-swift, OpenAI), `conversations`
 `omni.manifest` alone; a ValueError here is a reason to skip the entry. Nothing is fetched from the network.
 """
 
-from omni.data.batch import AUDIO, IMAGE
 from omni.data.media import Piece, is_picture, is_sound
+from omni.data.sample import AUDIO, IMAGE
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
          "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}

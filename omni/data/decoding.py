@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from omni.data.audio import MediaError
-from omni.data.collate import MediaReader
+from omni.data.media_reader import MediaReader
+from omni.errors import MediaError
 
 MEMORY = 2 * 2 ** 30  # bytes that decoding one medium may take
 AHEAD = 64  # media that may lie ready

@@ -13,12 +13,13 @@ from itertools import islice
 from pathlib import Path
 
 from omni.data import conversations
-from omni.config import UserError
 from omni.data.media import PICTURES, Piece, is_picture
 from omni.data.webdataset import shards
+from omni.errors import UserError
 
 MAX_LINE = 64_000_000  # characters of one entry, pictures in base64 included
-KNOWN = {*conversations.ANSWER, *(answer for _, answer, _ in conversations.PAIRS)}  # columns that answer: a header has one
+# Columns that hold an answer: a table's header names one of them.
+KNOWN = {*conversations.ANSWER, *(answer for _, answer, _ in conversations.PAIRS)}
 MAX_JSON = 2 ** 31  # bytes of a file that is one JSON list, which is parsed as a whole
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from omni.data import media
-from omni.data.media import MediaError
+from omni.errors import MediaError
 
 MAX_PIXELS = 40_000_000  # a larger picture is refused from its header, before it is decoded
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # the decoders that may run on users' files

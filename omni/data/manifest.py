@@ -5,7 +5,6 @@
 shows how a source is read: what it was recognised as, its first samples, their lengths, what is skipped.
 """
 
-import argparse
 import gc
 import hashlib
 import json
@@ -15,14 +14,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omni import inspect
 from omni.data import conversations, formats
-from omni.eval import grading
-from omni.data.batch import AUDIO, IMAGE, Sample, flat
-from omni.config import SFTConfig, UserError, load_config
-from omni.console import command
 from omni.data.media import Piece
+from omni.data.sample import AUDIO, IMAGE, TASKS, Sample, flat, guess_task
 from omni.data.tokenizer import split_placeholders
+from omni.errors import UserError
 
 MAX_TEXT = 1_000_000  # characters of a sample's messages
 AFTER = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}  # roles
@@ -112,7 +108,7 @@ def read(path: str, name: str = "", allow_outside_paths: bool = False, question:
 
 
 def _sample(entry: dict, folder: Path, allow_outside: bool) -> Sample:
-    """The sample of an entry as `conversations.convert` gives it, or a ValueError with the reason against it."""
+    """The sample of a converted entry, or a ValueError that says why it can't be used."""
     untrained: tuple[int, ...] = ()
     if "messages" not in entry:  # plain text: all of it is trained on
         messages = (("assistant", entry["text"]),)
@@ -137,8 +133,8 @@ def _sample(entry: dict, folder: Path, allow_outside: bool) -> Sample:
     if untrained:
         messages, images, audios = _trim(messages, images, audios, untrained)
         untrained = tuple(i for i in untrained if i < len(messages))
-    task = entry.get("task") or grading.guess(messages, images, audios)
-    if task not in grading.TASKS:
+    task = entry.get("task") or guess_task(messages, images, audios)
+    if task not in TASKS:
         raise ValueError(f'unknown task "{str(task)[:20]}" (text, qa or asr)')
     group, transcript = entry.get("group", ""), entry.get("transcript", "")
     if not isinstance(group, str) or not isinstance(transcript, str):
@@ -223,22 +219,3 @@ def _place(messages, placeholder: str, count: int):
     if any(placeholder in split_placeholders(content)[1::2] for content in answers):
         raise ValueError(f"{placeholder} in an answer")
     return messages
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m omni.manifest",
-                                     description="Show how a source is read, without training.")
-    parser.add_argument("path", help="a file or a folder, in any of the formats that a source may have")
-    parser.add_argument("--question", default="", help="asked of samples that ask nothing themselves")
-    parser.add_argument("--config", help="a config, for its parts, max_length and allow_outside_paths")
-    parser.add_argument("--samples", type=int, default=3, help="how many to show (3)")
-    args = parser.parse_args(arguments)
-    config = load_config(args.config, SFTConfig) if args.config else SFTConfig()
-    source = read(args.path, "", config.allow_outside_paths, args.question)
-    print(told([source]))
-    for line in inspect.lines(source, config, args.samples):
-        print(line)
-
-
-if __name__ == "__main__":
-    command(main)

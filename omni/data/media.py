@@ -11,13 +11,11 @@ import os
 import re
 from pathlib import Path
 
+from omni.errors import MediaError
+
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 SOUNDS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au")
 _PIECE = re.compile(r"(?s)(.+)@(\d+)\+(\d+)(~base64)?/([^/]*)")
-
-
-class MediaError(Exception):
-    """A medium that can't be used. The message is the reason, without the path."""
 
 
 class Piece(str):

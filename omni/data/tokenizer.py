@@ -6,8 +6,9 @@ from functools import lru_cache
 from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from omni.data.batch import AUDIO, IGNORE, IMAGE
 from omni.config import AudioArch, VisionArch
+from omni.data.batch import IGNORE, MEL_FRAMES_PER_SECOND
+from omni.data.sample import AUDIO, IMAGE
 
 PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIALS = (PAD, SYSTEM, USER, ASSISTANT, END, IMAGE, AUDIO)
@@ -100,7 +101,8 @@ def image_tokens(arch: VisionArch) -> int:
 
 def audio_tokens(arch: AudioArch, mel_frames):
     """Tokens of the Thinker of clips of so many mel frames, 100 a second (a tensor or an int)."""
-    for _ in range(round(100 / arch.frames_per_second).bit_length() - 1):  # each stride halves, rounded up
+    strides = round(MEL_FRAMES_PER_SECOND / arch.frames_per_second).bit_length() - 1
+    for _ in range(strides):  # each halves the frames, rounded up
         mel_frames = (mel_frames + 1) // 2
     return mel_frames
 

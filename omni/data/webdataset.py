@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-from omni.config import UserError
-from omni.data.media import Piece, is_picture, is_sound
 from omni.data.conversations import ANSWER, KEPT, QUESTION
+from omni.data.media import Piece, is_picture, is_sound
+from omni.errors import UserError
 
 MAX_TEXT = 1_000_000  # bytes of a .txt or .json member
 

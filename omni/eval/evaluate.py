@@ -1,57 +1,39 @@
 """Held-out figures, by real generation where an answer is asked for. All is returned, nothing printed."""
 
+import json
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from omni.data.audio import MediaError
-from omni.data.batch import Sample
-from omni.data.collate import Collator
-from omni.config import UserError
-from omni.device import autocast
+from omni import checkpoint
 from omni.console import QUIET
-from omni.model.omni import OmniModel
+from omni.data.collate import Collator
+from omni.data.sample import Sample
+from omni.device import autocast
 from omni.distributed import ALONE, World
+from omni.errors import MediaError, UserError
+from omni.eval.figures import Score, counted, pool, summarise
 from omni.eval.grading import WordErrors, correct, unlike, word_errors
+from omni.model.omni import OmniNetwork
 
+BEFORE = 64  # held-out samples a set, scored before training
 SHOWN = 12  # samples of a held-out set drawn for the report, and as many of the worst
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a set of held-out samples of one task came to."""
-
-    task: str
-    media: tuple[str, ...] = ()  # "image", "audio": what the samples hold
-    samples: int = 0
-    loss: float = 0.0  # sum over answer tokens
-    tokens: int = 0  # answer tokens
-    hits: int = 0  # of them predicted exactly, given those before
-    right: int = 0  # generated answers that equal the reference
-    errors: WordErrors = WordErrors()  # of generated transcripts
-    shown: tuple[dict, ...] = ()  # some of the samples with their answers, to look at
-
-    @property
-    def figure(self) -> float:
-        """text: next-token accuracy; qa: share of answers that are right; asr: word error rate. 0 to 1."""
-        if self.task == "asr":
-            return self.errors.rate
-        return self.right / max(self.samples, 1) if self.task == "qa" else self.hits / max(self.tokens, 1)
 
 
 class Evaluator:
     """Scores a model on held-out samples: {(source, group, task): Score}."""
 
-    def __init__(self, model: OmniModel, collate: Collator, batch_size: int, max_new_tokens: int,
+    def __init__(self, model: OmniNetwork, collate: Collator, batch_size: int, max_new_tokens: int,
                  precision: str, world: World = ALONE):
         self.model, self.collate, self.precision, self.world = model, collate, precision, world
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self.device = next(model.parameters()).device
 
-    @torch.no_grad()  # not inference_mode, for the reason that OmniModel.stream_ids gives
+    @torch.no_grad()  # not inference_mode, for the reason that OmniNetwork.stream_ids gives
     def score(self, sources: dict[str, Sequence[Sample]], swapped: bool = False,
               limit: int | None = None) -> dict[tuple[str, str, str], Score]:
         """With `swapped`, each sample keeps its question and gets the media of another sample of its set.
@@ -81,7 +63,7 @@ class Evaluator:
                                     f"so no more ({err}); mend it, then go on with --resume") from None
         self.model.train()
         ranks = self.world.gather(scores)
-        return {key: _pool([scores[key] for scores in ranks if key in scores]) for key in sets}
+        return {key: pool([scores[key] for scores in ranks if key in scores]) for key in sets}
 
     def _score_set(self, task: str, samples: Sequence[Sample], bar) -> Score:
         loss = tokens = hits = right = 0
@@ -141,40 +123,15 @@ def swap_media(samples: Sequence[Sample]) -> list[Sample]:
     return swapped
 
 
-def summarise(scores: dict[tuple[str, str, str], Score]) -> dict[str, float]:
-    """The epoch's figures: val_loss over all ungrouped samples, one a task, and each set by its own name."""
-    return {name: value for name, (value, _) in _named(scores).items()}
+def before_training(evaluator: Evaluator, held_out: dict[str, Sequence[Sample]], folder: Path) -> float:
+    """Score what the untrained system answers, for the report: `before.json`; returns the seconds it took.
 
-
-def counted(scores: dict[tuple[str, str, str], Score]) -> dict[str, int]:
-    """The number of samples behind each figure."""
-    return {name: samples for name, (_, samples) in _named(scores).items()}
-
-
-def _named(scores: dict[tuple[str, str, str], Score]) -> dict[str, tuple[float, int]]:
-    """Name -> (figure, samples)."""
-    main = {key: score for key, score in scores.items() if not key[1]}
-    named = {}
-    if main:
-        tokens, samples = (sum(getattr(s, key) for s in main.values()) for key in ("tokens", "samples"))
-        named["val_loss"] = sum(s.loss for s in main.values()) / max(1, tokens), samples
-    for name, task, media in (("text_acc", "text", ()), ("image_qa", "qa", ("image",)),
-                              ("audio_wer", "asr", ("audio",))):
-        scored = [s for s in main.values() if (s.task, s.media) == (task, media)]
-        if scored:
-            pooled = _pool(scored)
-            named[name] = pooled.figure, pooled.samples
-    for (source, group, task), score in scores.items():
-        suffix = {"text": "acc", "qa": "qa", "asr": "wer"}[task]
-        named["/".join(filter(None, (source, group, suffix)))] = score.figure, score.samples
-        if task == "text":
-            named["/".join(filter(None, (source, group, "exact")))] = \
-                score.right / max(score.samples, 1), score.samples
-    return named
-
-
-def _pool(scores: list[Score]) -> Score:
-    """Several scores as one; of the samples to look at, those of the first."""
-    return Score(scores[0].task, scores[0].media, sum(s.samples for s in scores), sum(s.loss for s in scores),
-                 sum(s.tokens for s in scores), sum(s.hits for s in scores), sum(s.right for s in scores),
-                 sum((s.errors for s in scores), WordErrors()), scores[0].shown)
+    BEFORE samples of a set are enough to see what is gained and what is forgotten, and cost little.
+    """
+    begun = time.time()
+    scores = evaluator.score(held_out, limit=BEFORE)
+    seconds = time.time() - begun
+    if not QUIET:
+        row = {**summarise(scores), "counts": counted(scores), "seconds": seconds}
+        checkpoint.save_text(folder / "before.json", json.dumps(row) + "\n")
+    return seconds

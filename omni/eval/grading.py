@@ -1,29 +1,16 @@
 """The three tasks: how a sample's task is guessed, and how its answer is graded."""
 
-import re
 import string
 from collections import Counter
 from dataclasses import dataclass
 
 from torchaudio.functional import edit_distance
 
-from omni.data.batch import AUDIO
-
-TASKS = ("text", "qa", "asr")
 ARTICLES = {"a", "an", "the"}
 DIGITS = {word: str(n) for n, word in enumerate(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty".split())}
 _PUNCTUATION = str.maketrans({c: " " for c in string.punctuation if c != "'"})
-_TRANSCRIBE = re.compile(r"transcri|what is said|write down|was wird gesagt|speech to text", re.I)
-
-
-def guess(messages, images, audios) -> str:
-    """The task of a sample that names none: asr where sound is to be written, qa with media, else text."""
-    if audios and not images:
-        prompt = " ".join(content.replace(AUDIO, "") for role, content in messages if role == "user").strip()
-        return "asr" if not prompt or _TRANSCRIBE.search(prompt) else "qa"
-    return "qa" if images or audios else "text"
 
 
 def normalise_answer(text: str) -> str:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from omni.data.audio import FRAMES_PER_SECOND, MELS
 from omni.config import AudioArch
-from omni.model.layers import Block, RMSNorm, init_weights, rope_table
+from omni.data.batch import MEL_FRAMES_PER_SECOND, MELS
 from omni.data.tokenizer import audio_tokens
+from omni.model.layers import Block, RMSNorm, init_weights, rope_table
 
 
 class ConvModule(nn.Module):
@@ -51,7 +51,7 @@ class AudioEncoder(nn.Module):
     def __init__(self, arch: AudioArch):
         super().__init__()
         self.arch = arch
-        strides = round(FRAMES_PER_SECOND / arch.frames_per_second).bit_length() - 1  # 3 or 2
+        strides = round(MEL_FRAMES_PER_SECOND / arch.frames_per_second).bit_length() - 1  # 3 or 2
         channels = [1] + [arch.stem_channels] * strides
         self.stem = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(channels, channels[1:], strict=False))

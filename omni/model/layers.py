@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from omni.model.omni import cpu_block
 from omni.data.packing import Packing
+from omni.model import cpu_block
 
 SCORES = 2 ** 24  # of attention that a CPU holds at once: 32 MB in bf16
 

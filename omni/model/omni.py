@@ -1,4 +1,4 @@
-"""`OmniModel`: Thinker, encoders and projectors in one; how features are fused, the loss, generation."""
+"""`OmniNetwork`: Thinker, encoders and projectors in one; how features are fused, the loss, generation."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,34 +9,21 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recomputed
 
 from omni import checkpoint
-from omni.model.audio_encoder import AudioEncoder
 from omni.data.batch import IGNORE, Batch
-from omni.config import AudioArch, SFTConfig, ThinkerArch, UserError, VisionArch
-from omni.model.layers import LayerCache
-from omni.console import say
 from omni.data.packing import Packing, rounded_up
-from omni.model.generate import GREEDY
-from omni.model.thinker import Thinker
 from omni.data.tokenizer import MERGE, Tokenizer, image_tokens
+from omni.model.audio_encoder import AudioEncoder
+from omni.model.generate import GREEDY
+from omni.model.layers import LayerCache
+from omni.model.projector import Projector
+from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LOGITS = 2 ** 26  # at once: 256 MB in float32, and as much again of their gradient
 
 
-class Projector(nn.Module):
-    """A two-layer MLP from an encoder's features to the Thinker's embeddings."""
-
-    def __init__(self, features: int, width: int):
-        super().__init__()
-        self.up_proj = nn.Linear(features, 2 * width)
-        self.down_proj = nn.Linear(2 * width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.gelu(self.up_proj(x)))
-
-
-class OmniModel(nn.Module):
+class OmniNetwork(nn.Module):
     """A Thinker that also reads pictures and sound. If an encoder is absent (None), its media are refused."""
 
     def __init__(self, tokenizer: Tokenizer, thinker: Thinker, audio_encoder: AudioEncoder | None = None,
@@ -63,7 +50,7 @@ class OmniModel(nn.Module):
     def encoders(self) -> list[nn.Module]:
         return [e for e in (self.audio_encoder, self.vision_encoder) if e is not None]
 
-    def train(self, mode: bool = True) -> "OmniModel":
+    def train(self, mode: bool = True) -> "OmniNetwork":
         """As usual, but frozen encoders stay in eval mode."""
         super().train(mode)
         if self.freeze_encoders:
@@ -197,57 +184,9 @@ class OmniModel(nn.Module):
             hidden = self.thinker.extend(embeds, cache, lengths + step, reach)
 
     def content(self) -> dict:
-        """The whole system for a checkpoint: what `from_content` rebuilds."""
+        """The whole system for a checkpoint: what `load_system` rebuilds."""
         parts = {"thinker": self.thinker, "audio_encoder": self.audio_encoder,
                  "vision_encoder": self.vision_encoder}
         projectors = {k: v for k, v in self.state_dict().items() if "_projector." in k}
         return {"tokenizer": self.tokenizer.json_text, "projectors": projectors,
                 **{name: checkpoint.part(module) for name, module in parts.items()}}
-
-    @classmethod
-    def from_content(cls, content: dict, where: str) -> "OmniModel":
-        """The system that `content` describes, strictly loaded."""
-        kinds = {"thinker": (Thinker, ThinkerArch), "audio_encoder": (AudioEncoder, AudioArch),
-                 "vision_encoder": (VisionEncoder, VisionArch)}
-        parts = [checkpoint.build_part(*kind, content.get(name), name, where)[0]
-                 for name, kind in kinds.items()]
-        projectors = content.get("projectors")
-        if not isinstance(projectors, dict):
-            raise UserError(f"{where}: lacks the projectors")
-        model = cls(_tokenizer(content, parts[0], where), *parts)
-        parts_state = {k: v for k, v in model.state_dict().items() if "_projector." not in k}
-        state = parts_state | projectors
-        checkpoint.load_state(model, state, "omni", where)
-        return model.eval()
-
-
-def load_parts(config: SFTConfig) -> OmniModel:
-    """The three parts from their checkpoints, strictly, with a line said for each; fresh projectors."""
-    parts, tokenizer = [], None
-    for path, kind, module, arch, made_by in (
-            (config.thinker_ckpt, "thinker", Thinker, ThinkerArch, "thinker_tiny"),
-            (config.audio_ckpt, "audio_encoder", AudioEncoder, AudioArch, "audio_enc_tiny"),
-            (config.vision_ckpt, "vision_encoder", VisionEncoder, VisionArch, "vision_tiny")):
-        folder = Path(path).parent.name  # a part is written into the folder of its config's name
-        maker = folder if (CONFIGS / f"{folder}.json").is_file() else made_by
-        remedy = f"make it: python -m omni.pretrain --config configs/{maker}.json"
-        content = checkpoint.load(path, kind, remedy)
-        part, line = checkpoint.build_part(module, arch, content, kind, path)
-        say(line)
-        parts.append(part)
-        if kind == "thinker":
-            tokenizer = _tokenizer(content, part, path)
-    model = OmniModel(tokenizer, *parts, freeze_encoders=config.freeze_encoders)
-    model.label_smoothing = config.label_smoothing
-    return model
-
-
-def _tokenizer(content: dict, thinker: Thinker, where: str) -> Tokenizer:
-    """The tokenizer of a checkpoint, checked against the Thinker that it is for."""
-    try:
-        tokenizer = Tokenizer(content["tokenizer"])
-    except Exception as err:  # tokenizers raises plain Exception
-        raise UserError(f"{where}: holds no usable tokenizer ({str(err)[:80]})") from None
-    if len(tokenizer) > thinker.arch.vocab_size:
-        raise UserError(f"{where}: {len(tokenizer)} tokens, and embeddings for {thinker.arch.vocab_size}")
-    return tokenizer

@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from omni.model.omni import cpu_block
 from omni.config import ThinkerArch
-from omni.model.layers import Block, LayerCache, RMSNorm, init_weights, rope_table
 from omni.data.packing import Packing
+from omni.model import cpu_block
+from omni.model.layers import Block, LayerCache, RMSNorm, init_weights, rope_table
 
 
 class Thinker(nn.Module):

@@ -15,13 +15,15 @@ import torch
 from tqdm import tqdm
 
 from omni import checkpoint
-from omni.train import optim
-from omni.config import PretrainConfig, UserError, load_config
-from omni.device import autocast, choose_device
+from omni.config import PretrainConfig
+from omni.config_file import load_config
 from omni.console import command
+from omni.device import autocast, choose_device
+from omni.errors import UserError
 from omni.pretrain.audio_encoder import AudioStage
 from omni.pretrain.thinker import ThinkerStage
 from omni.pretrain.vision_encoder import VisionStage
+from omni.train import optim
 
 STAGES = {"thinker": ThinkerStage, "audio": AudioStage, "vision": VisionStage}
 

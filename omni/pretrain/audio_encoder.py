@@ -6,14 +6,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from omni import checkpoint
+from omni.config import AudioArch, PretrainConfig, build
 from omni.data import audio
-from omni.model.audio_encoder import AudioEncoder
-from omni.data.batch import Sample
 from omni.data.collate import pad_mels
-from omni.config import AudioArch, PretrainConfig, UserError, build
-from omni.pretrain.stage import Stage
-from omni.eval.grading import WordErrors, normalise_words, word_errors
+from omni.data.sample import Sample
 from omni.data.tokenizer import SpeechPieces
+from omni.errors import UserError
+from omni.eval.grading import WordErrors, normalise_words, word_errors
+from omni.model.audio_encoder import AudioEncoder
+from omni.pretrain.stage import Stage
 
 
 class AudioStage(Stage):

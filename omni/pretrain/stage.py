@@ -3,9 +3,9 @@
 import numpy as np
 from torch import nn
 
-from omni.data import manifest
-from omni.data.batch import Sample
 from omni.config import PretrainConfig
+from omni.data import manifest
+from omni.data.sample import Sample
 
 
 def bucketed(lengths, batch_size: int, rng: np.random.Generator) -> list[list[int]]:

@@ -6,12 +6,13 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from omni import checkpoint
-from omni.data.batch import AUDIO, IGNORE, Batch, Sample
 from omni.config import PretrainConfig, ThinkerArch, build
-from omni.pretrain.stage import Stage
+from omni.data.batch import IGNORE, Batch
+from omni.data.sample import AUDIO, Sample
+from omni.data.tokenizer import ASSISTANT, USER, SpeechPieces, Tokenizer
 from omni.eval.grading import normalise_words
 from omni.model.thinker import Thinker
-from omni.data.tokenizer import ASSISTANT, USER, SpeechPieces, Tokenizer
+from omni.pretrain.stage import Stage
 
 READING_PROMPTS = ("Transcribe the audio.", "Transcribe.", "What is said?", "Write down what you hear.")
 

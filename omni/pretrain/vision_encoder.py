@@ -10,16 +10,18 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from omni import checkpoint
+from omni.config import PretrainConfig, ThinkerArch, VisionArch, build
 from omni.data import image
-from omni.data.batch import IMAGE, Sample, flat
-from omni.data.collate import Collator, MediaReader
-from omni.config import PretrainConfig, ThinkerArch, UserError, VisionArch, build
-from omni.model.omni import OmniModel
-from omni.pretrain.stage import Stage
-from omni.eval.grading import correct, normalise_words
-from omni.model.thinker import Thinker
+from omni.data.collate import Collator
+from omni.data.media_reader import MediaReader
+from omni.data.sample import IMAGE, Sample, flat
 from omni.data.tokenizer import Tokenizer
+from omni.errors import UserError
+from omni.eval.grading import correct, normalise_words
+from omni.model.omni import OmniNetwork
+from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
+from omni.pretrain.stage import Stage
 
 COLOR_WORDS = set("red green blue yellow orange purple pink brown black white gray grey".split())
 WORDS_WEIGHT = 0.2  # of the word scores' loss, summed over words, beside the decoder's loss a token
@@ -121,7 +123,7 @@ class VisionStage(Stage):
         self.idf = torch.tensor([len(self.train) / counts[w] for w in self.words]).log()
         arch = build(VisionArch, config.arch, "arch")
         decoder = Thinker(build(ThinkerArch, {**config.decoder, "vocab_size": len(tokenizer)}, "decoder"))
-        self.omni = OmniModel(tokenizer, decoder, None, VisionEncoder(arch), freeze_encoders=False)
+        self.omni = OmniNetwork(tokenizer, decoder, None, VisionEncoder(arch), freeze_encoders=False)
         self.model = nn.ModuleDict({"omni": self.omni, "words": nn.Linear(arch.width, len(self.words))})
         self.model["area_words"] = nn.Linear(arch.width, len(self.words))
         nn.init.constant_(self.model["words"].bias, -6.0)  # most are not said

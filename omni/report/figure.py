@@ -1,6 +1,6 @@
 """Draw held-out samples with what a trained system answers: the picture at the top of the README.
 
-    python -m omni.showcase --ckpt checkpoints/omni_sft_tiny/omni_final.pt --out data/answers.png
+    python -m omni.report.figure --ckpt checkpoints/omni_sft_tiny/omni_final.pt --out data/answers.png
 """
 
 import argparse
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from omni.data import audio, media
-from omni.data.batch import AUDIO, IMAGE, Sample
 from omni.chat import OmniModel, system_evaluator
-from omni.data.loader import read_mix
 from omni.console import command
+from omni.data import audio, media
+from omni.data.mixture import read_mix
+from omni.data.sample import AUDIO, IMAGE, Sample
 from omni.eval.grading import correct, normalise_words
 
 CELL, MEDIA, COLUMNS = 236, 180, 5  # pixels a cell and its medium, cells a row
@@ -59,7 +59,7 @@ def draw_cell(sheet: Image.Image, x: int, y: int, sample: Sample, answer: str) -
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m omni.showcase", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m omni.report.figure", description=__doc__.splitlines()[0])
     parser.add_argument("--ckpt", required=True, help="omni_final.pt or omni_best.pt of a run")
     parser.add_argument("--out", required=True, help="the PNG to write")
     parser.add_argument("--seed", type=int, default=0, help="which samples are drawn")

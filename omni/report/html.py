@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from omni.config import UserError
-from omni.console import MetricsFile
+from omni.errors import UserError
+from omni.train.metrics import MetricsFile
 
 STYLE = """
 :root { color-scheme: light dark; --ink: light-dark(#1c1e24, #e8e8ea); --soft: light-dark(#5a5e68, #a4a8b2);

@@ -6,7 +6,6 @@
 It can be opened while the run goes on: what is there so far is shown.
 """
 
-import argparse
 import contextlib
 import json
 import time
@@ -15,11 +14,9 @@ from html import escape
 from pathlib import Path
 
 from omni import checkpoint
-from omni.report.sample_cards import cards
-from omni.report.compare import compare
-from omni.config import UserError
-from omni.console import command
+from omni.errors import UserError
 from omni.report.html import Cell, Run, chart, document, facts, lower_is_better, shown, table
+from omni.report.sample_cards import cards
 
 
 def build(run: Run) -> str:
@@ -135,23 +132,3 @@ def told(*runs: Run) -> Iterator[None]:
         names = ", ".join(run.name for run in runs)
         raise UserError(f"{names}: a row of metrics.jsonl or before.json is not as a run writes it "
                         f"({type(err).__name__}: {err}); mend or remove it") from None
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m omni.report",
-                                     description="Make a run's report.html again, or compare runs.")
-    parser.add_argument("folders", nargs="+", metavar="folder", help="the output folder of a run")
-    parser.add_argument("--out", help="where the comparison goes (comparison.html in the first folder)")
-    args = parser.parse_args(arguments)
-    if len(args.folders) == 1:
-        print(f"wrote {write(args.folders[0])}")
-        return
-    path = Path(args.out or Path(args.folders[0]) / "comparison.html")
-    runs = [Run.read(folder) for folder in args.folders]
-    with told(*runs):
-        checkpoint.save_text(path, compare(runs))
-    print(f"wrote {path}")
-
-
-if __name__ == "__main__":
-    command(main)

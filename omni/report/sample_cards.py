@@ -8,8 +8,8 @@ import soundfile
 from PIL import Image
 
 from omni.data import audio, image, media
-from omni.data.batch import AUDIO, IMAGE
-from omni.data.media import MediaError
+from omni.data.sample import AUDIO, IMAGE
+from omni.errors import MediaError
 
 SIDE = 320  # pixels of a picture's longer side in a report
 

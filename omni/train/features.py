@@ -5,16 +5,15 @@ from collections.abc import Iterable
 import torch
 from tqdm import tqdm
 
-from omni.data import media
-from omni.data.batch import Sample
-from omni.data.collate import pad_mels
-from omni.config import UserError
-from omni.data.decoding import Decoder
-from omni.device import autocast
 from omni.console import QUIET
-from omni.data.media import MediaError
-from omni.model.omni import OmniModel
+from omni.data import media
+from omni.data.collate import pad_mels
+from omni.data.decoding import Decoder
+from omni.data.sample import Sample
+from omni.device import autocast
 from omni.distributed import ALONE, World
+from omni.errors import MediaError, UserError
+from omni.model.omni import OmniNetwork
 
 GROUP = 32  # media encoded together
 
@@ -47,7 +46,7 @@ class FeatureStore:
     resumed. Of several ranks each computes its share and gives it to the others.
     """
 
-    def __init__(self, model: OmniModel, decoder: Decoder, limit_gb: float, precision: str = "fp32",
+    def __init__(self, model: OmniNetwork, decoder: Decoder, limit_gb: float, precision: str = "fp32",
                  world: World = ALONE):
         self.model, self.decoder, self.limit = model, decoder, limit_gb * 2 ** 30
         self.world, self.precision = world, precision

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from omni.config import SFTConfig
+from omni.console import say
 from omni.data.batch import Batch
-from omni.config import SFTConfig, UserError
-from omni.console import MetricsFile, say
+from omni.errors import UserError
+from omni.train.metrics import MetricsFile
 
 SHOWN = 8  # samples of a bad step that are named on the screen; the metrics name all
 

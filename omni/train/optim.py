@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from omni import distributed
-from omni.config import UserError
+from omni.errors import UserError
 
 
 def lr_factor(step: int, total: int, warmup: int, floor: float) -> float:

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from omni import checkpoint
-from omni.train import optim
-from omni.config import SFTConfig, UserError
+from omni.config import SFTConfig
 from omni.console import say
-from omni.model.omni import OmniModel
 from omni.distributed import ALONE, World, gathered, sharded_like
+from omni.errors import UserError
+from omni.model.omni import OmniNetwork
+from omni.train import optim
 
 # What a resumed run can't change unasked: the order of its draws and what is trained depend on it.
 BENDS = ("seed", "batch_size", "samples_per_epoch", "data_mix", "data_dir", "freeze_encoders",
@@ -101,7 +102,7 @@ class RunFolder:
         return (step % config.save_every_steps == 0
                 or time.monotonic() - self.saved_at >= config.save_every_minutes * 60)
 
-    def save_step(self, state: dict, model: OmniModel, optimizer, config: SFTConfig, inputs: dict) -> None:
+    def save_step(self, state: dict, model: OmniNetwork, optimizer, config: SFTConfig, inputs: dict) -> None:
         """Write a step checkpoint, proven; only then delete the oldest beyond keep_checkpoints.
 
         Bad steps at the end were not applied: the checkpoint is the one of the step before them.
@@ -120,7 +121,7 @@ class RunFolder:
         for old in self.steps()[:-config.keep_checkpoints]:
             self._delete(old)
 
-    def resume(self, asked: str, model: OmniModel, optimizer, config: SFTConfig, inputs: dict,
+    def resume(self, asked: str, model: OmniNetwork, optimizer, config: SFTConfig, inputs: dict,
                allowed: list[str]) -> dict:
         """Put model and optimizer back to the checkpoint asked for; returns the run's state.
 
@@ -192,7 +193,7 @@ class RunFolder:
                 say(f"passed over: {err}")
         raise UserError(f"{self.path}: holds no step checkpoint to resume from; start without --resume")
 
-    def save_system(self, name: str, model: OmniModel, config: SFTConfig, figures: dict) -> None:
+    def save_system(self, name: str, model: OmniNetwork, config: SFTConfig, figures: dict) -> None:
         """Write the whole system: config, tokenizer, Thinker, encoders, projectors, figures."""
         content = gathered(model.content())
         if self.world.first:

@@ -2,7 +2,7 @@
 
 import torch
 
-from omni.data.loader import Mix
+from omni.data.mixture import Mix
 
 
 def new_sums() -> dict:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 
+from omni.config import SFTConfig, ThinkerArch
+from omni.config_file import load_config
 from omni.data.batch import IGNORE, Batch
-from omni.config import SFTConfig, ThinkerArch, load_config
 from omni.data.loader import Step
 from omni.device import gpu_memory_gb, peak_memory_gb
-from omni.model.omni import OmniModel, load_parts
+from omni.model.load import load_parts
+from omni.model.omni import OmniNetwork
 from omni.model.thinker import Thinker
 from tests.bench.workload import Workload
 
@@ -24,7 +26,7 @@ def build(config_path: str, device: torch.device, rows: int, steps: int) -> Work
     shipped = load_parts(config)
     with device:
         thinker = Thinker(QWEN3_06B)
-    model = OmniModel(shipped.tokenizer, thinker, *shipped.encoders()).to(device)
+    model = OmniNetwork(shipped.tokenizer, thinker, *shipped.encoders()).to(device)
     draw = torch.Generator().manual_seed(config.seed)
     return Workload(config, model, None, [_step(rows, draw) for _ in range(steps)])
 

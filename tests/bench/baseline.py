@@ -25,7 +25,7 @@ DENSE_LENGTH = 512
 
 
 class TrainerModel(nn.Module):
-    """An OmniModel as the Trainer calls it."""
+    """An OmniNetwork as the Trainer calls it."""
 
     def __init__(self, workload: Workload):
         super().__init__()

@@ -21,15 +21,16 @@ from tqdm import tqdm
 
 import sft_omni
 from omni import checkpoint
-from omni.train import optim
+from omni.config import SFTConfig
+from omni.config_file import load_config
 from omni.data.batch import IGNORE, Batch
-from omni.data.collate import MediaReader
-from omni.config import SFTConfig, load_config
+from omni.data.media_reader import MediaReader
 from omni.device import autocast
 from omni.eval.evaluate import Evaluator
+from omni.model.load import load_system
+from omni.train import optim
 from omni.train.features import FeatureStore
 from omni.train.run_dir import RunFolder
-from omni.model.omni import OmniModel
 from tests.bench import machine, workload
 
 ROUNDS = 3
@@ -203,7 +204,7 @@ def run(bench: Bench) -> dict:
              f"device={bench.device.type}"]), bench.device)
         rows = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
         final = checkpoint.load(Path(folder, "omni_final.pt"), "omni", "")
-    undecoded.model.load_state_dict(OmniModel.from_content(final, folder).state_dict())
+    undecoded.model.load_state_dict(load_system(final, folder).state_dict())
     evaluation = config.num_epochs * machine.seconds(lambda: evaluate_undecoded(undecoded), bench.device)
     steps = spent.pop("training") - spent["checkpoints of steps"]
     trainer = statistics.median(before + [seconds_a_step(undecoded, bench.device, 40) for _ in range(ROUNDS)])

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from omni.data import manifest
-from omni.device import peak_memory_gb
 from omni.data.sampler import WeightedSampler
+from omni.device import peak_memory_gb
 
 
 def main() -> None:

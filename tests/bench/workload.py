@@ -4,14 +4,18 @@ from dataclasses import dataclass
 
 import torch
 
-from omni.train import optim
-from omni.data.collate import Collator, MediaReader
-from omni.config import SFTConfig, load_config
-from omni.data.loader import Mix, Schedule, StepDataset, read_mix
+from omni.config import SFTConfig
+from omni.config_file import load_config
+from omni.data.collate import Collator
 from omni.data.decoding import Decoder
-from omni.train.features import FeatureStore
-from omni.model.omni import OmniModel, load_parts
+from omni.data.loader import Schedule, StepDataset
+from omni.data.media_reader import MediaReader
+from omni.data.mixture import Mix, read_mix
 from omni.data.sampler import WeightedSampler
+from omni.model.load import load_parts
+from omni.model.omni import OmniNetwork
+from omni.train import optim
+from omni.train.features import FeatureStore
 
 
 class DecodedReader(MediaReader):
@@ -39,7 +43,7 @@ class Workload:
     """One way to train: its own copy of the model, and steps with frozen features or with decoded media."""
 
     config: SFTConfig
-    model: OmniModel
+    model: OmniNetwork
     mix: Mix
     dataset: StepDataset
 

@@ -12,7 +12,7 @@ import torch
 from test_run import assert_same
 
 import sft_omni
-from omni.config import UserError
+from omni.errors import UserError
 
 # What no two runs have in common.
 CLOCK = {"seconds", "samples_per_s", "tokens_per_s", "gpu_mem_gb", "main_mem_gb"}

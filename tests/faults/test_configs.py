@@ -10,7 +10,7 @@ from harness import start, wait
 from test_config import MALFORMED
 
 import sft_omni
-from omni.config import UserError
+from omni.errors import UserError
 
 MORE = {  # config -> words of its line; besides those of test_config
     "\ufeff": ["line 1"], "\ufeff[]": ["object"], "null": ["object"], '"text"': ["object"], "{": ["line 1"],

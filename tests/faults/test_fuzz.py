@@ -10,12 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from omni import checkpoint
+from omni.config import AudioArch, SFTConfig, ThinkerArch, VisionArch
+from omni.config_file import load_config, mix_entry
 from omni.data import manifest
+from omni.errors import UserError
 from omni.model.audio_encoder import AudioEncoder
-from omni.config import AudioArch, SFTConfig, ThinkerArch, UserError, VisionArch, load_config, mix_entry
-from omni.train.run_dir import HOLDS, RunFolder
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
+from omni.train.run_dir import HOLDS, RunFolder
 
 odd = st.one_of(st.none(), st.booleans(), st.integers(-2 ** 70, 2 ** 70), st.floats(), st.text(max_size=20),
                 st.sampled_from(["", "\0", "..", "/", "<image>", "<audio>", "NaN", "a" * 300]))

@@ -12,7 +12,7 @@ import torch
 from test_run import train
 
 from omni import chat, checkpoint
-from omni.config import UserError
+from omni.errors import UserError
 
 
 class Evil:

@@ -11,8 +11,8 @@ import torch
 from harness import assert_same_run, next_try, start, wait
 from test_run import train
 
+from omni.train.metrics import MetricsFile
 from omni.train.run_dir import RunFolder
-from omni.console import MetricsFile
 
 SETTINGS = {"save_every_steps": 2, "keep_checkpoints": 2}
 

@@ -9,9 +9,9 @@ from test_run import rows, train
 from toy import talk
 
 from omni.data import manifest
-from omni.report.page import page
-from omni.config import UserError
-from omni.console import MetricsFile
+from omni.errors import UserError
+from omni.report import page
+from omni.train.metrics import MetricsFile
 
 
 def write(toy, tmp_path, lines: list[str | dict], **changes) -> dict:
@@ -133,5 +133,5 @@ def test_the_report_escapes_what_a_model_answers_and_a_folder_is_called(tmp_path
     metrics.add("epoch", epoch=1, loss=1.0, **{f"{EVIL}/acc": 0.5}, swapped={},
                 mix={EVIL: {"wanted": 1.0, "samples": 1.0, "tokens": 1.0, "passes": 1.0}})
     metrics.add("answers", epoch=1, samples={EVIL: [shown]})
-    page = page.write(folder).read_text(encoding="utf-8")
-    assert "<script" not in page and "<b>run" not in page
+    html = page.write(folder).read_text(encoding="utf-8")
+    assert "<script" not in html and "<b>run" not in html

@@ -18,10 +18,10 @@ from harness import assert_same_run, next_try, start, wait
 from test_run import rows, train
 
 from omni.data import audio
-from omni.data.collate import MediaReader
-from omni.config import UserError
-from omni.data.loader import Mix
 from omni.data.decoding import THREAD, Decoder
+from omni.data.media_reader import MediaReader
+from omni.data.mixture import Mix
+from omni.errors import UserError
 
 SIDE = 32
 
@@ -276,6 +276,6 @@ def test_a_file_name_that_is_no_utf8_is_a_name_like_any_other(toy, tmp_path, fea
 def test_a_reason_may_quote_what_is_no_utf8(tmp_path):
     line = '{"messages": [{"role": "user", "content": "a"}, {"role": "%s", "content": "b"}]}\n'
     (tmp_path / "m.jsonl").write_text(line % "assistant" + line % "\\ud800")
-    done = subprocess.run([sys.executable, "-m", "omni.manifest", str(tmp_path / "m.jsonl")],
+    done = subprocess.run([sys.executable, "-m", "omni.inspect", str(tmp_path / "m.jsonl")],
                           capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
     assert done.returncode == 0 and r"\ud800" in done.stdout, done.stderr

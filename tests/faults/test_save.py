@@ -13,7 +13,7 @@ from harness import assert_same_run, start, wait
 from test_run import train
 
 from omni import checkpoint
-from omni.config import UserError
+from omni.errors import UserError
 
 SETTINGS = {"save_every_steps": 2, "keep_checkpoints": 2}
 

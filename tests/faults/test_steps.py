@@ -8,15 +8,15 @@ from harness import assert_same_run
 from test_run import assert_same, losses, read, rows, train
 
 import sft_omni
-from omni.config import UserError
-from omni.model.omni import OmniModel
+from omni.errors import UserError
+from omni.model.omni import OmniNetwork
 
 NAN = float("nan")
 
 
 def spoil(monkeypatch, steps: set[int], spoiled=lambda loss: loss * NAN) -> None:
     """The loss of these steps (from 1, in training) is spoiled."""
-    forward, count = OmniModel.forward, 0
+    forward, count = OmniNetwork.forward, 0
 
     def call(self, batch):
         nonlocal count
@@ -26,7 +26,7 @@ def spoil(monkeypatch, steps: set[int], spoiled=lambda loss: loss * NAN) -> None
             if count in steps:
                 loss = spoiled(loss)
         return loss, tokens, hits
-    monkeypatch.setattr(OmniModel, "forward", call)
+    monkeypatch.setattr(OmniNetwork, "forward", call)
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf")])
@@ -80,7 +80,7 @@ def test_a_full_gpu_is_one_line_and_the_run_goes_on_from_that_step(toy, tmp_path
 
 
 def test_a_full_gpu_in_the_evaluation_says_what_to_lower(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(OmniModel, "generate", full_gpu)
+    monkeypatch.setattr(OmniNetwork, "generate", full_gpu)
     with pytest.raises(UserError, match="out of GPU memory in evaluation: lower eval_batch_size"):
         train(toy, tmp_path)  # before training
     monkeypatch.setattr(sft_omni, "before_training", lambda *_: 0.0)

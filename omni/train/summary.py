@@ -1,25 +1,18 @@
 """What a run tells before it trains: what is trained on what, what `--dry-run` tries, what is known."""
 
-import json
-import time
-from pathlib import Path
-
 import torch
 
-from omni import checkpoint
-from omni.report.page import page
-from omni.data.collate import Collator
 from omni.config import SFTConfig
-from omni.data.loader import Mix, Schedule
+from omni.console import say
+from omni.data.collate import Collator
+from omni.data.loader import Schedule
+from omni.data.mixture import Mix
 from omni.device import autocast, gpu_memory_gb, peak_memory_gb
-from omni.eval.evaluate import Evaluator, counted, summarise
-from omni.console import QUIET, say
-from omni.model.omni import OmniModel
-
-BEFORE = 64  # held-out samples a set, scored before training
+from omni.model.omni import OmniNetwork
 
 
-def describe(model: OmniModel, mix: Mix, schedule: Schedule, config: SFTConfig, device: torch.device) -> None:
+def describe(model: OmniNetwork, mix: Mix, schedule: Schedule, config: SFTConfig,
+             device: torch.device) -> None:
     """Say what is trained, on how many samples a source, for how many steps."""
     parts = {"thinker": [model.thinker], "projectors": [model.audio_projector, model.vision_projector],
              "encoders": model.encoders()}
@@ -46,7 +39,7 @@ def skipped_lines(mix: Mix) -> list[str]:
                     "prompt" for name, count in mix.cut.items()]
 
 
-def dry_run(model: OmniModel, mix: Mix, collate: Collator, config: SFTConfig, device: torch.device) -> None:
+def dry_run(model: OmniNetwork, mix: Mix, collate: Collator, config: SFTConfig, device: torch.device) -> None:
     """One batch of each source through forward and backward."""
     for name, samples in mix.train.items():
         batch = collate(samples[:config.batch_size]).to(device)
@@ -58,19 +51,3 @@ def dry_run(model: OmniModel, mix: Mix, collate: Collator, config: SFTConfig, de
             f"{int(tokens)} of them answers, loss {loss.item() / int(tokens):.3f}")
     gpu = f", {gpu_memory_gb(device):.2f} GB on the GPU" if device.type == "cuda" else ""
     say(f"dry run: all is well; peak memory {peak_memory_gb():.2f} GB{gpu}")
-
-
-def before_training(evaluator: Evaluator, mix: Mix, folder: Path) -> float:
-    """Score what the untrained system answers, and keep it for the report; returns the seconds it took.
-
-    BEFORE samples of a set are enough to see what is gained and what is forgotten, and cost little.
-    """
-    begun = time.time()
-    scores = evaluator.score(mix.val, limit=BEFORE)
-    seconds = time.time() - begun
-    if QUIET:
-        return seconds
-    row = {**summarise(scores), "counts": counted(scores), "seconds": seconds}
-    checkpoint.save_text(folder / "before.json", json.dumps(row) + "\n")
-    page.write(folder)
-    return seconds
