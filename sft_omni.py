@@ -55,7 +55,6 @@ def main(arguments: list[str] | None = None) -> None:
 
     # Parts
     model = load_parts(config).to(device)  # a line a part
-    model.thinker.activation_checkpointing = config.activation_checkpointing
     frozen_hash = checkpoint.fingerprint(*model.encoders())
 
     # Data
@@ -166,7 +165,7 @@ def train_epoch(epoch, state, model, optimizer, dataset, config, device, metrics
             for number, batch in enumerate(step.batches, 1):
                 with distributed.reducing(model, number == len(step.batches)):
                     with autocast(device, config.precision):
-                        loss, _, _ = model(batch.to(device))
+                        loss, _ = model(batch.to(device))
                     (loss * world.size / answer_tokens).backward()  # ranks' gradients are averaged
                 step_loss += loss.detach()
             grad_norm = optim.clip(trained, config.grad_clip)

@@ -25,7 +25,7 @@ from omni.data.tokenizer import split_placeholders
 from omni.device import autocast, choose_device
 from omni.errors import MediaError, UserError
 from omni.eval.evaluate import Evaluator
-from omni.model.generate import Sampling
+from omni.model.generate import Sampling, stream_tokens
 from omni.model.load import load_system
 from omni.model.omni import OmniNetwork
 
@@ -62,8 +62,8 @@ class OmniModel(OmniNetwork):
             raise UserError(str(err)) from None
         device, ids, told = next(self.parameters()).device, [], 0
         with torch.inference_mode(), autocast(device, self.config.precision):
-            batch = self.collator(NamingReader)([sample], prompt_only=True).to(device)
-        tokens = self.stream_ids(batch, max_new_tokens or self.config.max_new_tokens, choose)
+            batch = self.collator(NamingReader)([sample], prompts=True).to(device)
+        tokens = stream_tokens(self, batch, max_new_tokens or self.config.max_new_tokens, choose)
         while True:
             with autocast(device, self.config.precision):  # not held while the caller has the word
                 token = next(tokens, None)

@@ -119,7 +119,6 @@ def wrap(model: nn.Module, kind: str, world: World, bf16: bool) -> nn.Module:
     """The module to train: `model` itself, in DDP, or sharded by block (FSDP2); "auto" is DDP."""
     if world.size == 1:
         return model
-    model.reach_all = True  # what a rank has no use for in a step, others may have
     if kind != "fsdp":
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 \

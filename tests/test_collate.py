@@ -1,9 +1,10 @@
-"""Samples become a right-padded batch; what is too long loses its front, never its answer."""
+"""Samples become a packed batch. A prompt that is too long loses its front; an answer loses nothing."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import rows
 
 from omni.data.batch import IGNORE
 from omni.data.collate import Collator
@@ -28,29 +29,55 @@ def collator(max_length: int, image_tokens: int = 4) -> Collator:
     return Collator(TOK, Reader(), image_tokens, lambda frames: -(-frames // 8), max_length)
 
 
-def said(batch, row: int) -> str:
-    return TOK.decode(batch.labels[row][batch.labels[row] != IGNORE])
+def answer_of(batch, row: int) -> str:
+    return TOK.decode(label for label in rows(batch)[row][1] if label != IGNORE)
 
 
-def test_rows_are_padded_to_the_right_and_media_stand_in_order():
+class Features:
+    """Frozen features of media like those of `Reader`."""
+
+    def image(self, path, take):
+        return torch.full((16, 6), float(path))
+
+    def audio(self, path, take):
+        return torch.full((-(-int(path) // 8), 5), float(path))
+
+
+def test_rows_and_media_keep_their_order():
     samples = [Sample(("user", "<audio>a<image>b<audio>", "assistant", "red"), ("p",), ("17", "8")),
                Sample(("user", "the cat", "assistant", "blue dog"))]
     batch = collator(100)(samples)
-    for b, length in enumerate(batch.lengths):
-        assert (batch.input_ids[b, length:] == TOK.pad).all() and (batch.labels[b, length:] == IGNORE).all()
-        assert (batch.input_ids[b, :length] != TOK.pad).all()
+    (ids, _), (plain, _) = rows(batch)
+    assert (ids.count(TOK.audio), ids.count(TOK.image)) == (4, 4) and TOK.audio not in plain
+    assert batch.ids[batch.audio_tokens].tolist() == [TOK.audio] * 4
+    assert batch.ids[batch.image_tokens].tolist() == [TOK.image] * 4
     assert batch.mels.shape == (2, 17, 80) and batch.mel_lengths.tolist() == [17, 8]
     assert batch.mels[0].all() and batch.mels[1, :8].all() and not batch.mels[1, 8:].any()
+    assert batch.audio_frames.tolist() == [0, 1, 2, 3]  # three features of the first clip, one of the second
     assert batch.pixels.shape == (1, 3, 32, 32)
-    assert (batch.input_ids == TOK.audio).sum(1).tolist() == [4, 0]
-    assert (batch.input_ids == TOK.image).sum(1).tolist() == [4, 0]
-    assert [said(batch, b) for b in (0, 1)] == ["red", "blue dog"]
+    assert [answer_of(batch, row) for row in (0, 1)] == ["red", "blue dog"]
+
+
+def test_frozen_features_are_padded_to_a_bucket_with_their_tokens():
+    samples = [Sample(("user", "<audio>a<image>b<audio>", "assistant", "red"), ("1",), ("17", "8")),
+               Sample(("user", "the <image>cat", "assistant", "blue dog"), ("2",))]
+    collate = Collator(TOK, Reader(), 4, lambda frames: -(-frames // 8), 100, Features())
+    batch = collate(samples)
+    assert batch.pixels is batch.mels is batch.mel_lengths is batch.audio_frames is None
+    assert batch.image_features.shape == (4, 16, 6) and batch.audio_features.shape == (32, 5)
+    assert batch.image_features[:2, 0, 0].tolist() == [1, 2] and not batch.image_features[2:].any()
+    assert batch.audio_features[:4, 0].tolist() == [17, 17, 17, 8] and not batch.audio_features[4:].any()
+    for tokens, placeholder, true in ((batch.image_tokens, TOK.image, 8), (batch.audio_tokens, TOK.audio, 4)):
+        assert batch.ids[tokens[:true]].tolist() == [placeholder] * true
+        assert (tokens[true:] == len(batch.ids) - 1).all() and int(batch.ids[-1]) == TOK.pad
+    assert (len(batch.image_tokens), len(batch.audio_tokens)) == (16, 32)
 
 
 def test_a_batch_without_media_has_none():
     batch = collator(100)([Sample(("user", "the cat", "assistant", "red"))])
-    assert (batch.pixels, batch.mels, batch.mel_lengths, batch.image_features, batch.audio_features) == (None,
-                                                                                                         ) * 5
+    assert batch.pixels is batch.mels is batch.mel_lengths is batch.audio_frames is None
+    assert batch.image_features is batch.audio_features is None
+    assert len(batch.image_tokens) == len(batch.audio_tokens) == 0
 
 
 @given(st.integers(0, 60), st.integers(1, 8), st.integers(0, 2), st.integers(24, 60))
@@ -59,9 +86,10 @@ def test_what_is_too_long_loses_its_front_and_never_its_answer_or_media(words, a
     sample = Sample(("user", "<image>" * pictures + "cat " * words, "assistant", "red " * answer),
                     ("p",) * pictures)
     batch = collator(limit)([sample])
-    assert batch.input_ids.shape[1] <= limit
-    assert said(batch, 0) == "red " * answer and (batch.input_ids == TOK.image).sum() == 4 * pictures
-    assert batch.labels[0, -2] == TOK.end
+    (ids, labels), = rows(batch)
+    assert len(ids) <= limit
+    assert answer_of(batch, 0) == "red " * answer and ids.count(TOK.image) == 4 * pictures
+    assert labels[-2] == TOK.end
 
 
 @given(st.integers(1, 60), st.booleans())
@@ -71,14 +99,14 @@ def test_a_label_is_the_token_that_follows_also_where_text_was_cut(words, plain)
     turns = (("assistant", text),) if plain else (("user", text), ("assistant", text), ("user", "x"),
                                                  ("assistant", "red"))
     batch = collator(24)([Sample(flat(turns))])
-    ids, labels = batch.input_ids[0].tolist(), batch.labels[0].tolist()
+    (ids, labels), = rows(batch)
     assert all(label in (IGNORE, after) for label, after in zip(labels, ids[1:], strict=False))
     assert labels[-1] == IGNORE and len(ids) <= 24
 
 
 def test_media_too_large_for_max_length_do_not_eat_the_answer():
     sample = Sample(("user", "<image>cat", "assistant", "red"), ("p",))
-    assert said(collator(24, image_tokens=40)([sample]), 0) == "red"
+    assert answer_of(collator(24, image_tokens=40)([sample]), 0) == "red"
 
 
 @given(st.integers(1, 50), st.integers(1, 12), st.integers(1, 4))
@@ -91,8 +119,8 @@ def test_the_steps_of_a_schedule_deal_out_every_draw_once(samples, batch, epochs
     assert all(sum(map(len, draws[e * per_epoch:(e + 1) * per_epoch])) == samples for e in range(epochs))
 
 
-@pytest.mark.parametrize("prompt_only, wanted", [(True, ""), (False, "red")])
-def test_a_prompt_alone_holds_no_answer(prompt_only, wanted):
+@pytest.mark.parametrize("prompts, wanted", [(True, ""), (False, "red")])
+def test_a_prompt_alone_holds_no_answer(prompts, wanted):
     sample = Sample(("user", "the cat", "assistant", "red"))
-    batch = collator(100)([sample], prompt_only=prompt_only)
-    assert said(batch, 0) == wanted and ("red" in TOK.decode(batch.input_ids[0])) != prompt_only
+    batch = collator(100)([sample], prompts=prompts)
+    assert answer_of(batch, 0) == wanted and ("red" in TOK.decode(batch.ids)) != prompts

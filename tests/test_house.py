@@ -22,7 +22,7 @@ ALLOWED = {
 }
 COMMANDS = {"chat", "inspect"}
 # What data and model both know: the batch, the samples, and the ids of the tokenizer.
-SHARED = {"omni.data.batch", "omni.data.sample", "omni.data.tokenizer", "omni.data.packing"}
+SHARED = {"omni.data.batch", "omni.data.sample", "omni.data.tokenizer"}
 
 
 def floor(module: str) -> str:

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from reference import packed, unpacked
 from torch.nn import functional as F
 
 from omni.config import ThinkerArch
-from omni.model import layers
+from omni.data.packing import packed_layout
+from omni.model.attention import FullLayout
 from omni.model.layers import Attention, RMSNorm, SwiGLU, apply_rope, rope_table
 from omni.model.thinker import Thinker
 
@@ -37,7 +39,7 @@ def slow_attention(layer: Attention, x: torch.Tensor, rope: bool, seen) -> torch
                 for h in range(count):
                     if norm is not None:
                         y[t, h] = rms_norm(y[t, h], norm.weight)
-                    if rope and norm is not False:
+                    if rope:
                         y[t, h] = rotate(y[t, h], t)
             return y
         normed = isinstance(layer.q_norm, RMSNorm)
@@ -58,25 +60,27 @@ def slow_attention(layer: Attention, x: torch.Tensor, rope: bool, seen) -> torch
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("rope", [True, False])
-@pytest.mark.parametrize("mode", ["causal", "mask", "all"])
-@pytest.mark.parametrize("scores", [layers.SCORES, 0])  # by products, by flash attention
+@pytest.mark.parametrize("mode", ["packed", "valid", "all"])
 @torch.no_grad()
-def test_attention_equals_a_loop(kv_heads, qk_norm, rope, mode, scores, monkeypatch):
-    monkeypatch.setattr(layers, "SCORES", scores)
+def test_attention_equals_a_loop(kv_heads, qk_norm, rope, mode):
     torch.manual_seed(0)
     layer = Attention(16, 4, kv_heads, 6, qk_norm).double()
     for name, p in layer.named_parameters():
         if "norm" in name:
             p.uniform_(0.5, 2)
-    x = torch.randn(2, 5, 16, dtype=torch.float64)
-    lengths = torch.tensor([5, 3])
-    mask = (torch.arange(5) < lengths[:, None])[:, None, None] if mode == "mask" else None
-    table = tuple(t.double() for t in rope_table(torch.arange(5), 6)) if rope else None
-    fast = layer(x, table, causal=mode == "causal", mask=mask)
+    x, lengths = torch.randn(2, 5, 16, dtype=torch.float64), [5, 3]
     slow = slow_attention(layer, x, rope, lambda b, t, s: {
-        "causal": s <= t, "mask": s < lengths[b], "all": True}[mode])
-    # The rotary table is float32, and so is flash attention on CPUs.
-    assert (fast - slow).abs().max() < 1e-6
+        "packed": s <= t, "valid": s < lengths[b], "all": True}[mode])
+    if mode == "packed":
+        layout = packed_layout(lengths, 2)
+        table = tuple(t.double() for t in rope_table(layout.positions, 6)) if rope else None
+        fast = unpacked(layout, layer(packed(layout, x), table, layout))
+    else:
+        table = tuple(t.double() for t in rope_table(torch.arange(5), 6)) if rope else None
+        valid = torch.arange(5) < torch.tensor(lengths)[:, None] if mode == "valid" else None
+        fast = layer(x, table, FullLayout(valid))
+    for row, wanted in zip(fast, slow, strict=True):
+        assert (row - wanted[:len(row)]).abs().max() < 1e-6  # the rotary table is float32
 
 
 @pytest.mark.parametrize("theta", [10000.0, 1e6])
@@ -132,10 +136,10 @@ def test_names_are_those_of_llama_and_qwen3(qk_norm, tied):
 def test_the_thinker_sees_nothing_of_what_comes_later():
     torch.manual_seed(0)
     arch = ThinkerArch(vocab_size=20, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp_width=24)
-    thinker = Thinker(arch)
-    x = torch.randn(1, 7, 16)
+    thinker, layout = Thinker(arch), packed_layout([7], 1)
+    x = torch.randn(8, 16)
     changed = x.clone()
-    changed[0, 4:] += 1
-    before, after = thinker.hidden(x), thinker.hidden(changed)
-    assert torch.equal(before[0, :4], after[0, :4])
-    assert not F.cosine_similarity(before[0, 4:], after[0, 4:]).gt(0.9999).any()
+    changed[4:7] += 1
+    before, after = thinker.hidden(x, layout), thinker.hidden(changed, layout)
+    assert torch.equal(before[:4], after[:4])
+    assert not F.cosine_similarity(before[4:7], after[4:7]).gt(0.9999).any()

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from reference import padded_hidden, rows, unpacked
 from torch.nn import functional as F
 
 from omni import checkpoint
 from omni.data.batch import IGNORE
 from omni.data.decoding import Decoder
 from omni.data.sample import Sample
+from omni.model.generate import generate, stream_tokens
 from omni.model.load import load_system
 from omni.train import optim
 from omni.train.features import FeatureStore
@@ -50,19 +52,28 @@ def slow_embed(model, batch) -> torch.Tensor:
         features, _ = model.audio_encoder(mel[None, :length], length[None])
         clips += list(model.audio_projector(features[0]))
     images, clips = iter(images), iter(clips)
-    rows = []
-    for ids in batch.input_ids:
-        rows.append([])
-        for token in ids:
-            special = {model.tokenizer.image: images, model.tokenizer.audio: clips}.get(int(token))
-            rows[-1].append(next(special) if special else model.thinker.embed_tokens.weight[token])
+    found = []
+    for token in batch.ids[:true_tokens(batch)].tolist():
+        special = {model.tokenizer.image: images, model.tokenizer.audio: clips}.get(token)
+        found.append(next(special) if special else model.thinker.embed_tokens.weight[token])
     assert next(images, None) is None and next(clips, None) is None
-    return torch.stack([torch.stack(row) for row in rows])
+    return torch.stack(found)
+
+
+def true_tokens(batch) -> int:
+    """Number of tokens that are not padding."""
+    return int(batch.layout.cu_seqlens[-2])
+
+
+def padded_logits(model, batch) -> torch.Tensor:
+    """(B, T, V) by the reference."""
+    embeds = torch.nn.utils.rnn.pad_sequence(unpacked(batch.layout, model.embed(batch)), batch_first=True)
+    return model.thinker.logits(padded_hidden(model.thinker, embeds))
 
 
 def test_features_land_on_their_placeholders_in_any_turn(toy, model, mixed):
     batch = toy.collator(model)(mixed)
-    assert torch.allclose(model.embed(batch), slow_embed(model, batch), atol=1e-5)
+    assert torch.allclose(model.embed(batch)[:true_tokens(batch)], slow_embed(model, batch), atol=1e-5)
 
 
 def test_kept_features_land_where_computed_ones_do(toy, model, mixed):
@@ -71,7 +82,9 @@ def test_kept_features_land_where_computed_ones_do(toy, model, mixed):
     assert store.add(mixed, 1, "test") == {}
     kept = toy.collator(model, store)(mixed)
     assert kept.pixels is None and kept.mels is None
-    assert torch.allclose(model.embed(kept), model.embed(collate(mixed)), atol=2e-3)
+    fresh = collate(mixed)
+    true = true_tokens(fresh)
+    assert torch.allclose(model.embed(kept)[:true], model.embed(fresh)[:true], atol=2e-3)
 
 
 @pytest.mark.parametrize("field, change", [
@@ -80,41 +93,38 @@ def test_kept_features_land_where_computed_ones_do(toy, model, mixed):
     ("audio_features", lambda x: x[:1])])
 def test_a_wrong_number_of_features_raises(toy, model, mixed, field, change):
     batch = toy.collator(model)(mixed)
-    with torch.no_grad():
-        full = replace(batch, image_features=model.encode_images(batch.pixels),
-                       audio_features=model.encode_audio(batch.mels, batch.mel_lengths)[0])
-    batch = full if "features" in field else batch
+    if "features" in field:
+        store = FeatureStore(model, Decoder(toy.collator(model).reader, timeout=20), 1.0)
+        store.add(mixed, 1, "test")
+        batch = toy.collator(model, store)(mixed)
     with pytest.raises((RuntimeError, ValueError, AssertionError, IndexError)):
         model(replace(batch, **{field: change(getattr(batch, field))}))
 
 
-def test_padding_changes_no_logits(toy, model, mixed):
+def test_neighbours_and_padding_change_no_logits(toy, model, mixed):
     collate = toy.collator(model)
     batch = collate(mixed)
-    together = model.thinker.logits(model.thinker.hidden(model.embed(batch)))
-    for b, sample in enumerate(mixed):
-        alone = collate([sample])
-        logits = model.thinker.logits(model.thinker.hidden(model.embed(alone)))[0]
-        assert len(logits) == batch.lengths[b]
-        assert torch.allclose(together[b, :len(logits)], logits, atol=1e-5)
+    together = model.thinker.logits(model.thinker.hidden(model.embed(batch), batch.layout))
+    for row, sample in zip(unpacked(batch.layout, together), mixed, strict=True):
+        assert torch.allclose(row, padded_logits(model, collate([sample]))[0], atol=1e-5)
 
 
 def test_loss_is_summed_over_answer_tokens_only(toy, model, mixed):
     batch = toy.collator(model)(mixed)
-    logits = model.thinker.logits(model.thinker.hidden(model.embed(batch))).detach().double()
+    logits = padded_logits(model, batch).detach().double()
     loss, count, hits = 0.0, 0, 0
-    for b in range(len(mixed)):
-        for t in range(int(batch.lengths[b])):
-            label = int(batch.labels[b, t])
+    for b, (ids, labels) in enumerate(rows(batch)):
+        for t, label in enumerate(labels):
             if label != IGNORE:
-                assert label == int(batch.input_ids[b, t + 1])
+                assert label == ids[t + 1]
                 loss -= float(logits[b, t].log_softmax(-1)[label])
                 hits += int(logits[b, t].argmax()) == label
                 count += 1
-    got = model(batch)
-    assert float(got[0]) == pytest.approx(loss, rel=1e-5) and (int(got[1]), int(got[2])) == (count, hits)
+    found, right = model(batch)
+    assert float(found) == pytest.approx(loss, rel=1e-5) and int(right) == hits
     answers = [content for s in mixed for role, content in s.messages if role == "assistant"]
-    assert count == sum(len(model.tokenizer.encode(answer)) + 1 for answer in answers)  # with its <|end|>
+    # Each answer is trained on with its <|end|>.
+    assert batch.answer_tokens == count == sum(len(model.tokenizer.encode(answer)) + 1 for answer in answers)
 
 
 def gradient(model, *batches):
@@ -128,14 +138,14 @@ def test_micro_batches_give_the_gradient_of_the_whole(toy, model, mixed):
     torch.testing.assert_close(gradient(model, whole), gradient(model, *parts), rtol=1e-4, atol=1e-4)
 
 
-def test_many_logits_are_computed_in_pieces_to_the_same_figures(toy, model, mixed, monkeypatch):
+def test_many_logits_are_computed_in_pieces_to_the_same_figures(toy, mixed, monkeypatch):
+    model = toy.model(label_smoothing=0.2)
     batch, logits, rows = toy.collator(model)(mixed), model.thinker.logits, []
     monkeypatch.setattr(model.thinker, "logits", lambda hidden: rows.append(len(hidden)) or logits(hidden))
-    model.label_smoothing = 0.2
-    told, whole = model(batch), gradient(model, batch)
-    monkeypatch.setattr("omni.model.omni.LOGITS", 7 * model.thinker.arch.vocab_size + 1)
-    assert torch.allclose(torch.stack(model(batch)), torch.stack(told))
-    torch.testing.assert_close(gradient(model, batch), whole, rtol=1e-4, atol=1e-4)
+    whole, wanted = model(batch), gradient(model, batch)
+    monkeypatch.setattr("omni.model.omni.MAX_LOGITS", 7 * model.thinker.arch.vocab_size + 1)
+    assert torch.allclose(torch.stack(model(batch)), torch.stack(whole))
+    torch.testing.assert_close(gradient(model, batch), wanted, rtol=1e-4, atol=1e-4)
     assert rows[0] > 7 and {7, rows[0] % 7} == set(rows[2:])
 
 
@@ -154,9 +164,9 @@ def test_a_batch_without_a_modality_runs_neither_its_encoder_nor_its_projector(t
 @torch.no_grad()
 def slow_generate(model, batch, limit: int, choose=lambda logits: logits.argmax(-1)) -> list[int]:
     """One row, everything computed anew for each token."""
-    embeds, ids = model.embed(batch), []
+    embeds, ids = unpacked(batch.layout, model.embed(batch))[0][None], []
     for _ in range(limit):
-        token = int(choose(model.thinker.logits(model.thinker.hidden(embeds)[:, -1])))
+        token = int(choose(model.thinker.logits(padded_hidden(model.thinker, embeds)[:, -1])))
         if token == model.tokenizer.end:
             break
         ids.append(token)
@@ -170,8 +180,8 @@ def nudged(model, toy):
     batch = toy.collator(model)([s for name in ("text_only", "audio_text", "image_text")
                                  for s in toy.samples(name)[:3]])
     for _ in range(25):
-        loss, tokens, _ = model(batch)
-        (loss / tokens).backward()
+        loss, _ = model(batch)
+        (loss / batch.answer_tokens).backward()
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
@@ -180,10 +190,10 @@ def nudged(model, toy):
 def test_cached_batched_generation_equals_one_at_a_time_without_cache(toy, model, mixed):
     nudged(model, toy)
     collate = toy.collator(model)
-    slow = [slow_generate(model, collate([s], prompt_only=True), 12) for s in mixed]
+    slow = [slow_generate(model, collate([s], prompts=True), 12) for s in mixed]
     assert len({len(row) for row in slow}) > 1  # rows end at different steps
-    assert model.generate(collate(mixed, prompt_only=True), 12) == slow
-    assert [model.generate(collate([s], prompt_only=True), 12)[0] for s in mixed] == slow
+    assert generate(model, collate(mixed, prompts=True), 12) == slow
+    assert [generate(model, collate([s], prompts=True), 12)[0] for s in mixed] == slow
 
 
 @torch.no_grad()
@@ -197,21 +207,21 @@ def test_rows_that_are_through_go_and_the_others_answer_as_before(toy, model, mi
         token = logits.argmax(-1)
         return torch.where(token % 6 == 0, end, token)
 
-    slow = [slow_generate(model, collate([s], prompt_only=True), 12, choose) for s in samples]
+    slow = [slow_generate(model, collate([s], prompts=True), 12, choose) for s in samples]
     expected = [(ids + [end])[:12] for ids in slow]
     ends = sorted(map(len, expected))
     assert len(expected[2]) > 2  # that of the longest prompt, which needs all of the cache
     assert ends[2] < ends[5] < ends[8] < ends[-1]  # half are through, and again half, before the last
-    rows = torch.stack(list(model.stream_ids(collate(samples, prompt_only=True), 12, choose)), 1).tolist()
+    rows = torch.stack(list(stream_tokens(model, collate(samples, prompts=True), 12, choose)), 1).tolist()
     assert [row[:len(ids)] for row, ids in zip(rows, expected, strict=True)] == expected
 
 
 def test_bf16_generation_runs_and_begins_as_fp32_does(toy, model, mixed):
     nudged(model, toy)
-    batch = toy.collator(model)(mixed, prompt_only=True)
+    batch = toy.collator(model)(mixed, prompts=True)
     with torch.autocast("cpu", torch.bfloat16):
-        half = model.generate(batch, 6)
-    full = model.generate(batch, 6)
+        half = generate(model, batch, 6)
+    full = generate(model, batch, 6)
     assert sum(a[:1] == b[:1] for a, b in zip(half, full, strict=True)) >= len(mixed) - 1
 
 
@@ -232,8 +242,8 @@ def test_encoders_are_frozen_exactly_when_asked(toy, mixed, freeze):
     assert (grouped & own == set()) if freeze else (own <= grouped)
     before, rest = checkpoint.fingerprint(*model.encoders()), checkpoint.fingerprint(model.thinker)
     for _ in range(2):
-        loss, tokens, _ = model(toy.collator(model)(mixed))
-        (loss / tokens).backward()
+        batch = toy.collator(model)(mixed)
+        (model(batch)[0] / batch.answer_tokens).backward()
         optimizer.step()
     assert (checkpoint.fingerprint(*model.encoders()) == before) == freeze
     assert checkpoint.fingerprint(model.thinker) != rest
@@ -252,9 +262,9 @@ def test_one_batch_is_learned_by_heart_from_about_ln_vocab(toy, model, source):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3)
     losses = []
     for _ in range(200):
-        loss, tokens, _ = model(batch)
-        losses.append(float((loss / tokens).detach()))
-        (loss / tokens).backward()
+        loss = model(batch)[0] / batch.answer_tokens
+        losses.append(float(loss.detach()))
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     assert losses[0] == pytest.approx(float(torch.tensor(float(len(model.tokenizer))).log()), abs=0.6)
@@ -269,18 +279,19 @@ def test_a_system_is_rebuilt_from_its_content_to_the_bit(toy, model, mixed):
     assert F.mse_loss(again.thinker.norm.weight, toy.model().thinker.norm.weight) > 0
 
 
-def test_label_smoothing_changes_the_gradient_and_not_the_loss_that_is_told(toy, model, mixed):
+def test_label_smoothing_changes_the_gradient_and_not_the_reported_loss(toy, model, mixed):
     """Against the definition: a share of the target is spread evenly over the vocabulary."""
-    batch = toy.collator(model)(mixed)
-    plain, _, _ = model.train()(batch)
-    model.label_smoothing = 0.2
-    told, _, _ = model(batch)
-    assert torch.equal(told, plain) and torch.equal(model.eval()(batch)[0], plain)
-    told.backward()
-    found = model.thinker.norm.weight.grad.clone()
-    model.zero_grad()
-    answers = batch.labels != IGNORE
-    logs = model.thinker.logits(model.thinker.hidden(model.embed(batch))[answers]).log_softmax(-1)
-    right = logs[torch.arange(len(logs)), batch.labels[answers]]
+    batch, smoothed = toy.collator(model)(mixed), toy.model(label_smoothing=0.2)
+    plain, _ = model.train()(batch)
+    reported, _ = smoothed.train()(batch)
+    assert torch.equal(reported, plain) and torch.equal(smoothed.eval()(batch)[0], plain)
+    reported.backward()
+    labels = torch.tensor([label for _, labels in rows(batch) for label in labels])
+    logits = torch.cat([row[:len(labels)] for row, (_, labels) in
+                        zip(padded_logits(model, batch), rows(batch), strict=True)])
+    answers = labels != IGNORE
+    logs = logits[answers].log_softmax(-1)
+    right = logs[torch.arange(len(logs)), labels[answers]]
     (-0.8 * right - 0.2 * logs.mean(-1)).sum().backward()
-    torch.testing.assert_close(found, model.thinker.norm.weight.grad, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(smoothed.thinker.norm.weight.grad, model.thinker.norm.weight.grad, rtol=1e-3,
+                               atol=1e-4)

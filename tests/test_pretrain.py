@@ -106,7 +106,7 @@ def test_pictures_without_color_words_keep_their_colors(toy, tmp_path):
                                arch={**TINY, "image_size": 32, "patch_size": 4, "stem_blocks": 1},
                                decoder=TINY | {"kv_heads": 2, "head_dim": 8}))
     talk, pixels, photographs, picture_words, *_ = stage.batch([11, 0, 1, 2, 3, 12, 13, 14], 0)
-    assert len(talk.input_ids) == 2 and len(pixels) == 8
+    assert talk.samples == 2 and len(pixels) == 8
     assert sum(bool(words.isnan().any()) for words in picture_words) == 3  # one of four is told
     path = stage.train[1].images[0]
     assert torch.equal(stage.batch([0, 1], 0)[1][1], stage.collate.reader.pixels(path, 1))  # as it is
@@ -140,7 +140,7 @@ def test_recolored_pictures_are_not_asked_about_colors(toy, tmp_path):
                                arch={**TINY, "image_size": 32, "patch_size": 8},
                                decoder=TINY | {"kv_heads": 2, "head_dim": 8}))
     talk, pixels, _, picture_words, areas, area_words = stage.batch(list(range(8)), 0)
-    told = len(talk.input_ids)
+    told = talk.samples
     assert told == 2 and len(pixels) == len(picture_words) == len(areas) == 8
     red, cat = stage.words["red"], stage.words["cat"]
     assert "red" in COLOR_WORDS and "cat" not in COLOR_WORDS

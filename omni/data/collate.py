@@ -1,92 +1,118 @@
-"""Samples -> a right-padded `Batch`."""
+"""Samples -> a packed `Batch`: conversations tokenised and cut to length, media read or fetched."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from omni.data.batch import IGNORE, Batch
 from omni.data.media_reader import MediaReader
+from omni.data.packing import AUDIO_BUCKETS, IMAGE_BUCKETS, bucket, pack, pad_index
 from omni.data.sample import Sample
 from omni.data.tokenizer import ASSISTANT, Tokenizer
 
+Medium = tuple[str, int]  # path and take
+
 
 def pad_mels(mels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips (F, MELS) -> (N, longest F, MELS) with zeros behind, and their lengths (N,)."""
+    """Clips (F, MELS) -> (C, longest F, MELS) with zeros behind, and their lengths (C,)."""
     return pad_sequence(list(mels), batch_first=True), torch.tensor([len(m) for m in mels])
 
 
 class Collator:
-    """Tokenises conversations, fetches their media (frozen if `features` has them) and pads to the right.
+    """Makes batches. Media are read and encoded in the step, or come frozen from `features`.
 
-    `image_tokens` is the number of the Thinker's tokens a picture, `audio_tokens` maps mel frames to tokens.
+    `image_tokens` is the number of tokens an image; `audio_tokens` maps a clip's mel frames to its tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, reader: MediaReader, image_tokens: int, audio_tokens,
-                 max_length: int, features=None):
+    def __init__(self, tokenizer: Tokenizer, reader: MediaReader, image_tokens: int,
+                 audio_tokens: Callable[[int], int], max_length: int, features=None):
         self.tokenizer, self.reader, self.features = tokenizer, reader, features
         self.image_tokens, self.audio_tokens, self.max_length = image_tokens, audio_tokens, max_length
 
     def __call__(self, samples: Sequence[Sample], takes: Sequence[int] | None = None,
-                 prompt_only: bool = False) -> Batch:
-        """`takes` (B,) names each sample's take of its media; `prompt_only` leaves the last answer off."""
+                 prompts: bool = False) -> Batch:
+        """`takes` (B,) names each sample's take of its media. `prompts` ends before the last answer."""
         takes = takes or [0] * len(samples)
         images = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.images]
         audios = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.audios]
-        media = {}
-        if self.features is not None:
-            clips = [self.features.audio(*key) for key in audios]
-            audio_lengths = iter([len(c) for c in clips])
-            pictures = [self.features.image(*key) for key in images]
-            media = {"image_features": torch.stack(pictures) if pictures else None,
-                     "audio_features": torch.cat(clips) if clips else None}
-        else:
-            mels = [self.reader.mel(*key) for key in audios]
-            audio_lengths = iter([self.audio_tokens(len(m)) for m in mels])
-            media["pixels"] = torch.stack([self.reader.pixels(*k) for k in images]) if images else None
-            media["mels"], media["mel_lengths"] = pad_mels(mels) if mels else (None, None)
+        media, clip_tokens = (self._read if self.features is None else self._frozen)(images, audios)
+        left = iter(clip_tokens)
         rows = []
         for sample in samples:
-            messages = sample.messages[:-1] if prompt_only else sample.messages
-            ids, labels = self.tokenizer.chat(messages, [self.image_tokens] * len(sample.images),
-                                              [next(audio_lengths) for _ in sample.audios], sample.untrained)
+            ids, labels = self.tokenizer.chat(sample.messages[:-1] if prompts else sample.messages,
+                                              [self.image_tokens] * len(sample.images),
+                                              [next(left) for _ in sample.audios], sample.untrained)
             rows.append(self.fit(ids, labels))
-        ids, labels = ([torch.tensor(row[i]) for row in rows] for i in (0, 1))
-        return Batch(pad_sequence(ids, batch_first=True, padding_value=self.tokenizer.pad),
-                     pad_sequence(labels, batch_first=True, padding_value=IGNORE),
-                     torch.tensor([len(row) for row in ids]), **media)
+        batch = pack(rows, self.tokenizer.pad, prompts)
+        image_tokens, audio_tokens = ((batch.ids == placeholder).nonzero()[:, 0]
+                                      for placeholder in (self.tokenizer.image, self.tokenizer.audio))
+        if "image_features" in media:  # features are padded to a bucket, so their tokens are too
+            features = len(media["image_features"]) * self.image_tokens
+            image_tokens = pad_index(image_tokens, features, len(batch.ids))
+        if "audio_features" in media:
+            audio_tokens = pad_index(audio_tokens, len(media["audio_features"]), len(batch.ids))
+        return replace(batch, image_tokens=image_tokens, audio_tokens=audio_tokens, **media)
+
+    def _frozen(self, images: list[Medium], audios: list[Medium]) -> tuple[dict, list[int]]:
+        """The batch's fields of frozen features, padded to a bucket; and the tokens of each clip."""
+        media, clips = {}, [self.features.audio(*medium) for medium in audios]
+        if images:
+            features = torch.stack([self.features.image(*medium) for medium in images])
+            size = bucket(len(images), IMAGE_BUCKETS, least=4)
+            media["image_features"] = F.pad(features, (0, 0, 0, 0, 0, size - len(images)))
+        if clips:
+            features = torch.cat(clips)
+            size = bucket(len(features), AUDIO_BUCKETS)
+            media["audio_features"] = F.pad(features, (0, 0, 0, size - len(features)))
+        return media, [len(clip) for clip in clips]
+
+    def _read(self, images: list[Medium], audios: list[Medium]) -> tuple[dict, list[int]]:
+        """The batch's fields of raw media, and the tokens of each clip."""
+        media, mels = {}, [self.reader.mel(*medium) for medium in audios]
+        clip_tokens = [self.audio_tokens(len(mel)) for mel in mels]
+        if images:
+            media["pixels"] = torch.stack([self.reader.pixels(*medium) for medium in images])
+        if mels:
+            media["mels"], media["mel_lengths"] = pad_mels(mels)
+            longest = max(clip_tokens)
+            media["audio_frames"] = torch.cat([torch.arange(count) + number * longest
+                                               for number, count in enumerate(clip_tokens)])
+        return media, clip_tokens
 
     def cut(self, sample: Sample, frames: dict[str, int]) -> tuple[bool, str | None]:
-        """Whether a sample is longer than `max_length`, and if so why it can't be cut (None: it can).
+        """Whether a sample is longer than `max_length`, and why it can't be cut (None where it can).
 
-        `frames` are the mel frames of the clips.
+        `frames` are the mel frames of each clip's longest take.
         """
         clips = [self.audio_tokens(frames[path]) for path in sample.audios]
         media = self.image_tokens * len(sample.images) + sum(clips)
-        # A token is a byte at least, and a turn's role is no more tokens than letters: most samples need no
-        # tokenising here.
+        # A token is at least one byte of text, and a role has no more tokens than letters: most samples are
+        # known to fit before they are tokenised.
         if media + len("".join(sample.turns).encode()) <= self.max_length:
             return False, None
         ids, _ = self.tokenizer.chat(sample.messages, [self.image_tokens] * len(sample.images), clips,
                                      sample.untrained)
         excess = len(ids) - self.max_length
-        if excess <= 0 or excess <= len(self._free(ids)) or sample.messages[0][0] == "assistant":
+        if excess <= 0 or excess <= len(self._cuttable(ids)) or sample.messages[0][0] == "assistant":
             return excess > 0, None
         return True, f'its {"media" if media + 4 > self.max_length else "answer"} alone exceed max_length'
 
     def fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
-        """Cut to `max_length` at the front of the text, never at the end (the answer); media stay whole."""
+        """Cut to `max_length` from the front of the prompt. The last answer and all media stay whole."""
         excess = len(ids) - self.max_length
         if excess <= 0:
             return ids, labels
-        drop = set((self._free(ids) or list(range(1, len(ids))))[:excess])
-        # A label is the next token: where that one is dropped, there is none.
-        labels = [IGNORE if i + 1 in drop else label for i, label in enumerate(labels)]
-        kept = [i for i in range(len(ids)) if i not in drop]
+        dropped = set((self._cuttable(ids) or list(range(1, len(ids))))[:excess])
+        # A label is the next token: where that token is dropped, the label is dropped too.
+        labels = [IGNORE if i + 1 in dropped else label for i, label in enumerate(labels)]
+        kept = [i for i in range(len(ids)) if i not in dropped]
         return [ids[i] for i in kept], [labels[i] for i in kept]
 
-    def _free(self, ids: list[int]) -> list[int]:
-        """The places of tokens that may be cut: neither media nor the last answer, nor the first."""
+    def _cuttable(self, ids: list[int]) -> list[int]:
+        """The places of tokens that may be cut: not the first, no media, nothing of the last answer."""
         media = {self.tokenizer.image, self.tokenizer.audio}
         last = max(i for i, token in enumerate(ids) if token == self.tokenizer.ids[ASSISTANT])
         return [i for i in range(1, last - 1) if ids[i] not in media]

@@ -76,7 +76,7 @@ class StepDataset(Dataset):
         mine = self.world.share(draws)
         parts = [mine[i:i + size] for i in range(0, largest, size)]  # as many on each rank
         batches = [self._collate(part) if part else self._idle(draws[0]) for part in parts]
-        answers = torch.cat([(b.labels != IGNORE).sum(1) for b in batches]).tolist()
+        answers = [count for batch in batches for count in batch.answer_counts]
         counts = {name: [0, 0] for name in self.mix.train}
         for draw, tokens in zip(mine, answers, strict=False):  # an idle batch's sample is nobody's
             counts[draw.source][0] += 1
@@ -92,7 +92,7 @@ class StepDataset(Dataset):
     def _idle(self, draw: Draw) -> Batch:
         """For a rank whose share of a small step is empty: a batch that nothing is learned from."""
         batch = self._collate([draw])
-        return replace(batch, labels=torch.full_like(batch.labels, IGNORE))
+        return replace(batch, labels=torch.full_like(batch.labels, IGNORE), answer_counts=(0,))
 
 
 def loader(dataset: StepDataset, start: int, end: int, workers: int) -> Iterator[Step]:

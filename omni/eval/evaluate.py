@@ -18,6 +18,7 @@ from omni.distributed import ALONE, World
 from omni.errors import MediaError, UserError
 from omni.eval.figures import Score, counted, pool, summarise
 from omni.eval.grading import WordErrors, correct, unlike, word_errors
+from omni.model.generate import generate
 from omni.model.omni import OmniNetwork
 
 BEFORE = 64  # held-out samples a set, scored before training
@@ -33,7 +34,7 @@ class Evaluator:
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self.device = next(model.parameters()).device
 
-    @torch.no_grad()  # not inference_mode, for the reason that OmniNetwork.stream_ids gives
+    @torch.no_grad()  # under inference_mode autocast would cast each weight again at each use
     def score(self, sources: dict[str, Sequence[Sample]], swapped: bool = False,
               limit: int | None = None) -> dict[tuple[str, str, str], Score]:
         """With `swapped`, each sample keeps its question and gets the media of another sample of its set.
@@ -76,8 +77,9 @@ class Evaluator:
             group = samples[start:start + self.batch_size]
             batch = self.collate(group).to(self.device)
             with autocast(self.device, self.precision):
-                sums = self.model(batch)
-            loss, tokens, hits = (a + float(b) for a, b in zip((loss, tokens, hits), sums, strict=True))
+                batch_loss, batch_hits = self.model(batch)
+            loss, hits = loss + float(batch_loss), hits + int(batch_hits)
+            tokens += batch.answer_tokens
             for number, (sample, answer) in enumerate(zip(group, self.answers(group), strict=True), start):
                 good = correct(answer, sample.answer)
                 right += good
@@ -97,9 +99,9 @@ class Evaluator:
 
     def answers(self, samples: Sequence[Sample]) -> list[str]:
         """Greedy answers to the samples' last question."""
-        batch = self.collate(samples, prompt_only=True).to(self.device)
+        prompts = self.collate(samples, prompts=True).to(self.device)
         with autocast(self.device, self.precision):
-            ids = self.model.generate(batch, self.max_new_tokens)
+            ids = generate(self.model, prompts, self.max_new_tokens)
         return [self.model.tokenizer.decode(row) for row in ids]
 
 

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from omni.config import AudioArch
 from omni.data.batch import MEL_FRAMES_PER_SECOND, MELS
 from omni.data.tokenizer import audio_tokens
-from omni.model.layers import Block, RMSNorm, init_weights, rope_table
+from omni.model.attention import FullLayout
+from omni.model.layers import Block, RMSNorm, Rope, init_weights, rope_table
 
 
 class ConvModule(nn.Module):
@@ -41,12 +42,12 @@ class AudioLayer(nn.Module):
         self.block = Block(arch.width, arch.heads, arch.heads, arch.width // arch.heads, arch.mlp_width,
                            qk_norm=True)
 
-    def forward(self, x, rope, valid, mask):
-        return self.block(self.conv(x, valid), rope, mask=mask)
+    def forward(self, x: torch.Tensor, rope: Rope, layout: FullLayout) -> torch.Tensor:
+        return self.block(self.conv(x, layout.valid[..., None]), rope, layout)
 
 
 class AudioEncoder(nn.Module):
-    """Log-mel (N, F, MELS) -> features (N, S, width), S = F / 8 at 12.5 frames/s, / 4 at 25."""
+    """Log-mel (C, F, MELS) -> features (C, S, width), S = F / 8 at 12.5 frames/s, / 4 at 25."""
 
     def __init__(self, arch: AudioArch):
         super().__init__()
@@ -68,16 +69,16 @@ class AudioEncoder(nn.Module):
         return audio_tokens(self.arch, mel_lengths)
 
     def forward(self, mels: torch.Tensor, mel_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (N, S, width), those beyond a clip's length without meaning, and their numbers (N,)."""
-        x, lengths = mels[:, None], mel_lengths  # (N, 1, F, MELS)
+        """Features (C, S, width), those beyond a clip's length without meaning, and their numbers (C,)."""
+        x, lengths = mels[:, None], mel_lengths  # (C, 1, F, MELS)
         for conv in self.stem:
             x = F.gelu(conv(x))
             lengths = (lengths + 1) // 2
             x = x * (torch.arange(x.shape[2], device=x.device) < lengths[:, None])[:, None, :, None]
-        x = self.stem_proj(x.transpose(1, 2).flatten(2))  # (N, S, width)
+        x = self.stem_proj(x.transpose(1, 2).flatten(2))  # (C, S, width)
         steps = torch.arange(x.shape[1], device=x.device)
-        valid = steps < lengths[:, None]  # (N, S)
+        layout = FullLayout(valid=steps < lengths[:, None])  # (C, S)
         rope = rope_table(steps, self.arch.width // self.arch.heads)
         for layer in self.layers:
-            x = layer(x, rope, valid[..., None], valid[:, None, None])
+            x = layer(x, rope, layout)
         return self.norm(x), lengths

@@ -1,13 +1,19 @@
-"""How the next token is chosen from its logits."""
+"""Generation: how the next token is chosen, and answers token by token against the KV cache."""
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
+
+from omni.data.batch import Batch
+from omni.model.attention import DecodeLayout
+from omni.model.layers import LayerCache
+from omni.model.omni import OmniNetwork
 
 
 class Sampling:
     """Greedy at temperature 0. Else drawn from the softmax at `temperature`, out of the fewest likeliest
-    tokens whose probabilities add up to `top_p`; equal seeds give equal answers.
+    tokens whose probabilities add up to `top_p`; equal seeds give equal answers. ValueError on other values.
     """
 
     def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0):
@@ -23,10 +29,50 @@ class Sampling:
         if self.temperature == 0:
             return logits.argmax(-1)
         # Drawn on the CPU: the same numbers on every device.
-        shares, tokens = (logits.float().cpu() / self.temperature).softmax(-1).sort(descending=True)
-        shares[shares.cumsum(-1) - shares >= self.top_p] = 0  # the likeliest one always stays
-        drawn = torch.multinomial(shares, 1, generator=self.generator)
+        probabilities, tokens = (logits.float().cpu() / self.temperature).softmax(-1).sort(descending=True)
+        probabilities[probabilities.cumsum(-1) - probabilities >= self.top_p] = 0  # the likeliest one stays
+        drawn = torch.multinomial(probabilities, 1, generator=self.generator)
         return tokens.gather(1, drawn)[:, 0].to(logits.device)
 
 
 GREEDY = Sampling()
+
+
+def generate(model: OmniNetwork, prompts: Batch, max_new_tokens: int) -> list[list[int]]:
+    """Greedy answers to a batch of prompts: for each the ids before its end token."""
+    answers = torch.stack(list(stream_tokens(model, prompts, max_new_tokens)), dim=1).tolist()
+    end = model.tokenizer.end
+    return [ids[:ids.index(end)] if end in ids else ids for ids in answers]
+
+
+@torch.no_grad()  # under inference_mode autocast would cast each weight again at each use
+def stream_tokens(model: OmniNetwork, prompts: Batch, max_new_tokens: int,
+                  choose: Callable[[torch.Tensor], torch.Tensor] = GREEDY) -> Iterator[torch.Tensor]:
+    """The next token of each prompt (B,), step by step, until every answer has ended.
+
+    The prompts are read once; then each step reads one token a row against the cache. `choose` maps logits
+    (B, V) to tokens (B,). When half of the rows have ended they are dropped, since they cost as much as the
+    others. A row that has ended gives its end token again.
+    """
+    thinker, end, B = model.thinker, model.tokenizer.end, prompts.samples
+    lengths = prompts.layout.cu_seqlens.diff()[:B].long()
+    longest = int(lengths.max())
+    embeds = model.embed(prompts)
+    cache = thinker.new_cache(B + 1, longest + max_new_tokens, embeds)  # one row more, for the padding
+    hidden = thinker.hidden(embeds, prompts.layout, prompts.answers, cache)  # (B, D)
+    cache = [LayerCache(layer.keys[:B], layer.values[:B]) for layer in cache]
+    prompt_of_row = torch.arange(B, device=lengths.device)
+    ended = torch.zeros(B, dtype=torch.bool, device=lengths.device)
+    for step in range(max_new_tokens):
+        token = choose(thinker.logits(hidden))
+        yield lengths.new_full((B,), end).index_copy(0, prompt_of_row, token)
+        ended |= token == end
+        left = len(ended) - int(ended.sum())
+        if not left:
+            return
+        if left <= len(ended) // 2:
+            stay = ~ended
+            prompt_of_row, token, lengths, ended = (x[stay] for x in (prompt_of_row, token, lengths, ended))
+            cache = [LayerCache(layer.keys[stay], layer.values[stay]) for layer in cache]
+        layout = DecodeLayout(lengths + step, reach=longest + step + 1)
+        hidden = thinker.decode(thinker.embed_tokens(token), cache, layout)

@@ -1,5 +1,6 @@
 """Parts from their checkpoints, and the whole system from the file that a run wrote."""
 
+from functools import partial
 from pathlib import Path
 
 from omni import checkpoint
@@ -17,9 +18,10 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 def load_parts(config: SFTConfig) -> OmniNetwork:
     """The three parts from their checkpoints, strictly, with a line said for each; fresh projectors."""
+    thinker = partial(Thinker, activation_checkpointing=config.activation_checkpointing)
     parts, tokenizer = [], None
     for path, kind, module, arch, made_by in (
-            (config.thinker_ckpt, "thinker", Thinker, ThinkerArch, "thinker_tiny"),
+            (config.thinker_ckpt, "thinker", thinker, ThinkerArch, "thinker_tiny"),
             (config.audio_ckpt, "audio_encoder", AudioEncoder, AudioArch, "audio_enc_tiny"),
             (config.vision_ckpt, "vision_encoder", VisionEncoder, VisionArch, "vision_tiny")):
         folder = Path(path).parent.name  # a part is written into the folder of its config's name
@@ -31,9 +33,8 @@ def load_parts(config: SFTConfig) -> OmniNetwork:
         parts.append(part)
         if kind == "thinker":
             tokenizer = _tokenizer(content, part, path)
-    model = OmniNetwork(tokenizer, *parts, freeze_encoders=config.freeze_encoders)
-    model.label_smoothing = config.label_smoothing
-    return model
+    return OmniNetwork(tokenizer, *parts, freeze_encoders=config.freeze_encoders,
+                       label_smoothing=config.label_smoothing)
 
 
 def load_system(content: dict, where: str, kind: type[OmniNetwork] = OmniNetwork) -> OmniNetwork:

@@ -1,7 +1,4 @@
-"""`OmniNetwork`: Thinker, encoders and projectors in one; how features are fused, the loss, generation."""
-
-from collections.abc import Iterator
-from pathlib import Path
+"""`OmniNetwork`: Thinker, encoders and projectors in one; how media are fused with text, and the loss."""
 
 import torch
 from torch import nn
@@ -10,32 +7,31 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from omni import checkpoint
 from omni.data.batch import IGNORE, Batch
-from omni.data.packing import Packing, rounded_up
 from omni.data.tokenizer import MERGE, Tokenizer, image_tokens
 from omni.model.audio_encoder import AudioEncoder
-from omni.model.generate import GREEDY
-from omni.model.layers import LayerCache
 from omni.model.projector import Projector
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-LOGITS = 2 ** 26  # at once: 256 MB in float32, and as much again of their gradient
+MAX_LOGITS = 2 ** 26  # at once: 256 MB in float32, and as much again of their gradient
 
 
 class OmniNetwork(nn.Module):
-    """A Thinker that also reads pictures and sound. If an encoder is absent (None), its media are refused."""
+    """A Thinker that also reads images and sound. Without an encoder (None) its kind of media is refused.
+
+    `label_smoothing` (Szegedy et al. 2016) is the share of the training target that is spread over the whole
+    vocabulary.
+    """
 
     def __init__(self, tokenizer: Tokenizer, thinker: Thinker, audio_encoder: AudioEncoder | None = None,
-                 vision_encoder: VisionEncoder | None = None, freeze_encoders: bool = True):
+                 vision_encoder: VisionEncoder | None = None, freeze_encoders: bool = True,
+                 label_smoothing: float = 0.0):
         super().__init__()
         self.tokenizer = tokenizer
         self.thinker = thinker
         self.audio_encoder = audio_encoder
         self.vision_encoder = vision_encoder
-        self.freeze_encoders = freeze_encoders
-        self.label_smoothing = 0.0  # share of the training target that is spread over the whole vocabulary
-        self.reach_all = False  # of several ranks: each step's loss reaches every trained weight
+        self.freeze_encoders, self.label_smoothing = freeze_encoders, label_smoothing
         width = thinker.arch.width
         if audio_encoder is not None:
             self.audio_projector = Projector(audio_encoder.arch.width, width)
@@ -65,32 +61,31 @@ class OmniNetwork(nn.Module):
 
     def encode_audio(self, mels: torch.Tensor,
                      mel_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, F, MELS) -> true features end to end (sum of S, audio width), and their numbers (N,)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoders):
-            features, lengths = self.audio_encoder(mels, mel_lengths)
-            valid = torch.arange(features.shape[1], device=features.device) < lengths[:, None]
-            return features[valid], lengths
+        """(C, F, MELS) -> features (C, S, audio width) and how many of them each clip has (C,).
 
-    def embed(self, batch: Batch, ids: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T, D): token embeddings, with the projected features written once over their placeholders.
-
-        Each modality is encoded in one call; a batch without one never runs its encoder or its projector.
-        With `ids` (N,), those of the batch in their order but without padding, (N, D).
+        Without gradient if frozen.
         """
-        ids = batch.input_ids if ids is None else ids
-        embeds = self.thinker.embed_tokens(ids)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoders):
+            return self.audio_encoder(mels, mel_lengths)
+
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """Token embeddings (N, D), with the projected features written over the tokens of the media.
+
+        A batch without a kind of media never runs its encoder or its projector.
+        """
+        embeds = self.thinker.embed_tokens(batch.ids)
         images = batch.image_features
-        if images is None and batch.pixels is not None:
+        if batch.pixels is not None:
             images = self.encode_images(batch.pixels)
         if images is not None:
-            embeds = self._scatter(embeds, ids == self.tokenizer.image, self._project_images(images))
+            embeds = _written(embeds, batch.image_tokens, self._project_images(images))
         audio = batch.audio_features
-        if audio is None and batch.mels is not None:
-            audio, _ = self.encode_audio(batch.mels, batch.mel_lengths)
+        if batch.mels is not None:
+            features, _ = self.encode_audio(batch.mels, batch.mel_lengths)
+            audio = features.flatten(0, 1).index_select(0, batch.audio_frames)
         if audio is not None:
-            rows, dtype = len(audio), self.audio_projector.up_proj.weight.dtype
-            audio = F.pad(audio.to(dtype), (0, 0, 0, rounded_up(rows) - rows))
-            embeds = self._scatter(embeds, ids == self.tokenizer.audio, self.audio_projector(audio)[:rows])
+            dtype = self.audio_projector.up_proj.weight.dtype
+            embeds = _written(embeds, batch.audio_tokens, self.audio_projector(audio.to(dtype)))
         return embeds
 
     def _project_images(self, patches: torch.Tensor) -> torch.Tensor:
@@ -100,93 +95,62 @@ class OmniNetwork(nn.Module):
         squares = patches.view(M, half, MERGE, half, MERGE, W).transpose(2, 3).reshape(M * half * half, -1)
         return self.vision_projector(squares.to(self.vision_projector.up_proj.weight.dtype))
 
-    @staticmethod
-    def _scatter(embeds: torch.Tensor, places: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """Features (n, D) in order over the n True places of (..., D). `index_put` refuses a wrong count."""
-        rows = places.nonzero(as_tuple=True)  # the one wait for the device that index_put would do anyway
-        if len(rows[0]) != len(features):  # index_put would spread a single feature over all places
-            raise ValueError(f"{len(features)} features for {len(rows[0])} placeholders")
-        return embeds.index_put(rows, features.to(embeds.dtype))
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss summed over the batch's answer tokens, and how many of them are predicted exactly.
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Sum of the loss over answer tokens, their number, and how many of them the model predicts exactly.
-
-        Nothing is computed on padding, and logits at answer positions only: the rest of (B, T, V) would be
-        thrown away. Spare positions without a label round both up to a size met before. What would be more
-        than LOGITS logits is computed a piece at a time, and again in the backward pass.
+        Logits are computed at answer tokens only. Where even those are too many for the memory, they are
+        computed in pieces, and again in the backward pass.
         """
-        packing = Packing.of(batch.lengths)
-        labels = packing.pack(batch.labels, IGNORE)
-        answers = (labels != IGNORE).nonzero()[:, 0]
-        answers = F.pad(answers, (0, rounded_up(len(answers)) - len(answers)), value=len(labels) - 1)
-        embeds = self.embed(batch, packing.pack(batch.input_ids, self.tokenizer.pad))
-        hidden, labels = self.thinker.hidden(embeds, packing, answers), labels[answers]
-        rows = max(1, LOGITS // self.thinker.arch.vocab_size)
+        hidden = self.thinker.hidden(self.embed(batch), batch.layout, keep=batch.answers)
+        labels = batch.labels.index_select(0, batch.answers)
+        rows = max(1, MAX_LOGITS // self.thinker.arch.vocab_size)
         if len(labels) <= rows:
             loss, right = self._predict(hidden, labels)
         else:
             pieces = zip(hidden.split(rows), labels.split(rows), strict=True)
             loss, right = map(sum, zip(*(recomputed(self._predict, *piece, use_reentrant=False)
                                          for piece in pieces), strict=True))
-        if self.reach_all:  # the weights of a modality that this rank has none of: their gradient here is 0
-            loss = loss + 0.0 * sum(p.sum() for name, p in self.named_parameters()
-                                    if p.requires_grad and not name.startswith("thinker."))
-        return loss, (batch.labels != IGNORE).sum(), right
+        return loss + self._zero_of_absent(batch), right
 
     def _predict(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss summed over (n, D), and how many of them are right.
 
-        With label smoothing (Szegedy et al. 2016) only the gradient is smoothed: the loss that is told is the
-        plain one.
+        Label smoothing changes the gradient alone: the loss that is reported is the plain one.
         """
         logits = self.thinker.logits(hidden).float()  # (n, V)
         logs = logits.log_softmax(-1)
-        loss = F.nll_loss(logs, labels, reduction="sum")
+        loss = F.nll_loss(logs, labels, reduction="sum", ignore_index=IGNORE)
         if self.training and self.label_smoothing:
             even = -(logs.mean(-1) * (labels != IGNORE)).sum()
             smooth = torch.lerp(loss, even, self.label_smoothing)
             loss = loss.detach() + (smooth - smooth.detach())  # exactly the plain value
         return loss, (logits.detach().argmax(-1) == labels).sum()
 
-    def generate(self, batch: Batch, max_new_tokens: int) -> list[list[int]]:
-        """Greedy continuation of each right-padded prompt, until `<|end|>`: a list of ids a row."""
-        answers = torch.stack(list(self.stream_ids(batch, max_new_tokens)), dim=1).tolist()
-        end = self.tokenizer.end
-        return [row[:row.index(end)] if end in row else row for row in answers]
+    def _zero_of_absent(self, batch: Batch) -> torch.Tensor | float:
+        """0, with a gradient of 0 for the trained weights of a kind of media that the batch lacks.
 
-    @torch.no_grad()  # under inference_mode autocast would cast each weight again at each use
-    def stream_ids(self, batch: Batch, max_new_tokens: int, choose=GREEDY) -> Iterator[torch.Tensor]:
-        """The next token of each row (B,), step by step, until every row has had its `<|end|>`.
-
-        The prompt is read once and every later step reads one token a row against the KV cache. `choose`
-        takes logits (B, V) and gives tokens (B,). Each time that half of the rows are through they go, for
-        they would cost as much as the others.
+        Of several ranks one may have images where another has none. Each must still reach every weight, or
+        the others wait for its gradients; and one process alone should train as several do.
         """
-        lengths, packing = batch.lengths, Packing.of(batch.lengths)
-        rows, longest = batch.input_ids.shape
-        embeds = self.embed(batch, packing.pack(batch.input_ids, self.tokenizer.pad))
-        cache = self.thinker.new_cache(rows, longest + max_new_tokens, embeds)
-        hidden = self.thinker.hidden(embeds, packing, packing.ends(), cache)  # (B, D)
-        asked, end = torch.arange(rows, device=lengths.device), self.tokenizer.end  # whom each row answers
-        done = torch.zeros(rows, dtype=torch.bool, device=lengths.device)
-        for step in range(max_new_tokens):
-            token = choose(self.thinker.logits(hidden))
-            yield lengths.new_full((rows,), end).index_copy(0, asked, token)
-            done |= token == end
-            left = len(done) - int(done.sum())
-            if not left:
-                return
-            if left <= len(done) // 2:
-                stay = ~done
-                asked, token, lengths, done = asked[stay], token[stay], lengths[stay], done[stay]
-                cache = [LayerCache(layer.keys[stay], layer.values[stay]) for layer in cache]
-            embeds, reach = self.thinker.embed_tokens(token), longest + step + 1
-            hidden = self.thinker.extend(embeds, cache, lengths + step, reach)
+        absent = []
+        if self.vision_encoder is not None and not len(batch.image_tokens):
+            absent += [self.vision_encoder, self.vision_projector]
+        if self.audio_encoder is not None and not len(batch.audio_tokens):
+            absent += [self.audio_encoder, self.audio_projector]
+        weights = [p for module in absent for p in module.parameters() if p.requires_grad]
+        return 0.0 * sum(p.sum() for p in weights) if weights and torch.is_grad_enabled() else 0.0
 
     def content(self) -> dict:
-        """The whole system for a checkpoint: what `load_system` rebuilds."""
+        """The whole system for a checkpoint: what `omni.model.load.load_system` rebuilds."""
         parts = {"thinker": self.thinker, "audio_encoder": self.audio_encoder,
                  "vision_encoder": self.vision_encoder}
         projectors = {k: v for k, v in self.state_dict().items() if "_projector." in k}
         return {"tokenizer": self.tokenizer.json_text, "projectors": projectors,
                 **{name: checkpoint.part(module) for name, module in parts.items()}}
+
+
+def _written(embeds: torch.Tensor, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """`embeds` (N, D) with features (n, D) in place of the `tokens` (n,)."""
+    if len(tokens) != len(features):
+        raise ValueError(f"{len(features)} features for {len(tokens)} tokens")
+    return embeds.index_copy(0, tokens, features.to(embeds.dtype))

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from omni.config import VisionArch
+from omni.model.attention import FullLayout
 from omni.model.layers import Block, RMSNorm, init_weights
 
 
@@ -62,5 +63,5 @@ class VisionEncoder(nn.Module):
                 x = F.gelu(self.stem_norms[i](x))
         x = x.flatten(2).transpose(1, 2) + self.positions  # (M, P, width)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, None, FullLayout())
         return self.norm(x)

@@ -65,7 +65,7 @@ def run(config: PretrainConfig) -> dict:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                loss_sum, count_sum = loss_sum + float(loss.detach()), count_sum + float(count)
+                loss_sum, count_sum = loss_sum + float(loss.detach()), count_sum + count
                 step += 1
                 bar.update()
                 bar.set_postfix(loss=f"{loss_sum / count_sum:.3f}", refresh=False)

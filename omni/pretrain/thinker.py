@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from omni import checkpoint
 from omni.config import PretrainConfig, ThinkerArch, build
 from omni.data.batch import IGNORE, Batch
+from omni.data.packing import pack
 from omni.data.sample import AUDIO, Sample
 from omni.data.tokenizer import ASSISTANT, USER, SpeechPieces, Tokenizer
 from omni.eval.grading import normalise_words
@@ -88,24 +88,17 @@ class ThinkerStage(Stage):
         """The samples of these numbers, or, for `reading_share` of the batches, as many reading samples."""
         share = self.config.reading_share if self.spoken else 0.0
         if self.rng(epoch, int(numbers[0])).random() < share:  # a whole batch: their lengths are alike
-            return self._pad([self.reading(self.rng(epoch, int(i))) for i in numbers])
-        return self._pad([self.encoded[i] for i in numbers])
+            return pack([self.reading(self.rng(epoch, int(i))) for i in numbers], self.tok.pad)
+        return pack([self.encoded[i] for i in numbers], self.tok.pad)
 
-    def _pad(self, rows: list[tuple[list[int], list[int]]]) -> Batch:
-        ids, labels = ([torch.tensor(row[i]) for row in rows] for i in (0, 1))
-        return Batch(pad_sequence(ids, batch_first=True, padding_value=self.tok.pad),
-                     pad_sequence(labels, batch_first=True, padding_value=IGNORE),
-                     torch.tensor([len(row) for row in ids]))
-
-    def loss(self, batch: Batch, device) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(self, batch: Batch, device) -> tuple[torch.Tensor, int]:
         logits, labels = self._predict(batch.to(device))
-        return F.cross_entropy(logits, labels, reduction="sum"), labels.new_tensor(len(labels))
+        return F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE), batch.answer_tokens
 
     def _predict(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (n, V) and labels (n,) of the n learned positions."""
-        known = batch.labels != IGNORE
-        hidden = self.model.hidden(self.model.embed_tokens(batch.input_ids))
-        return self.model.logits(hidden[known]).float(), batch.labels[known]
+        """Logits (A, V) and labels (A,) of the tokens that are learned, padding included."""
+        hidden = self.model.hidden(self.model.embed_tokens(batch.ids), batch.layout, batch.answers)
+        return self.model.logits(hidden).float(), batch.labels[batch.answers]
 
     def evaluate(self, device) -> dict:
         """Next-token accuracy on held-out text, and on reading samples never seen."""
@@ -114,8 +107,9 @@ class ThinkerStage(Stage):
         for name, rows in (("text_acc", self.encoded_val), ("reading_acc", readings)):
             hits = count = 0
             for start in range(0, len(rows), 64):
-                logits, labels = self._predict(self._pad(rows[start:start + 64]).to(device))
-                hits, count = hits + int((logits.argmax(-1) == labels).sum()), count + len(labels)
+                batch = pack(rows[start:start + 64], self.tok.pad).to(device)
+                logits, labels = self._predict(batch)
+                hits, count = hits + int((logits.argmax(-1) == labels).sum()), count + batch.answer_tokens
             if count:
                 figures[name] = hits / count
         return figures

@@ -18,6 +18,7 @@ from omni.data.sample import IMAGE, Sample, flat
 from omni.data.tokenizer import Tokenizer
 from omni.errors import UserError
 from omni.eval.grading import correct, normalise_words
+from omni.model.generate import generate
 from omni.model.omni import OmniNetwork
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
@@ -180,7 +181,7 @@ class VisionStage(Stage):
         inside = (spans[1][:, None] * spans[0]).flatten()
         return inside / inside.sum()
 
-    def loss(self, batch, device) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(self, batch, device) -> tuple[torch.Tensor, int]:
         talk, pixels, photographs, picture_words, areas, area_words = batch
         patches = self.omni.encode_images(pixels.to(device))  # (M, P, width)
         scores, said = self.model["words"](patches).float(), torch.stack(picture_words).to(device)
@@ -193,21 +194,21 @@ class VisionStage(Stage):
             scores = self.model["area_words"](torch.einsum("rp,rpw->rw", weights, patches[rows])).float()
             words = words + WORDS_WEIGHT * known_loss(scores, torch.stack(area_words).to(device)) / len(rows)
         if talk is None:
-            return words, torch.ones(())
-        talk = replace(talk, pixels=None, image_features=patches[:len(talk.input_ids)])
-        loss, count, _ = self.omni(talk.to(device))
-        return loss + words * count, count
+            return words, 1
+        talk = replace(talk, pixels=None, image_features=patches[:talk.samples])
+        loss, _ = self.omni(talk.to(device))
+        return loss + words * talk.answer_tokens, talk.answer_tokens
 
     def evaluate(self, device) -> dict:
         """Share of held-out answer tokens predicted, and of held-out questions answered exactly."""
         hits = count = right = asked = 0
         for start in range(0, len(self.val), 64):
             samples = self.val[start:start + 64]
-            _, n, hit = self.omni(self.collate(samples).to(device))
-            hits, count = hits + int(hit), count + int(n)
+            batch = self.collate(samples).to(device)
+            hits, count = hits + int(self.omni(batch)[1]), count + batch.answer_tokens
             questions = [s for s in samples if s.task == "qa"]
             if questions:
-                answers = self.omni.generate(self.collate(questions, prompt_only=True).to(device), 24)
+                answers = generate(self.omni, self.collate(questions, prompts=True).to(device), 24)
                 right += sum(correct(self.omni.tokenizer.decode(ids), s.answer)
                              for ids, s in zip(answers, questions, strict=True))
                 asked += len(questions)

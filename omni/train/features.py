@@ -106,7 +106,7 @@ class FeatureStore:
             else:
                 mels, lengths = pad_mels(list(group.values()))
                 features, lengths = self.model.encode_audio(mels.to(device), lengths.to(device))
-                features = features.split(lengths.tolist())
+                features = [row[:length] for row, length in zip(features, lengths.tolist(), strict=True)]
         for key, feature in zip(group, features, strict=True):
             store[key] = feature.to("cpu", torch.float16, copy=True)
             self.bytes += store[key].nbytes

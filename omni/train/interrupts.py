@@ -62,7 +62,7 @@ def memory_told(batches: Iterable[Batch], lower: str, save=None) -> Iterator[Non
     except torch.cuda.OutOfMemoryError:
         if save is not None:
             save()
-        shapes = ", ".join(" x ".join(map(str, batch.input_ids.shape)) for batch in batches)
-        given = f"a step of {shapes} tokens" if shapes else "evaluation"
+        shapes = ", ".join(batch.shape for batch in batches)
+        given = f"a step of {shapes}" if shapes else "evaluation"
         raise UserError(f"out of GPU memory in {given}: {lower}; what was saved stays, go on with "
                         "--resume") from None

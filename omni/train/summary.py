@@ -44,10 +44,10 @@ def dry_run(model: OmniNetwork, mix: Mix, collate: Collator, config: SFTConfig, 
     for name, samples in mix.train.items():
         batch = collate(samples[:config.batch_size]).to(device)
         with autocast(device, config.precision):
-            loss, tokens, _ = model(batch)
-        (loss / tokens).backward()
+            loss, _ = model(batch)
+        (loss / batch.answer_tokens).backward()
         model.zero_grad(set_to_none=True)
-        say(f"dry run of {name}: batch of {tuple(batch.input_ids.shape)} tokens, "
-            f"{int(tokens)} of them answers, loss {loss.item() / int(tokens):.3f}")
+        say(f"dry run of {name}: batch of {batch.shape}, "
+            f"{batch.answer_tokens} of them answers, loss {loss.item() / batch.answer_tokens:.3f}")
     gpu = f", {gpu_memory_gb(device):.2f} GB on the GPU" if device.type == "cuda" else ""
     say(f"dry run: all is well; peak memory {peak_memory_gb():.2f} GB{gpu}")

@@ -1,0 +1,144 @@
+"""Attention: one `attend(q, k, v, layout)`, and the backends that it chooses from by layout and device.
+
+    packed rows, CUDA in half precision    torch's kernel for packed rows (FlashAttention 2, Dao 2023)
+    packed rows, anything else             bins: the rows laid out as rectangles under a mask
+    rectangles, CPU                        products over all heads at once, as long as their scores fit
+    rectangles, anything else              PyTorch's scaled_dot_product_attention
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch.autograd import Function
+from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
+
+from omni.data.batch import PackedLayout
+
+MAX_SCORES = 2 ** 24  # attention scores that a CPU holds at once: 32 MB in bf16
+
+
+@dataclass(frozen=True)
+class FullLayout:
+    """(B, T) positions that all see each other; where `valid` (B, T) is given, only those that are True."""
+
+    valid: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class DecodeLayout:
+    """One new token a row (B, 1), at `positions` (B,), which sees the cached tokens before it and itself.
+
+    `reach` is above every position: keys from there on are not looked at.
+    """
+
+    positions: torch.Tensor
+    reach: int
+
+    @cached_property
+    def seen(self) -> torch.Tensor:
+        """(B, 1, 1, reach) True where a row's new token may look."""
+        keys = torch.arange(self.reach, device=self.positions.device)
+        return (keys <= self.positions[:, None])[:, None, None]
+
+
+Layout = PackedLayout | FullLayout | DecodeLayout
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Scaled dot-product attention (Vaswani et al. 2017) with grouped queries (Ainslie et al. 2023).
+
+    q (N, H, d), k and v (N, K, d) of a packed layout, causal within each row -> (N, H * d).
+    q (B, T, H, d), k and v (B, S, K, d) of the others -> (B, T, H * d). H is a multiple of K.
+    """
+    if isinstance(layout, PackedLayout):
+        return (_packed_kernel if has_packed_kernel(q) else _binned)(q, k, v, layout)
+    if isinstance(layout, DecodeLayout):
+        return _decode(q, k, v, layout.seen)
+    mask = None if layout.valid is None else layout.valid[:, None, None]
+    return _rectangle(q, k, v, mask, causal=False)
+
+
+def has_packed_kernel(q: torch.Tensor) -> bool:
+    """Whether the kernel for packed rows takes queries like `q` (N, H, d)."""
+    return q.is_cuda and _compute_dtype(q) in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0
+
+
+def _compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """What products of `x` are computed in: norms leave fp32 even under autocast."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _packed_kernel(q, k, v, layout: PackedLayout) -> torch.Tensor:
+    dtype, starts = _compute_dtype(q), layout.cu_seqlens
+    longest = 1 << (layout.max_seqlen - 1).bit_length()  # few values: one captured graph serves many batches
+    return varlen_attn(q.to(dtype), k.to(dtype), v.to(dtype), starts, starts, longest, longest,
+                       window_size=(-1, 0)).flatten(1)  # no key after the query
+
+
+def _binned(q, k, v, layout: PackedLayout) -> torch.Tensor:
+    sizes = [group.bins * group.length for group in layout.groups]
+    parts = zip(*(gather(x, layout.token_of_slot, layout.slot_of_token).split(sizes) for x in (q, k, v)),
+                strict=True)
+    out = [_rectangle(*(x.unflatten(0, (group.bins, group.length)) for x in part), group.mask,
+                      causal=group.mask is None).flatten(0, 1)
+           for part, group in zip(parts, layout.groups, strict=True)]
+    return gather(torch.cat(out), layout.slot_of_token, layout.token_of_slot)
+
+
+def _decode(q, k, v, mask: torch.Tensor) -> torch.Tensor:
+    """The queries that share a key head stand in for positions, so that no key is copied."""
+    (B, _, H, d), K = q.shape, k.shape[2]
+    q = q.view(B, K, H // K, d).transpose(1, 2)  # (B, H / K, K, d)
+    out = _rectangle(q, k, v, mask, causal=False).view(B, H // K, K, d)
+    return out.transpose(1, 2).reshape(B, 1, H * d)
+
+
+def _rectangle(q, k, v, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
+    """q (B, T, H, d), k and v (B, S, K, d), `mask` broadcast over (B, H, T, S) -> (B, T, H * d)."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if q.shape[1] > k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    return _dot_product(q, k, v, mask, causal).transpose(1, 2).flatten(2)
+
+
+def _dot_product(q, k, v, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
+    """(B, H, T, d) to (B, H, S, d): -> (B, H, T, d).
+
+    On a CPU PyTorch's goes through the heads one by one, and its backward pass is ten times as slow in bf16
+    as in fp32. So there it is products over all heads, and PyTorch's in fp32 where the scores are too many.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    with torch.autocast("cpu", enabled=False):
+        if q.shape[:-1].numel() * k.shape[2] > MAX_SCORES:
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask,
+                                                  is_causal=causal)
+        scores = (q.to(k.dtype) * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+        if causal:
+            mask = torch.ones(scores.shape[2:], dtype=torch.bool).tril_()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return scores.softmax(-1) @ v
+
+
+def gather(x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """x (n, ...) -> x[index] (m, ...); `inverse` (n,) says which of the m holds each row of x.
+
+    So the gradient is gathered too, where that of indexing would be scattered, which is slower. It is right
+    wherever a row that is taken more than once has a gradient of 0, as padding has.
+    """
+    return _Gather.apply(x, index, inverse)
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx, x, index, inverse):
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy.index_select(0, *ctx.saved_tensors), None, None
