@@ -16,7 +16,7 @@ from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
 from omni.pretrain.__main__ import run
 from omni.pretrain.thinker import ThinkerStage
-from omni.pretrain.vision_encoder import COLOR_WORDS, VisionStage, shared_loss
+from omni.pretrain.vision_encoder import COLOR_WORDS, VisionStage, competing_word_loss
 
 TINY = {"width": 24, "layers": 1, "heads": 2, "mlp_width": 32}
 
@@ -105,9 +105,9 @@ def test_pictures_without_color_words_keep_their_colors(toy, tmp_path):
                                train=[str(folder / "plain.jsonl"), str(folder / "colored.jsonl")],
                                arch={**TINY, "image_size": 32, "patch_size": 4, "stem_blocks": 1},
                                decoder=TINY | {"kv_heads": 2, "head_dim": 8}))
-    talk, pixels, photographs, picture_words, *_ = stage.batch([11, 0, 1, 2, 3, 12, 13, 14], 0)
-    assert talk.samples == 2 and len(pixels) == 8
-    assert sum(bool(words.isnan().any()) for words in picture_words) == 3  # one of four is told
+    text, pixels, photographs, image_words, *_ = stage.batch([11, 0, 1, 2, 3, 12, 13, 14], 0)
+    assert text.samples == 2 and len(pixels) == 8
+    assert sum(bool(words.isnan().any()) for words in image_words) == 3  # one of four has text
     path = stage.train[1].images[0]
     assert torch.equal(stage.batch([0, 1], 0)[1][1], stage.collate.reader.pixels(path, 1))  # as it is
 
@@ -119,9 +119,9 @@ def test_words_of_photographs_compete_for_their_shares():
     for row, (a, b, c) in zip(scores.tolist(), [(0.25, 0.0, 0.75), (0.0, 0.0, 1.0)], strict=True):
         total = math.log(sum(map(math.exp, row)))
         expected += sum(share * (total - score) for share, score in zip((a, b, c), row, strict=True))
-    assert float(shared_loss(scores, weights)) == pytest.approx(expected, rel=1e-6)
-    assert float(shared_loss(scores[:0], weights[:0])) == 0.0  # a batch without photographs
-    assert float(shared_loss(scores[:1], torch.zeros(1, 3))) == 0.0  # nothing but what is always said
+    assert float(competing_word_loss(scores, weights)) == pytest.approx(expected, rel=1e-6)
+    assert float(competing_word_loss(scores[:0], weights[:0])) == 0.0  # a batch without photographs
+    assert float(competing_word_loss(scores[:1], torch.zeros(1, 3))) == 0.0  # nothing but what is always said
 
 
 def test_photographs_that_are_not_trained_on_are_refused(toy, tmp_path):
@@ -139,11 +139,11 @@ def test_recolored_pictures_are_not_asked_about_colors(toy, tmp_path):
     stage = VisionStage(config(toy, tmp_path, "vision", train=str(folder / "boxes.jsonl"), batch_size=8,
                                arch={**TINY, "image_size": 32, "patch_size": 8},
                                decoder=TINY | {"kv_heads": 2, "head_dim": 8}))
-    talk, pixels, _, picture_words, areas, area_words = stage.batch(list(range(8)), 0)
-    told = talk.samples
-    assert told == 2 and len(pixels) == len(picture_words) == len(areas) == 8
+    text, pixels, _, image_words, areas, area_words = stage.batch(list(range(8)), 0)
+    with_text = text.samples
+    assert with_text == 2 and len(pixels) == len(image_words) == len(areas) == 8
     red, cat = stage.words["red"], stage.words["cat"]
     assert "red" in COLOR_WORDS and "cat" not in COLOR_WORDS
-    for row, words in enumerate(picture_words):
-        assert words[cat] == 1 and (words[red] == 1 if row < told else words[red].isnan())
+    for row, words in enumerate(image_words):
+        assert words[cat] == 1 and (words[red] == 1 if row < with_text else words[red].isnan())
     assert all(float(weights.sum()) == pytest.approx(1) for _, weights in areas)

@@ -1,4 +1,4 @@
-"""The run's training batches: step -> the micro-batches of its draws, a pure function of the step."""
+"""Training batches: step -> its micro-batches, a pure function of the step number."""
 
 import signal
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from omni.errors import MediaError, UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """How draws make up steps and epochs. An epoch's last step is smaller where the numbers don't divide."""
+    """How draws are grouped into steps and epochs. The last step of an epoch may be smaller."""
 
     samples_per_epoch: int
     batch_size: int
@@ -42,15 +42,15 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Step:
-    """A rank's micro-batches of one global step, and what went into them."""
+    """One rank's micro-batches of a global step."""
 
     batches: list[Batch]
-    counts: torch.Tensor  # (sources of the mix, 2) samples and answer tokens of this rank
-    draws: list[Draw]  # of the whole step
+    counts: torch.Tensor  # (sources of the mix, 2): samples and answer tokens of this rank
+    draws: list[Draw]  # those of all ranks
 
 
 class StepDataset(Dataset):
-    """Item `s` is global step `s`, whoever asks and whenever: workers and resumes can't change the order."""
+    """Item `s` is global step `s` at any time and in any process, so workers and resumes keep the order."""
 
     def __init__(self, mix: Mix, sampler: WeightedSampler, schedule: Schedule, collate: Collator, takes: int,
                  micro_batches: int, world: World = ALONE):
@@ -61,24 +61,24 @@ class StepDataset(Dataset):
         return self.schedule.steps
 
     def __getitem__(self, step: int) -> Step | UserError:
-        """The step, or why there is none: returned, since an error raised in a worker loses its one line."""
+        """The step, or an error. It is returned, for raised in a worker it would lose its message."""
         draws = [self.sampler[k] for k in self.schedule.draws(step)]
         try:
             return self._step(draws)
         except MediaError as err:
             names = ", ".join(map(self.mix.name, draws))
-            return UserError(f"a medium that was readable when the run began is so no more ({err}), one of "
-                             f"{names}; mend it, then go on with --resume")
+            return UserError(f"a media file could be read when the run began, and now it can't ({err}); it is "
+                             f"one of {names}. Mend it, then continue with --resume")
 
     def _step(self, draws: list[Draw]) -> Step:
-        largest = -(-len(draws) // self.world.size)  # share of a rank
+        largest = -(-len(draws) // self.world.size)  # samples of the rank that has most
         size = -(-largest // self.micro_batches)
         mine = self.world.share(draws)
-        parts = [mine[i:i + size] for i in range(0, largest, size)]  # as many on each rank
+        parts = [mine[i:i + size] for i in range(0, largest, size)]  # the same number on each rank
         batches = [self._collate(part) if part else self._idle(draws[0]) for part in parts]
         answers = [count for batch in batches for count in batch.answer_counts]
         counts = {name: [0, 0] for name in self.mix.train}
-        for draw, tokens in zip(mine, answers, strict=False):  # an idle batch's sample is nobody's
+        for draw, tokens in zip(mine, answers, strict=False):  # an idle batch has no draw
             counts[draw.source][0] += 1
             counts[draw.source][1] += tokens
         return Step(batches, torch.tensor([*counts.values()]), draws)
@@ -90,21 +90,21 @@ class StepDataset(Dataset):
         return self.mix.train[draw.source][draw.index]
 
     def _idle(self, draw: Draw) -> Batch:
-        """For a rank whose share of a small step is empty: a batch that nothing is learned from."""
+        """A batch without labels, for a rank that has no sample in a small step."""
         batch = self._collate([draw])
         return replace(batch, labels=torch.full_like(batch.labels, IGNORE), answer_counts=(0,))
 
 
 def loader(dataset: StepDataset, start: int, end: int, workers: int) -> Iterator[Step]:
-    """The steps start..end-1 in order, prepared ahead by `workers` processes (0: in this one)."""
+    """The steps start..end-1 in order, prepared ahead by `workers` processes (0: in this process)."""
     for step in DataLoader(dataset, batch_size=None, sampler=range(start, end), num_workers=workers,
-                           prefetch_factor=4 if workers else None, worker_init_fn=_leave_signals):
+                           prefetch_factor=4 if workers else None, worker_init_fn=_ignore_first_signal):
         if isinstance(step, UserError):
             raise step
         yield step
 
 
-def _leave_signals(_worker: int) -> None:
-    """A signal to the whole group is the run's to answer: a worker heeds only a second SIGTERM."""
+def _ignore_first_signal(_worker: int) -> None:
+    """Ctrl-C reaches the workers too, but the run must finish its step: only a second SIGTERM ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))

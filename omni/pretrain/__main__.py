@@ -4,7 +4,7 @@
     python -m omni.pretrain --config configs/audio_enc_tiny.json    B: CTC
     python -m omni.pretrain --config configs/vision_tiny.json       C: captions and answers
 
-Each works on any manifest. What a stage trains on and measures is in `omni/stage_*.py`; here is the loop.
+Each works on any manifest. The loop is here; what a stage trains on and measures is in the file of its part.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def run(config: PretrainConfig) -> dict:
     print(f"stage {config.stage}: {sum(p.numel() for p in model.parameters()):,} parameters, "
           f"{len(stage.train):,} training samples, on {device.type}", flush=True)
     optimizer = optim.adamw([(model, config.learning_rate)], config.weight_decay, model)
-    epochs = [stage.batches(epoch) for epoch in range(config.num_epochs)]  # cheap: lists of sample numbers
+    epochs = [stage.batches(epoch) for epoch in range(config.num_epochs)]  # lists of sample numbers
     total = sum(len(batches) for batches in epochs)
     step, start, figures = 0, time.time(), {}
     with tqdm(total=total, desc=f"stage {config.stage}", unit="step", mininterval=2, disable=None) as bar:

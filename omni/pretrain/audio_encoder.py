@@ -18,7 +18,7 @@ from omni.pretrain.stage import Stage
 
 
 class AudioStage(Stage):
-    """B: connectionist temporal classification (Graves et al. 2006) of transcripts in pieces of words."""
+    """B: connectionist temporal classification (CTC, Graves et al. 2006) of transcripts as pieces."""
 
     kind = "audio_encoder"
 
@@ -35,13 +35,13 @@ class AudioStage(Stage):
         self.model = nn.ModuleDict({"encoder": AudioEncoder(arch),
                                     "head": nn.Linear(arch.width, len(self.pieces) + 1)})
         self.blank = len(self.pieces)
-        # CTC needs a frame a label and one between equal neighbours; zero_infinity would only hide a lack.
+        # CTC needs one frame a label, and one more between equal neighbours; zero_infinity would hide a lack.
         self.needed = [len(n) + sum(a == b for a, b in zip(n, n[1:], strict=False)) for n in self.labels]
         fits = [i for i, power in enumerate(self.train)
                 if 0 < self.needed[i] <= self.model["encoder"].lengths(len(power))]
         if len(fits) < len(self.train):
-            print(f"{len(self.train) - len(fits)} of {len(self.train)} clips have fewer frames than pieces: "
-                  "left out")
+            print(f"{len(self.train) - len(fits)} of {len(self.train)} clips are skipped: they have fewer "
+                  "frames than pieces")
         self.texts, self.train, self.labels, self.needed = (
             [values[i] for i in fits] for values in (self.texts, self.train, self.labels, self.needed))
         if not self.train:
@@ -64,10 +64,10 @@ class AudioStage(Stage):
             rng, power = self.rng(epoch, int(i)), self.train[i]
             if rng.random() < 0.9:
                 varied = audio.augment(power, rng)
-                # A faster take may be too short for its pieces.
+                # A faster take may have too few frames for its pieces.
                 if self.model["encoder"].lengths(len(varied)) >= self.needed[i]:
                     power = varied
-            # Half of the takes by the level of the whole clip, silence and all, so that none is relied on.
+            # Half of the takes are normalised by the whole clip, so that the encoder works with either level.
             level = "clip" if self.level == "speech" and rng.random() < 0.5 else self.level
             mels.append(audio.spec_augment(audio.log_mel(power, level), rng))
         return *pad_mels(mels), [self.labels[i] for i in numbers]
@@ -82,7 +82,7 @@ class AudioStage(Stage):
         return loss, len(targets)
 
     def evaluate(self, device) -> dict:
-        """Greedy corpus word error rate, a group of held-out clips apart."""
+        """Corpus word error rate of greedy decoding, for each group of held-out clips."""
         sums: dict[str, WordErrors] = {}
         for start in range(0, len(self.val), 64):
             mels, lengths = pad_mels([audio.log_mel(p, self.level) for p in self.val[start:start + 64]])

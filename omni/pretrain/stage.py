@@ -1,4 +1,4 @@
-"""What the three pretraining stages have in common."""
+"""What stages A, B and C have in common."""
 
 import numpy as np
 from torch import nn
@@ -9,7 +9,7 @@ from omni.data.sample import Sample
 
 
 def bucketed(lengths, batch_size: int, rng: np.random.Generator) -> list[list[int]]:
-    """Sample numbers in batches of like length, in random order: shuffled, sorted within 30 batches, cut."""
+    """Random batches of sample numbers with similar lengths: shuffled, then sorted within 30 batches."""
     order = rng.permutation(len(lengths))
     window = 30 * batch_size
     batches = []
@@ -20,7 +20,7 @@ def bucketed(lengths, batch_size: int, rng: np.random.Generator) -> list[list[in
 
 
 class Stage:
-    """A model, its samples, and how both make a loss. `kind` is the checkpoint's."""
+    """A model, its samples and its loss. `kind` is that of the checkpoint it writes."""
 
     kind: str
     model: nn.Module
@@ -37,7 +37,7 @@ class Stage:
                 manifest.read(path, allow_outside_paths=self.config.allow_outside_paths).check(0.05).samples]
 
     def rng(self, epoch: int, number: int = -1) -> np.random.Generator:
-        """Random numbers of one sample in one epoch (or of the epoch's order), whatever else was drawn."""
+        """Random numbers for one sample in one epoch, or for the order of the epoch (number -1)."""
         return np.random.default_rng([self.config.seed, epoch, number + 1])
 
     def batches(self, epoch: int) -> list[list[int]]:

@@ -18,11 +18,11 @@ READING_PROMPTS = ("Transcribe the audio.", "Transcribe.", "What is said?", "Wri
 
 
 class ThinkerStage(Stage):
-    """A: next-token prediction over text, of which `reading_share` is reading noisy pieces of speech.
+    """A: next-token prediction. `reading_share` of the batches teach it to read noisy pieces of speech.
 
-    A reading sample is a sentence as an audio encoder would name it: its pieces stuttered, lost, mistaken and
-    spaced by silence (the `<audio>` token), then the instruction and the sentence. A Thinker that has learned
-    to read these hears after very few clips: its projector need only find the pieces' embeddings.
+    A reading sample is a sentence as an audio encoder might spell it: pieces repeated, lost, mistaken and
+    separated by silence (the `<audio>` token), then the instruction and the sentence. A Thinker that can read
+    these learns to hear from few clips: the projector only has to find the embeddings of the pieces.
     """
 
     kind = "thinker"
@@ -46,20 +46,20 @@ class ThinkerStage(Stage):
         self.model = Thinker(arch)
 
     def _encode(self, sample: Sample) -> tuple[list[int], list[int]]:
-        """Ids and labels: of a plain text all is learned, of a talk the answers (what is asked is chance)."""
+        """Ids and labels. All of a plain text is trained on; of a conversation, the answers alone."""
         ids, labels = self.tok.chat(sample.messages, [], [], sample.untrained)
         return ids[:self.config.max_length], labels[:self.config.max_length]
 
     def reading(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         """Ids and labels of one reading sample: a transcription, or a spoken question with its answer.
 
-        Half of what is transcribed are words in no order, never twice the same: only reading helps there.
+        Half of the transcriptions are random words, so that they can't be guessed but only read.
         """
         prompt = READING_PROMPTS[rng.integers(len(READING_PROMPTS))]
-        luck = rng.random()
-        if luck < 0.5:
+        kind = rng.random()
+        if kind < 0.5:
             said = answer = " ".join(rng.choice(self.words, size=rng.integers(3, 8)).tolist())
-        elif luck < 0.75 or not self.questions:
+        elif kind < 0.75 or not self.questions:
             said = answer = self.spoken[rng.integers(len(self.spoken))]
         else:
             sample = self.questions[rng.integers(len(self.questions))]
@@ -67,27 +67,28 @@ class ThinkerStage(Stage):
             prompt = "Answer the question." if rng.random() < 0.5 else ""
         ids = self.tok.ids
         frames = self.noisy(self.pieces.encode(said), rng)
-        asked = [ids[USER], *frames, *self.tok.encode(prompt), self.tok.end]
-        told = [*self.tok.encode(answer), self.tok.end]
-        return [*asked, ids[ASSISTANT], *told], [IGNORE] * len(asked) + told + [IGNORE]
+        prompt_ids = [ids[USER], *frames, *self.tok.encode(prompt), self.tok.end]
+        answer_ids = [*self.tok.encode(answer), self.tok.end]
+        labels = [IGNORE] * len(prompt_ids) + answer_ids + [IGNORE]
+        return [*prompt_ids, ids[ASSISTANT], *answer_ids], labels
 
     def noisy(self, numbers: list[int], rng: np.random.Generator) -> list[int]:
-        """Pieces as a CTC encoder spells them: about half of the frames are silence, 8 % lost or mistaken."""
+        """Pieces as a CTC encoder spells them: half of the frames are silence, 8 % are lost or wrong."""
         silence, frames = self.tok.ids[AUDIO], []
         for number in numbers:
             frames += [silence] * rng.poisson(0.9)
-            luck = rng.random()
-            if luck < 0.04:
+            error = rng.random()
+            if error < 0.04:
                 continue
-            if luck < 0.08:
+            if error < 0.08:
                 number = rng.integers(len(self.pieces))
             frames += self.piece_ids[number] * (1 + (rng.random() < 0.25))
         return frames + [silence] * (1 + rng.poisson(0.9))
 
     def batch(self, numbers, epoch: int) -> Batch:
-        """The samples of these numbers, or, for `reading_share` of the batches, as many reading samples."""
+        """The samples with these numbers; `reading_share` of the batches are reading samples instead."""
         share = self.config.reading_share if self.spoken else 0.0
-        if self.rng(epoch, int(numbers[0])).random() < share:  # a whole batch: their lengths are alike
+        if self.rng(epoch, int(numbers[0])).random() < share:  # the whole batch: similar lengths
             return pack([self.reading(self.rng(epoch, int(i))) for i in numbers], self.tok.pad)
         return pack([self.encoded[i] for i in numbers], self.tok.pad)
 
@@ -96,7 +97,7 @@ class ThinkerStage(Stage):
         return F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE), batch.answer_tokens
 
     def _predict(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (A, V) and labels (A,) of the tokens that are learned, padding included."""
+        """Logits (A, V) and labels (A,) of the answer tokens, padding included."""
         hidden = self.model.hidden(self.model.embed_tokens(batch.ids), batch.layout, batch.answers)
         return self.model.logits(hidden).float(), batch.labels[batch.answers]
 

@@ -7,8 +7,9 @@ import torch
 
 from omni.config import SFTConfig, ThinkerArch
 from omni.config_file import load_config
-from omni.data.batch import IGNORE, Batch
+from omni.data.batch import IGNORE
 from omni.data.loader import Step
+from omni.data.packing import pack
 from omni.device import gpu_memory_gb, peak_memory_gb
 from omni.model.load import load_parts
 from omni.model.omni import OmniNetwork
@@ -31,13 +32,15 @@ def build(config_path: str, device: torch.device, rows: int, steps: int) -> Work
     return Workload(config, model, None, [_step(rows, draw) for _ in range(steps)])
 
 
-def _step(rows: int, draw: torch.Generator) -> Step:
-    lengths = torch.randint(MEAN_LENGTH * 4 // 5, MEAN_LENGTH * 6 // 5 + 1, (rows,), generator=draw)
-    ids = torch.randint(QWEN3_06B.vocab_size, (rows, int(lengths.max()) + 1), generator=draw)
-    here = torch.arange(ids.shape[1] - 1)
-    answer = (here < lengths[:, None]) & (here >= lengths[:, None] * 4 // 5)
-    batch = Batch(ids[:, :-1], ids[:, 1:].where(answer, IGNORE), lengths)
-    return Step([batch], torch.tensor([[rows, int(answer.sum())]]), [])
+def _step(conversations: int, draw: torch.Generator) -> Step:
+    rows = []
+    for length in torch.randint(MEAN_LENGTH * 4 // 5, MEAN_LENGTH * 6 // 5 + 1, (conversations,),
+                                generator=draw).tolist():
+        ids = torch.randint(QWEN3_06B.vocab_size, (length + 1,), generator=draw).tolist()
+        prompt = length * 4 // 5
+        rows.append((ids[:-1], [IGNORE] * prompt + ids[prompt + 1:]))
+    batch = pack(rows, 0)
+    return Step([batch], torch.tensor([[conversations, batch.answer_tokens]]), [])
 
 
 def peak_memory(device: torch.device, work) -> float:
@@ -61,7 +64,7 @@ def base(bench) -> dict:
     rows, steps = (8, 10) if bench.device.type == "cuda" else (1, 3)
     w = build(bench.config_path, bench.device, rows, steps + 2)  # the first two are warm-up
     batches = [step.batches[0] for step in w.dataset]
-    tokens = statistics.mean(int(b.lengths.sum()) for b in batches)
+    tokens = statistics.mean(int(b.layout.cu_seqlens[-2]) for b in batches)
     figures = {"conversations a step": rows}
     for what, on in (("with activation_checkpointing", True), ("without", False)):
         w.model.thinker.activation_checkpointing = on

@@ -8,6 +8,7 @@ dense (B, T, T) mask.
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -15,10 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from omni.data.batch import IGNORE, Batch
+from omni.data.batch import IGNORE
 from omni.device import autocast
-from omni.model.layers import rope_table
-from omni.model.thinker import Thinker
+from tests.bench.padded import embed, hidden, pad
 from tests.bench.workload import Workload
 
 DENSE_LENGTH = 512
@@ -31,27 +31,12 @@ class TrainerModel(nn.Module):
         super().__init__()
         self.omni = workload.model
 
-    def forward(self, dense_mask=None, num_items_in_batch=None, **batch):
-        batch = Batch(**batch)
-        thinker = self.omni.thinker
-        embeds = self.omni.embed(batch)
-        if dense_mask is None:
-            hidden = thinker.hidden(embeds)
-        else:
-            hidden = hidden_under_mask(thinker, embeds, dense_mask)
-        logits = thinker.logits(hidden).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE)
+    def forward(self, padded, labels, dense_mask=None, num_items_in_batch=None):
+        moved = replace(padded, batch=padded.batch.to(labels.device))
+        states = hidden(self.omni.thinker, embed(self.omni, moved), dense_mask)
+        logits = self.omni.thinker.logits(states).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
         return {"loss": loss, "logits": logits}
-
-
-def hidden_under_mask(thinker: Thinker, embeds: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """`Thinker.hidden` with a dense mask (B, 1, T, T) in place of causal attention."""
-    rope = rope_table(torch.arange(embeds.shape[1], device=embeds.device), thinker.arch.head_dim,
-                      thinker.arch.rope_theta)
-    x = embeds
-    for layer in thinker.layers:
-        x = layer(x, rope, mask=mask)
-    return thinker.norm(x)
 
 
 class StepTimes(TrainerCallback):
@@ -70,17 +55,15 @@ class InOrder(Trainer):
 
 
 def collator(workload: Workload, dense: bool):
-    """[step] -> the step's batch as keyword arguments."""
-    def collate(steps: list[int]) -> dict[str, torch.Tensor]:
-        batch = workload.dataset[steps[0]].batches[0]
-        found = {k: v for k, v in vars(batch).items() if v is not None}
+    """[step] -> the step's batch, padded, as keyword arguments."""
+    def collate(steps: list[int]) -> dict:
+        packed = workload.dataset[steps[0]].batches[0]
+        padded = pad(packed, workload.model.tokenizer.pad, IGNORE, DENSE_LENGTH if dense else None)
+        found = {"padded": padded, "labels": padded.labels}
         if dense:
-            short = DENSE_LENGTH - batch.input_ids.shape[1]
-            found["input_ids"] = F.pad(batch.input_ids, (0, short), value=workload.model.tokenizer.pad)
-            found["labels"] = F.pad(batch.labels, (0, short), value=IGNORE)
-            here = torch.arange(DENSE_LENGTH)
-            valid = here < batch.lengths[:, None]
-            found["dense_mask"] = ((here[:, None] >= here) & valid[:, None, :])[:, None]  # (B, 1, T, T)
+            places = torch.arange(DENSE_LENGTH)
+            valid = places < padded.lengths[:, None]
+            found["dense_mask"] = ((places[:, None] >= places) & valid[:, None, :])[:, None]  # (B, 1, T, T)
         return found
     return collate
 

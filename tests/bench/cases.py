@@ -23,7 +23,7 @@ import sft_omni
 from omni import checkpoint
 from omni.config import SFTConfig
 from omni.config_file import load_config
-from omni.data.batch import IGNORE, Batch
+from omni.data.batch import Batch
 from omni.data.media_reader import MediaReader
 from omni.device import autocast
 from omni.eval.evaluate import Evaluator
@@ -32,6 +32,7 @@ from omni.train import optim
 from omni.train.features import FeatureStore
 from omni.train.run_dir import RunFolder
 from tests.bench import machine, workload
+from tests.bench.padded import hidden
 
 ROUNDS = 3
 
@@ -71,7 +72,7 @@ def train(w: workload.Workload, device: torch.device, first: int, count: int) ->
         answer_tokens = int(step.counts[:, 1].sum())
         for batch in step.batches:
             with autocast(device, w.config.precision):
-                loss, _, _ = w.model(batch.to(device))
+                loss, _ = w.model(batch.to(device))
             (loss / answer_tokens).backward()
         if torch.isfinite(loss.detach() + optim.clip(trained, w.config.grad_clip)):  # waits for a GPU
             optimizer.step()
@@ -84,14 +85,14 @@ def flops(w: workload.Workload, batch: Batch) -> float:
     """Of a step on true tokens alone: 6 a weight and token, attention's products, 6 a weight and logit."""
     thinker, arch = w.model.thinker, w.model.thinker.arch
     weights = sum(p.numel() for layer in thinker.layers for p in layer.parameters() if p.dim() == 2)
-    lengths = batch.lengths.float()
+    lengths = batch.layout.cu_seqlens.diff()[:-1].double()
     attention = 6 * arch.layers * arch.heads * arch.head_dim * float((lengths * (lengths + 1)).sum())
-    answers = int((batch.labels != IGNORE).sum())
-    total = 6 * weights * float(lengths.sum()) + attention + 6 * answers * arch.vocab_size * arch.width
+    total = 6 * weights * float(lengths.sum()) + attention
+    total += 6 * batch.answer_tokens * arch.vocab_size * arch.width
     for token, projector in ((w.model.tokenizer.image, w.model.vision_projector),
                              (w.model.tokenizer.audio, w.model.audio_projector)):
         size = sum(p.numel() for p in projector.parameters() if p.dim() == 2)
-        total += 6 * size * int((batch.input_ids == token).sum())
+        total += 6 * size * int((batch.ids == token).sum())
     return total
 
 
@@ -155,15 +156,15 @@ def generate(bench: Bench) -> dict:
 
 
 @torch.no_grad()
-@patch("omni.layers.SCORES", 0)
+@patch("omni.model.attention.MAX_SCORES", 0)
 def generate_naive(bench: Bench, w: workload.Workload, sample) -> list[int]:
     """Greedy decoding that reads everything again for each token."""
-    batch = w.dataset.collate([sample], prompt_only=True).to(bench.device)
+    batch = w.dataset.collate([sample], prompts=True).to(bench.device)
     tokens: list[int] = []
     with autocast(bench.device, w.config.precision):
-        embeds = w.model.embed(batch)
+        embeds = w.model.embed(batch)[None, :int(batch.layout.cu_seqlens[1])]
         while len(tokens) < w.config.max_new_tokens:
-            token = w.model.thinker.logits(w.model.thinker.hidden(embeds)[:, -1]).argmax(-1)
+            token = w.model.thinker.logits(hidden(w.model.thinker, embeds)[:, -1]).argmax(-1)
             if int(token) == w.model.tokenizer.end:
                 break
             tokens.append(int(token))
