@@ -67,8 +67,8 @@ class StepDataset(Dataset):
             return self._step(draws)
         except MediaError as err:
             names = ", ".join(map(self.mix.name, draws))
-            return UserError(f"a media file could be read when the run began, and now it can't ({err}); it is "
-                             f"one of {names}. Mend it, then continue with --resume")
+            return UserError(f"a media file could be read when the run began and can't be read now ({err}); it "
+                             f"is one of {names}. Mend it, then continue with --resume")
 
     def _step(self, draws: list[Draw]) -> Step:
         largest = -(-len(draws) // self.world.size)  # samples of the rank that has most
