@@ -88,11 +88,11 @@ def test_every_figure_has_its_count_before_and_after(out):
 
 def test_before_training_a_part_is_scored_taken_evenly(toy):
     from omni.eval.evaluate import Evaluator
-    from omni.eval.figures import counted
+    from omni.eval.scores import sample_counts
     model = toy.model()
     samples = {"text_only": toy.samples("text_only", "train")}
     scores = Evaluator(model, toy.collator(model), 4, 2, "fp32").score(samples, limit=5)
-    assert set(counted(scores).values()) == {4}  # each third of 12
+    assert set(sample_counts(scores).values()) == {4}  # each third of 12
 
 
 def test_the_page_is_readable_while_the_run_goes_on(out, tmp_path):
