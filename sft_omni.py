@@ -30,7 +30,7 @@ from omni.errors import UserError
 from omni.eval.evaluate import Evaluator, before_training
 from omni.eval.scores import epoch_lines, sample_counts, summarise
 from omni.model.load import load_parts
-from omni.report import page
+from omni.report import run_report
 from omni.train import optim
 from omni.train.features import FeatureStore, unusable_media
 from omni.train.interrupts import StopSignal, leave_out, memory_told
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
         with memory_told((), "lower eval_batch_size or max_new_tokens"):
             evaluating += before_training(evaluator, mix.val, folder.path)
         if world.first:
-            page.write(folder.path)
+            run_report.write(folder.path)
     for epoch in range(max(0, state["step"] - 1) // schedule.steps_per_epoch, config.num_epochs):
         save = partial(folder.save_step, state, model, optimizer, config, made_from)
         train_epoch(epoch, state, wrapped, optimizer, dataset, config, device, metrics, folder, save, stop)
@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
             evaluate_epoch(epoch, state, evaluator, mix, config, metrics, folder, begun - started)
             evaluating += time.time() - begun
         if world.first:
-            page.write(folder.path)
+            run_report.write(folder.path)
         state["sums"] = new_sums()
 
     # The whole system
