@@ -77,7 +77,7 @@ def test_the_report_shows_the_results_of_a_run(out):
     assert page.count("img") >= 10 and page.count("audio") >= 10
     for tag, attributes in page.tags:
         for name in ("src", "href"):
-            assert attributes.get(name, "#").startswith(("data:", "#")), tag  # nothing from elsewhere
+            assert attributes.get(name, "#").startswith(("data:", "#")), tag  # nothing is loaded from elsewhere
         assert tag not in ("script", "link", "iframe")
         assert tag != "img" or attributes["alt"]
 
@@ -154,7 +154,7 @@ def test_a_damaged_file_is_a_user_error_that_names_it(out, tmp_path, name, compa
 
 
 @pytest.mark.parametrize("name", ["config.json", "before.json", "metrics.jsonl"])
-def test_the_command_says_so_in_one_line(out, tmp_path, command, name):
+def test_the_command_ends_with_one_line_and_exit_code_2(out, tmp_path, command, name):
     folder = shutil.copytree(out, tmp_path / "run")
     (folder / name).write_bytes(b"\x80" + (out / name).read_bytes())
     for folders in ([folder], [out, folder])[:2 if name == "config.json" else 1]:
@@ -170,7 +170,7 @@ def places(value, path=()):
 
 
 def test_a_value_of_any_wrong_kind_anywhere_is_a_user_error_or_does_no_harm(out, tmp_path, monkeypatch):
-    """Each value of one row of each kind, of before.json and of config.json, put in place of by others."""
+    """Replaces each value of config.json, of before.json and of one row of each event."""
     monkeypatch.setattr(sample_cards, "audio_tag", lambda path: f"{path}")  # encoding clips takes long
     monkeypatch.setattr(sample_cards, "image_tag", lambda path: f"{path}")
     folder, refused = shutil.copytree(out, tmp_path / "run"), 0
