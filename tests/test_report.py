@@ -77,7 +77,7 @@ def test_the_report_shows_the_results_of_a_run(out):
     assert page.count("img") >= 10 and page.count("audio") >= 10
     for tag, attributes in page.tags:
         for name in ("src", "href"):
-            assert attributes.get(name, "#").startswith(("data:", "#")), tag  # nothing is loaded from elsewhere
+            assert attributes.get(name, "#").startswith(("data:", "#")), tag  # loads nothing
         assert tag not in ("script", "link", "iframe")
         assert tag != "img" or attributes["alt"]
 

@@ -22,7 +22,8 @@ def build(run: Run) -> str:
                 ("Skipped samples", skipped_table(run))]
     sections += [(f"Samples of {name}", sample_cards(samples)) for name, samples in run.examples.items()]
     config = escape(json.dumps(run.config, indent=2, ensure_ascii=False))
-    block = f'<details><summary>all keys with their values</summary><pre class="wide" tabindex="0">{config}</pre></details>'
+    block = ('<details><summary>all keys with their values</summary>'
+             f'<pre class="wide" tabindex="0">{config}</pre></details>')
     sections.append(("Config", block if run.config else ""))
     return document(f"μOmni: {run.name}", summary(run), sections)
 
