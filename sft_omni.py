@@ -28,9 +28,9 @@ from omni.data.sampler import WeightedSampler
 from omni.device import autocast, choose_device, computes_in_bf16, gpu_memory_gb, peak_memory_gb
 from omni.errors import UserError
 from omni.eval.evaluate import Evaluator, before_training
-from omni.eval.figures import counted, epoch_lines, summarise
+from omni.eval.scores import epoch_lines, sample_counts, summarise
 from omni.model.load import load_parts
-from omni.report import page
+from omni.report import run_report
 from omni.train import optim
 from omni.train.features import FeatureStore, unusable_media
 from omni.train.interrupts import StopSignal, leave_out, memory_told
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
         with memory_told((), "lower eval_batch_size or max_new_tokens"):
             evaluating += before_training(evaluator, mix.val, folder.path)
         if world.first:
-            page.write(folder.path)
+            run_report.write(folder.path)
     for epoch in range(max(0, state["step"] - 1) // schedule.steps_per_epoch, config.num_epochs):
         save = partial(folder.save_step, state, model, optimizer, config, made_from)
         train_epoch(epoch, state, wrapped, optimizer, dataset, config, device, metrics, folder, save, stop)
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
             evaluate_epoch(epoch, state, evaluator, mix, config, metrics, folder, begun - started)
             evaluating += time.time() - begun
         if world.first:
-            page.write(folder.path)
+            run_report.write(folder.path)
         state["sums"] = new_sums()
 
     # The whole system
@@ -226,11 +226,11 @@ def evaluate_epoch(epoch, state, evaluator, mix: Mix, config, metrics, folder, s
         state["best"] = figures.get("val_loss", 0.0)
         folder.save_system("omni_best.pt", evaluator.model, config, figures)
     metrics.add("answers", epoch=epoch + 1, step=state["step"], samples={
-        ", ".join(filter(None, key)): score.shown for key, score in scores.items()})
+        ", ".join(filter(None, key)): score.examples for key, score in scores.items()})
     bad = [row for row in metrics.rows() if row["event"] == "bad_step" and row["epoch"] == epoch + 1]
     metrics.add("epoch", epoch=epoch + 1, step=state["step"], loss=loss, **figures, swapped=swapped,
-                counts=counted(scores), mix=shares, skipped=mix.reasons(), cut=mix.cut, bad_steps=len(bad),
-                seconds=seconds)
+                counts=sample_counts(scores), mix=shares, skipped=mix.reasons(), cut=mix.cut,
+                bad_steps=len(bad), seconds=seconds)
 
 
 def parse_arguments(arguments: list[str] | None):

@@ -1,7 +1,7 @@
-"""Draws the world of `world.py`: animals, shapes and things as cartoons, places as grounds, digits and signs.
+"""Draws the animals, shapes and things of `world.py` as cartoons, and the lettering of digits and signs.
 
-Figures are drawn facing right on a large layer in coordinates from -1 to 1 (y grows downwards), then tilted,
-mirrored, cropped and shrunk to the wanted extent, which also smooths their edges.
+A figure is drawn facing right on a large layer, in coordinates from -1 to 1 with y downwards. Then it is
+tilted, mirrored, cropped and shrunk to its size in the picture, which also smooths its edges.
 """
 
 import math
@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from world import COLORS
 
-SIDE = 128  # of a finished picture
+SIDE = 128  # of a finished picture, in pixels
 ZOOM = 2  # pictures are drawn this much larger and shrunk at the end
-LAYER = 240  # side of the layer of one figure
+LAYER = 240  # side of the layer that one figure is drawn on
 EYE, PALE, DARK = (20, 20, 22), (250, 250, 250), (60, 58, 60)
 
 
@@ -22,7 +22,7 @@ def mix(a, b, t):
 
 
 def jitter(rng, color, spread=10):
-    """`color`, moved a little."""
+    """`color`, changed a little at random."""
     return tuple(int(np.clip(c + rng.integers(-spread, spread + 1), 0, 255)) for c in color)
 
 
@@ -38,7 +38,7 @@ def curve(points, steps=10):
 
 
 class Pen:
-    """Draws parts of one figure, each filled and outlined, in unit coordinates."""
+    """Draws the parts of one figure, each filled and outlined, in coordinates from -1 to 1."""
 
     def __init__(self, color, extent):
         self.image = Image.new("RGBA", (LAYER, LAYER))
@@ -47,7 +47,7 @@ class Pen:
         self.width = max(3, round(1.5 * 2 * self.unit / extent))  # about 1.5 pixels once shrunk
         self.color = color
         dark = sum(color) < 150
-        # The lines of a black figure are lighter than it is: they would vanish otherwise.
+        # A dark figure gets lighter lines, or they would not be seen.
         self.line = (140, 140, 146) if dark else mix(color, (15, 12, 20), 0.75)
         self.light = mix(color, (255, 255, 255), 0.22 if dark else 0.4)
         self.shade = mix(color, (255, 255, 255), 0.15) if dark else mix(color, (0, 0, 0), 0.25)
@@ -61,7 +61,7 @@ class Pen:
         self.draw.line([*pts, pts[0], pts[1]], fill=self.line, width=self.width, joint="curve")
 
     def oval(self, x, y, rx, ry, fill=None, tilt=0.0):
-        """An ellipse, its right end turned down by `tilt` degrees."""
+        """An ellipse, turned clockwise by `tilt` degrees."""
         c, s = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
         turns = np.arange(40) * math.tau / 40
         along, across = rx * np.cos(turns), ry * np.sin(turns)
@@ -76,14 +76,14 @@ class Pen:
         self.dot(x + r * 0.3, y, r)
 
     def stroke(self, points, width, fill=None):
-        """A round-ended thick line."""
+        """A thick line with round ends."""
         pts, w = self.px(points), max(2, round(width * self.unit))
         self.draw.line(pts, fill=fill or self.line, width=w, joint="curve")
         for x, y in (pts[0], pts[-1]):
             self.draw.ellipse((x - w / 2, y - w / 2, x + w / 2, y + w / 2), fill=fill or self.line)
 
     def tube(self, points, width, fill=None):
-        """A thick line with an outline: tails, legs."""
+        """A thick line with an outline, for tails and legs."""
         self.stroke(points, width + 2 * self.width / self.unit * 0.8)
         self.stroke(points, width, fill or self.color)
 
@@ -248,7 +248,7 @@ FIGURES = {f.__name__: f for f in (cat, dog, fish, bird, rabbit, turtle, snake, 
 
 
 def fit(layer, extent):
-    """`layer` cropped to what is drawn on it, its longer side `extent` pixels of the finished picture."""
+    """`layer` without its empty margin, its longer side `extent` pixels long in the finished picture."""
     layer = layer.crop(layer.getbbox())
     scale = extent * ZOOM / max(layer.size)
     size = [max(1, round(s * scale)) for s in layer.size]
@@ -256,7 +256,7 @@ def fit(layer, extent):
 
 
 def figure(rng, kind, color, extent):
-    """One figure of `kind` on a transparent ground, tilted up to 20 degrees and mirrored at random."""
+    """One figure on a transparent ground, mirrored and tilted by up to 20 degrees at random."""
     pen = Pen(jitter(rng, COLORS[color]), extent)
     FIGURES[kind](pen)
     layer = pen.image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else pen.image
@@ -264,7 +264,7 @@ def figure(rng, kind, color, extent):
 
 
 def lettering(text, fill, line, tilt, extent):
-    """`text` in the font that Pillow ships, outlined, tilted, `extent` pixels along its longer side."""
+    """Outlined text in Pillow's own font, tilted by `tilt` degrees, its longer side `extent` pixels long."""
     layer = Image.new("RGBA", (LAYER * 2, LAYER))
     ImageDraw.Draw(layer).text((LAYER, LAYER / 2), text, fill, ImageFont.load_default(110), "mm",
                                stroke_width=4, stroke_fill=line)

@@ -1,7 +1,7 @@
-"""What this world knows: relations with their facts, how each is stated and how it is asked.
+"""The facts of this world, by relation, with the sentences that state them and the questions that ask them.
 
-In the templates `{s}` is the subject, `{a}` the answer, `{S}` and `{A}` the same with a capital,
-`{xs}` and `{xa}` the same with their article.
+In the templates `{s}` is the subject and `{a}` the answer; `{S}` and `{A}` begin with a capital, `{xs}` and
+`{xa}` have an article.
 """
 
 from typing import NamedTuple
@@ -35,7 +35,7 @@ USES = _pairs(
     "phone:call friends|towel:dry hands|needle:sew|shovel:dig|brush:paint|soap:wash|map:find the way|"
     "boat:cross the water|camera:take photos|ladder:climb up|bag:carry things"
 )
-GROUPS = {  # group -> members; those of the second table take no article
+GROUPS = {  # group -> members; those of BARE_GROUPS take no article
     "fruit": "apple banana pear orange cherry grape lemon",
     "vegetable": "carrot potato onion cabbage bean pea",
     "animal": "tiger fox wolf goat zebra camel",
@@ -95,16 +95,16 @@ DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday Monday".split()
 
 
 class Relation(NamedTuple):
-    """Facts of one sort. The last question is a wording for the held-out split alone."""
+    """Facts of one kind. Only the held-out split uses the last question."""
 
     name: str
     facts: dict[str, str]
-    spoken: frozenset[str]  # subjects the speech set asks about: never held out, it would give them away
-    statements: tuple[str, ...]  # the first is the full answer
+    spoken: frozenset[str]  # subjects of spoken questions in training, so they are never held out
+    statements: tuple[str, ...]  # the first is also the answer in a full sentence
     questions: tuple[str, ...]
 
     def held_out(self) -> frozenset[str]:
-        """Subjects never asked in training: an eighth, together with the fact turned round."""
+        """Subjects never asked about in training, an eighth. If a fact holds both ways, both are held out."""
         groups = {frozenset((s, a)) for s, a in self.facts.items()}
         spoken = {frozenset((s, self.facts[s])) for s in self.spoken}
         order = sorted(groups - spoken, key=lambda g: crc32(f"{self.name} {sorted(g)}".encode()))
@@ -113,7 +113,7 @@ class Relation(NamedTuple):
 
 
 def fill(template: str, s: str, a: str) -> str:
-    """A template with its words; a sentence begins with a capital."""
+    """The template with subject and answer filled in, beginning with a capital."""
     text = template.format(
         s=s, a=a, S=s[0].upper() + s[1:], A=a[0].upper() + a[1:], xs=article(s), xa=article(a)
     )

@@ -1,4 +1,4 @@
-"""The places behind the figures, with their clutter, and the paper that digits stand on."""
+"""The backgrounds of pictures: places with some clutter, and the paper under digits."""
 
 import numpy as np
 from draw import SIDE, ZOOM, jitter, mix
@@ -93,13 +93,13 @@ def room(rng):
             draw.line((x, 0, x, edge), mix(wall, WHITE, 0.3), 5)
     draw.rectangle((0, edge, BIG, BIG), floor)
     draw.rectangle((0, edge - 8, BIG, edge), mix(wall, WHITE, 0.7))
-    for x in range(-BIG, 2 * BIG, step + 14):  # floor boards run towards the eye
+    for x in range(-BIG, 2 * BIG, step + 14):  # floor boards in perspective
         draw.line((BIG / 2 + (x - BIG / 2) * 0.6, edge, x, BIG), mix(floor, BLACK, 0.22), 3)
     return image
 
 
 def paper(rng):
-    """A pale or grey ground for a digit: plain, shaded, striped or dotted."""
+    """A pale or grey background for a digit: plain, shaded, striped or dotted."""
     base = jitter(rng, mix((200, 205, 210), (225, 215, 200), rng.random()), 20)
     style = rng.integers(4)
     image = gradient(base, mix(base, WHITE if rng.random() < 0.5 else BLACK, 0.3 if style == 1 else 0.05))
@@ -118,7 +118,7 @@ GROUNDS = {f.__name__: f for f in (grass, sky, water, sand, snow, room, paper)}
 
 
 def finish(rng, image, strength=1.6):
-    """The large picture made small, with a little light and noise of the camera."""
+    """The large picture at its final size, with random brightness, contrast and noise, as from a camera."""
     small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), float)
     small = (small - 128) * rng.uniform(0.9, 1.08) + 128 + rng.uniform(-14, 10)
     small += rng.normal(0, rng.uniform(0, strength), small.shape[:2])[:, :, None]

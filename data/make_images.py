@@ -1,7 +1,7 @@
 """Draws the shipped pictures and writes the questions about them: `python data/make_images.py`.
 
-A scene is drawn up first and everything else follows from it: the picture, the answers and the description.
-Each sample has a random stream of its own, so the same seed gives the same files whatever `--procs` is.
+First a scene is made up. The picture, the answers and the description all follow from it. Each sample has its
+own random stream, so the same seed gives the same files for any `--procs`.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from tqdm import tqdm
 from world import ANIMALS, KINDS, NUMBER_WORDS, PLACES, SIGNS
 
 QUALITY = 75
-SETS = {  # name -> folder, number of the random stream, pictures, sorts of scene with their shares
+SETS = {  # name -> folder, number of the random stream, pictures, percent of each kind of scene
     "train": ("image_text", 0, 5000, {"objects": 65, "counting": 12, "digit": 11, "sign": 12}),
     "val": ("image_text", 1, 500, {"objects": 65, "counting": 12, "digit": 11, "sign": 12}),
     "spoken_train": ("image_audio_text", 2, 1000, {"objects": 75, "counting": 25}),
     "spoken_val": ("image_audio_text", 3, 200, {"objects": 75, "counting": 25}),
 }
-VAL_DESCRIPTIONS = 5  # every so many held-out pictures one is described, the others are asked about
+VAL_DESCRIPTIONS = 5  # one in so many held-out pictures is to be described; the others get a question
 
 
 def pick(rng, options):
@@ -34,12 +34,12 @@ def pick(rng, options):
 
 
 def free_color(rng, held_color, held):
-    """The held-out color for a held-out scene, any other for a training scene."""
+    """The held-out color if `held`, else any other color."""
     return held_color if held else pick(rng, [c for c in COLORS if c != held_color])
 
 
 def spread(rng, extents, gap):
-    """Centers for squares of these extents that do not overlap, at least `gap` apart in x; None if stuck."""
+    """Centers of squares with these sides, without overlap, at least `gap` apart in x; None if none fit."""
     for _ in range(60):
         spots = []
         for e in extents:
@@ -57,15 +57,15 @@ def spread(rng, extents, gap):
 
 
 def pick_kind(rng):
-    """Animals are asked about most, so they are drawn a little more often than one kind in so many."""
+    """A random kind. Animals are drawn a little more often, because most questions are about them."""
     return pick(rng, ANIMALS if rng.random() < 0.55 else KINDS)
 
 
 def objects(rng, held):
-    """1 to 4 things, big and small; a held-out scene has one or more in their held-out colors."""
+    """1 to 4 objects, big or small. In a held-out scene at least one has its held-out color."""
     n = int(rng.choice(4, p=(0.26, 0.34, 0.24, 0.16))) + 1
     kinds = [pick_kind(rng) for _ in range(n)]
-    if rng.random() < (1, 0.9, 0.6, 0.6)[n - 1]:  # mostly all different: there is more to ask about each
+    if rng.random() < (1, 0.9, 0.6, 0.6)[n - 1]:  # mostly all different, which allows more questions
         while len(set(kinds)) < n:
             kinds = [pick_kind(rng) for _ in range(n)]
     rare = [held and (i == 0 or rng.random() < 0.4) for i in range(n)]
@@ -82,7 +82,7 @@ def objects(rng, held):
 
 
 def counting(rng, held):
-    """1 to 6 of one kind, in one color or many, sometimes with up to four of another kind."""
+    """1 to 6 objects of one kind, in one color or several, sometimes with up to 4 of another kind."""
     n, kind = int(rng.choice(6, p=(0.08, 0.1, 0.14, 0.2, 0.24, 0.24))) + 1, pick_kind(rng)
     groups = [kind] * n
     if rng.random() < 0.6:
@@ -114,9 +114,9 @@ SCENES = {f.__name__: f for f in (objects, counting, digit, sign)}
 
 
 def paste(image, layer, x, y):
-    """Puts `layer` at a center given in pixels of the finished picture, but not over the edge.
+    """Paste `layer` with its center at (x, y), in pixels of the finished picture, but inside its edges.
 
-    Gives back its box as shares of the picture: left, top, right, bottom.
+    Returns its box as fractions of the picture: left, top, right, bottom.
     """
     size = np.array(layer.size)
     corner = np.clip(np.array((x, y)) * ZOOM - size / 2, 2, BIG - size - 2).round().astype(int)
@@ -125,12 +125,12 @@ def paste(image, layer, x, y):
 
 
 def contrast(color):
-    """Black or white, whichever can be read on `color`."""
+    """Black or white, whichever is easier to read on `color`."""
     return (250, 250, 250) if np.dot(color, (0.3, 0.59, 0.11)) < 150 else (20, 20, 24)
 
 
 def board(rng, word, color):
-    """A sign on its post: a colored board with a rim and the word in letters of 20 pixels and more."""
+    """A sign on its post: a colored board with a rim and a word."""
     fill = jitter(rng, COLORS[color])
     word = word.upper() if rng.random() < 0.5 else word
     text = lettering(word, contrast(fill), fill, 0, rng.uniform(70, 84))
@@ -145,11 +145,11 @@ def board(rng, word, color):
 
 
 def render(rng, scene):
-    """The picture of a scene, and where its objects are: [{"words": [...], "box": [...]}, ...]."""
+    """The picture of a scene, and its objects as [{"words": [...], "box": [...]}, ...]."""
     image, objects = GROUNDS[scene.place](rng), []
     for item in scene.items:
         box = paste(image, figure(rng, item.kind, item.color, item.extent), item.x, item.y)
-        size = [item.size] if scene.sort == "objects" else []  # sizes are told apart only there
+        size = [item.size] if scene.sort == "objects" else []  # only there are sizes distinct
         objects.append({"words": [*size, item.color, item.kind], "box": box})
     if scene.sort == "digit":
         fill, extent = jitter(rng, COLORS[scene.color]), rng.uniform(48, 96)
@@ -165,7 +165,7 @@ def render(rng, scene):
 
 
 def questions(rng, scene, held, count, short=False):
-    """Up to `count` questions of different types; a `short` one has at most eight words, to be spoken."""
+    """Up to `count` questions of different types. If `short`, they have at most 8 words, to be spoken."""
     asker, weights, found = Asker(rng, scene, held), dict(WEIGHTS[scene.sort]), []
     while weights and len(found) < count:
         names, shares = list(weights), np.array(list(weights.values()))
@@ -180,7 +180,7 @@ def questions(rng, scene, held, count, short=False):
 
 
 def sample(name, seed, out, index):
-    """Draws one picture, writes it, and gives back its path and its questions."""
+    """Draw and write one picture. Returns its path, its objects, its description and its questions."""
     folder, stream, total, shares = SETS[name]
     rng = np.random.default_rng((seed, stream, index))
     held, spoken = name.endswith("val"), name.startswith("spoken")
@@ -193,7 +193,7 @@ def sample(name, seed, out, index):
 
 
 def settle(asked, turns):
-    """Text and answer; yes and no take turns for every wording, so that each is right half of the time."""
+    """Text and answer. For each wording, yes and no alternate, so that each is right half of the time."""
     if asked.kind != "yesno":
         return asked.text, asked.answer
     wording = " ".join(asked.yes.split()[:2]), len(asked.yes.split())
@@ -202,7 +202,7 @@ def settle(asked, turns):
 
 
 def chat(rng, path, turns):
-    """A training line: the picture comes with the first thing said, mostly before it."""
+    """A manifest line. The picture goes with the first message, mostly before its text."""
     messages = []
     for i, (text, answer) in enumerate(turns):
         if i == 0:
@@ -212,7 +212,7 @@ def chat(rng, path, turns):
 
 
 def lines(name, seed, samples):
-    """The manifest of a set."""
+    """The lines of a set's manifest."""
     rng, turns = np.random.default_rng((seed, SETS[name][1])), {}
     for index, (path, shown, description, asked) in enumerate(samples):
         if name == "val" or name.startswith("spoken"):
@@ -228,7 +228,7 @@ def lines(name, seed, samples):
         pairs = [settle(a, turns) for a in asked]
         long = [(DESCRIBE, description), *pairs[:3]]
         yield {**chat(rng, path, [long[i] for i in rng.permutation(len(long))]), "objects": shown}
-        # A question asked twice is no yes or no: that would tip the scale.
+        # No yes-or-no question is asked twice, which would upset the balance of yes and no.
         rest = [p for a, p in zip(asked, pairs, strict=True) if a.kind != "yesno"]
         yield chat(rng, path, pairs[3:] or rest[:1])
 

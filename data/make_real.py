@@ -1,11 +1,11 @@
-"""Manifests over real data that others made: easy-VQA, Free Spoken Digits, CIFAR-10 as JPEG, Alpaca.
+"""Makes manifests of four published data sets: easy-VQA, Free Spoken Digits, CIFAR-10 as JPEG, Alpaca.
 
     python data/make_real.py --real PATH_OF_THE_DOWNLOADS --out data/real
 
-`--real` holds the four as they are published: `easy-vqa/{train,test}/{images,questions.json}`,
+`--real` is a folder with the four as they are published: `easy-vqa/{train,test}/{images,questions.json}`,
 `fsdd/{digit}_{speaker}_{take}.wav`, `cifar10/{train,test}/{kind}/*.jpg`, `alpaca/*.json`. Pictures are copied
-and digits joined, so that the manifests stand on their own. What is held out is never trained on: easy-VQA's
-and CIFAR-10's own test images; of the digits one speaker, and of the other speakers the takes 0 to 4.
+and digits joined to strings, so the output needs no other files. Held out are the test images of easy-VQA and
+CIFAR-10, one speaker of the digits, takes 0 to 4 of the other speakers, and every tenth instruction.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 NUMBERS = "zero one two three four five six seven eight nine".split()
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
-LEFT_OUT, HELD_TAKES = "lucas", 5  # a speaker never heard in training; takes of the others never heard
+LEFT_OUT, HELD_TAKES = "lucas", 5  # the held-out speaker; of the others, takes below this are held out
 RATE = 8000
 
 
@@ -35,7 +35,7 @@ def write(path: Path, lines: list[dict]) -> None:
 
 
 def easy_vqa(real: Path, out: Path) -> None:
-    """All questions; the answers are one of 13 words."""
+    """All questions. Each answer is one of 13 words."""
     for theirs, ours in (("train", "train"), ("test", "val")):
         shutil.copytree(real / theirs / "images", out / ours, dirs_exist_ok=True)
         rows = json.loads((real / theirs / "questions.json").read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def article(noun: str) -> str:
 
 
 def photographs(real: Path, out: Path, rng: np.random.Generator) -> None:
-    """Three questions: a training picture is one talk of them, held out each is a sample of its own."""
+    """Two or three questions a picture: one conversation in training, separate samples when held out."""
     for theirs, ours in (("train", "train"), ("test", "val")):
         lines = []
         for path in sorted((real / theirs).glob("*/*.jpg")):
@@ -73,7 +73,7 @@ def photographs(real: Path, out: Path, rng: np.random.Generator) -> None:
 
 def spoken(takes: dict, speakers: list[str], longest_pause: float,
            rng: np.random.Generator) -> tuple[np.ndarray, str]:
-    """3 to 7 digits, each by one of the speakers, joined with pauses (seconds); and what is said."""
+    """3 to 7 digits, each by a random speaker, joined with pauses (in seconds); and the transcript."""
     digits = rng.integers(10, size=rng.integers(3, 8))
     parts = []
     for digit in digits:
@@ -84,10 +84,10 @@ def spoken(takes: dict, speakers: list[str], longest_pause: float,
 
 
 def varied(sound: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """A string as it might have been recorded elsewhere, and its sample rate.
+    """A clip as if it were recorded elsewhere, and its sample rate in Hz.
 
-    Silence around it and a quiet hiss under it: how much of a clip is silence moves its mean, which is
-    subtracted. Played faster or slower, as a tape is: three speakers become many.
+    It gets silence around it and a quiet hiss. The silence varies because the mean of the log-mels, which is
+    subtracted, depends on it. The rate varies, which changes speed and pitch, to make many speakers of three.
     """
     margins = [int(RATE * rng.uniform(0, 0.4)) for _ in range(2)]
     hiss = 10 ** -rng.uniform(2.5, 5)
@@ -96,7 +96,7 @@ def varied(sound: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int
 
 
 def digits(real: Path, out: Path, seed: int, train: int, val: int) -> None:
-    """Strings of digits: for training; unheard takes of heard speakers; the speaker left out, as a group."""
+    """Strings of digits. Held out are other takes of the training speakers, and one speaker as a group."""
     heard: dict[str, dict] = {"train": {}, "val": {}}
     for path in sorted(real.glob("*.wav")):
         digit, speaker, take = path.stem.split("_")
@@ -112,7 +112,7 @@ def digits(real: Path, out: Path, seed: int, train: int, val: int) -> None:
         for number in tqdm(range(count), desc=f"digits, {split}"):
             speaker = speakers[number % len(speakers)]
             name, rate = f"{split}/{number:05d}.wav", RATE
-            if split == "train":  # half go from speaker to speaker: no digit is known by its neighbours
+            if split == "train":  # half of them mix speakers, so that neighbours say less about a digit
                 sound, text = spoken(heard[split], speakers if number % 2 else [speaker], 0.5, rng)
                 sound, rate = varied(sound, rng)
             else:
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--real", required=True, type=Path)
     parser.add_argument("--out", default="data/real", type=Path)
     parser.add_argument("--strings", type=int, default=6000,
-                        help="of digits for training; a sixth as many are held out")
+                        help="strings of digits for training; a sixth as many are held out")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)

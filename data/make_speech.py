@@ -1,10 +1,10 @@
-"""Speak the shipped clips: `audio_text` (words, spoken questions) and `image_audio_text` (on pictures).
+"""Speaks the shipped clips: `audio_text`, and `image_audio_text` with spoken questions about pictures.
 
     python data/make_speech.py --out data/tiny --only audio_text
 
-needs the Debian programs flite, festival (with three voices) and espeak-ng; see data/README.md. The second
-set takes its questions from the files `questions_{train,val}.jsonl` that make_images.py writes. One seed
-gives the same words and voices every time.
+This needs the Debian programs flite, festival (with three voices) and espeak-ng; see data/README.md. The
+questions of `image_audio_text` come from `questions_{train,val}.jsonl`, which make_images.py writes. The same
+seed gives the same words and voices.
 """
 
 import argparse
@@ -24,7 +24,7 @@ VAL = {"free": 150, "sentence": 150, "sum": 75, "fact": 75}
 UNSEEN = {"free": 75, "sentence": 75}
 MIN_WORD_CLIPS = 12
 HELD_OUT_SUMS = 0.15
-MAX_REPEATS = 3  # clips of one sentence of the grammar, each by another voice
+MAX_REPEATS = 3  # clips of the same template sentence, each by another voice
 BATCH = 24
 
 Said = tuple[str, str, str]  # kind, spoken text, answer ("" for a clip to transcribe)
@@ -35,12 +35,12 @@ def turns(user: str, assistant: str) -> list[dict]:
 
 
 def asr_sentences(rng: random.Random) -> tuple[list[Said], list[Said], list[Said]]:
-    """Sentences to transcribe for train, val and the unseen voice; none of the last two occurs in train."""
+    """Sentences to transcribe for train, val and the unseen voice. No held-out sentence is in train."""
     held, repeats = [], Counter()
     wanted = VAL["sentence"] + UNSEEN["sentence"]
     while len(held) < wanted:
         text, slots = template_sentence(rng)
-        if slots > 1 and text not in held:  # nearly fixed sentences would leave the grammar without a member
+        if slots > 1 and text not in held:  # a template with few fillings would be used up
             held.append(text)
     while repeats.total() < TRAIN["sentence"]:
         text, _ = template_sentence(rng)
@@ -58,7 +58,7 @@ def asr_sentences(rng: random.Random) -> tuple[list[Said], list[Said], list[Said
 
 
 def _deal(groups: list[list[tuple[str, str]]], count: int, kind: str, rng: random.Random) -> list[Said]:
-    """`count` questions, one of each group in turn: a fact with many wordings is not asked more often."""
+    """`count` questions, one of each group in turn, so that a fact with many wordings is not asked more."""
     out: list[Said] = []
     while len(out) < count:
         for group in rng.sample(groups, len(groups)):
@@ -67,11 +67,11 @@ def _deal(groups: list[list[tuple[str, str]]], count: int, kind: str, rng: rando
 
 
 def questions(rng: random.Random) -> tuple[list[Said], list[Said]]:
-    """Spoken questions for train and val: the sums of val are held-out pairs, its facts unheard wordings."""
+    """Spoken questions for train and val. Held out are pairs of numbers, and wordings of facts."""
     pairs = list(sums().values())
     rng.shuffle(pairs)
     held = int(HELD_OUT_SUMS * len(pairs))
-    val = list(dict.fromkeys(_deal(pairs[:held], VAL["sum"], "sum", rng)))  # some came twice: 67 are left
+    val = list(dict.fromkeys(_deal(pairs[:held], VAL["sum"], "sum", rng)))  # 67 without the repeated ones
     train = _deal(pairs[held:], TRAIN["sum"], "sum", rng)
     groups = [[(wording, answer) for wording in wordings] for wordings, answer in facts(rng)]
     rng.shuffle(groups)
@@ -84,7 +84,7 @@ def questions(rng: random.Random) -> tuple[list[Said], list[Said]]:
 
 
 def pair_voices(said: list[Said], rng: random.Random) -> list[str]:
-    """A known voice for every clip; no sentence is spoken twice by the same one."""
+    """A training voice for each clip; no sentence is spoken twice by the same voice."""
     voices, taken = draw_voices(len(said), rng), set()
     for i, (_, text, _) in enumerate(said):
         while (text, voices[i]) in taken:
@@ -97,7 +97,7 @@ def pair_voices(said: list[Said], rng: random.Random) -> list[str]:
 
 
 def speak(lines: list[dict], folder: Path, rng: random.Random) -> list[dict]:
-    """Write the clips of the lines with two processes; the lines whose clip came out short enough."""
+    """Write the clips of the lines, with two processes. Returns the lines whose clip is not too long."""
     clips = [make_clip(str(folder / line["audios"][0]), line["spoken"], line["voice"], rng) for line in lines]
     order = sorted(range(len(clips)), key=lambda i: clips[i].voice)
     batches = [[clips[i] for i in order[at : at + BATCH]] for at in range(0, len(order), BATCH)]
@@ -116,14 +116,14 @@ def speak(lines: list[dict], folder: Path, rng: random.Random) -> list[dict]:
 
 
 def write_manifest(path: Path, lines: list[dict]) -> None:
-    """One JSON object a line, without the private key `spoken`."""
+    """Write one JSON object a line, without the internal key `spoken`."""
     with path.open("w", encoding="utf-8") as file:
         for line in lines:
             file.write(json.dumps({k: v for k, v in line.items() if k != "spoken"}) + "\n")
 
 
 def audio_line(said: Said, voice: str, rng: random.Random) -> dict:
-    """A line of the audio_text manifests, still without its file."""
+    """A line of the audio_text manifests, without the clip's path."""
     kind, text, answer = said
     if kind in ("sum", "fact"):
         user = "<audio>" + rng.choice(("", "Answer the question."))
@@ -134,7 +134,7 @@ def audio_line(said: Said, voice: str, rng: random.Random) -> dict:
 
 
 def make_audio_text(out: Path, seed: int) -> None:
-    """Transcription and spoken questions."""
+    """Clips to transcribe, and spoken questions to answer."""
     rng = random.Random(f"audio_text {seed}")
     train, val, unseen = asr_sentences(rng)
     asked, asked_val = questions(rng)
@@ -163,7 +163,7 @@ def make_audio_text(out: Path, seed: int) -> None:
 
 
 def make_image_audio_text(out: Path, seed: int) -> None:
-    """The questions on pictures that make_images.py left, spoken."""
+    """The questions about pictures that make_images.py wrote, spoken."""
     rng = random.Random(f"image_audio_text {seed}")
     folder, lines = prepare(out / "image_audio_text"), []
     for split in ("train", "val"):
@@ -188,7 +188,7 @@ def make_image_audio_text(out: Path, seed: int) -> None:
 
 
 def prepare(folder: Path) -> Path:
-    """An empty audio folder."""
+    """Make the audio folder, or empty it."""
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     for old in (folder / "audio").glob("*.ogg"):
         old.unlink()

@@ -1,7 +1,8 @@
 """Writes the shipped text: `python data/make_text.py`.
 
-`text_only` asks and answers; `thinker_text` is what the Thinker reads before (stage A). What is held out is
-never asked in either; held-out facts are stated in stage A, so that they can be known.
+`text_only` holds questions with answers. `thinker_text` is the text that the Thinker is pretrained on (stage
+A). No held-out question is asked in training of either. Held-out facts are stated in stage A, so that a model
+can know them.
 """
 
 import argparse
@@ -38,19 +39,19 @@ SPOKEN, STORIES, CAPTIONS, PARAGRAPHS = 3050, 2400, 2000, 4
 
 
 def plain(text: str) -> str:
-    """Text as it is spoken: lower case, no punctuation."""
+    """Text as in a transcript: lower case, no punctuation."""
     return " ".join(re.sub(r"[^a-z0-9+\-= ]", " ", text.lower()).split())
 
 
 def pick_fact(rng: random.Random, held: bool) -> tuple[Relation, str, str]:
-    """A fact; large relations are asked more often, though not by as much as they are larger."""
+    """A random fact. Large relations are drawn more often, but less than in proportion to their size."""
     relation = rng.choices(RELATIONS, [len(r.facts) ** 0.6 for r in RELATIONS])[0]
     subject = rng.choice([s for s in relation.facts if (s in HELD[relation.name]) == held])
     return relation, subject, relation.facts[subject]
 
 
 def ask_fact(rng: random.Random, held: bool, wording: bool = False) -> Talk:
-    """A question about a fact, in one of the wordings of training or in the one that it never uses."""
+    """A question about a fact, in a wording of training or, with `wording`, in the held-out one."""
     relation, s, a = pick_fact(rng, held)
     texts = relation.questions[-1:] if wording else relation.questions[:-1]
     question, full = fill(rng.choice(texts), s, a), fill(relation.statements[0], s, a)
@@ -65,7 +66,7 @@ def ask_fact(rng: random.Random, held: bool, wording: bool = False) -> Talk:
 
 
 def dialogue(rng: random.Random, held: bool) -> Talk:
-    """Small talk, or two or three facts in a row, all short or all in full."""
+    """Small talk, or two or three questions about facts, all answered briefly or all in full sentences."""
     if held or rng.random() < 0.5:
         return talks.small_talk(rng, held)
     short = rng.random() < 0.5
@@ -78,7 +79,7 @@ def dialogue(rng: random.Random, held: bool) -> Talk:
 
 
 class Maker:
-    """Talks of every kind."""
+    """Makes conversations of every kind."""
 
     def __init__(self, seed: int):
         self.rng, self.balance = Dice(seed), {True: Balance(), False: Balance()}
@@ -137,7 +138,7 @@ def line(turns: Talk, **more: str) -> str:
 
 
 def distinct(kind: str, count: int, seen: set[str], maker: Maker, held: bool = False) -> Iterator[Talk]:
-    """`count` talks with prompts that are new to `seen`; fewer where the world has no more to ask."""
+    """Up to `count` conversations whose prompts are not in `seen` yet; fewer if no new ones can be found."""
     misses = 0
     while count and misses < 300:
         turns = maker.make(kind, held)
@@ -150,7 +151,7 @@ def distinct(kind: str, count: int, seen: set[str], maker: Maker, held: bool = F
 
 
 def statements(rng: random.Random) -> Iterator[str]:
-    """Every fact in each of its forms, alone and in paragraphs of two to four."""
+    """Every fact in each of its statements, alone and in paragraphs of two to four."""
     said = [fill(form, s, a) for r in RELATIONS for s, a in r.facts.items() for form in r.statements]
     yield from said
     for _ in range(PARAGRAPHS):
@@ -162,7 +163,7 @@ def statements(rng: random.Random) -> Iterator[str]:
 
 
 def gives_away(question: str, answer: str) -> bool:
-    """Whether a spoken question asks for something held out: a fact from either end, a sum or a spelling."""
+    """Whether a spoken question asks for a held-out fact (or the reverse of one) or a held-out spelling."""
     asked = set(question.split())
     for relation in RELATIONS:
         for s in HELD[relation.name]:
@@ -179,7 +180,7 @@ def gives_away(question: str, answer: str) -> bool:
 
 
 def spoken(rng: random.Random) -> Iterator[str]:
-    """Strings and sentences as a transcript has them; spoken questions with their answers."""
+    """Strings of words and sentences as in transcripts, and spoken questions with their answers."""
     said = dict.fromkeys(free_strings(SPOKEN, rng))
     while len(said) < 2 * SPOKEN:
         said[template_sentence(rng)[0]] = None
@@ -195,7 +196,7 @@ def spoken(rng: random.Random) -> Iterator[str]:
 
 
 def reading(rng: random.Random, seen: set[str], maker: Maker) -> list[str]:
-    """All lines of stage A."""
+    """All lines of stage A, shuffled."""
     texts = itertools.chain(
         statements(rng), (story(rng) for _ in range(STORIES)), (caption(maker.rng) for _ in range(CAPTIONS))
     )

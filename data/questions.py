@@ -1,4 +1,4 @@
-"""What can be asked about a drawn scene, with the one right answer, and how a scene is described."""
+"""Questions about a drawn scene that have one right answer, and the description of a scene."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ HELD_COLOR = dict(HELD_OUT_PAIRS)  # of each kind
 HELD_DIGIT = {n: tuple(COLORS)[(3 * n + 2) % 10] for n in range(10)}
 HELD_SIGN = {sign: tuple(COLORS)[(3 * i + 2) % 10] for i, sign in enumerate(SIGNS)}
 DESCRIBE = "Describe the picture."
-WEIGHTS = {  # how often each type is asked in each sort of scene, where the scene allows it
+WEIGHTS = {  # scene sort -> question type -> how often it is asked, if the scene allows it
     "objects": {"kind": 2.4, "color": 2.2, "place": 2.6, "size": 1.5, "compare": 3, "count": 0.9,
                 "yesno": 2.2},
     "counting": {"count": 6, "kind": 0.5, "color": 0.5, "place": 0.7, "compare": 4, "yesno": 1.3},
@@ -27,7 +27,7 @@ COUNT_TEXTS = ("How many {} are there?", "How many {} do you see?", "Count the {
 
 
 class Item(NamedTuple):
-    """One figure: what it is, and where its center is in pixels of the finished picture."""
+    """One object, with its center (x, y) and extent in pixels of the finished picture."""
 
     kind: str
     color: str
@@ -51,7 +51,7 @@ class Scene:
 
 
 class Question(NamedTuple):
-    """A question; one answered by yes or no has two texts instead, one for each answer."""
+    """A question. One to answer with yes or no has two texts instead, one for each answer."""
 
     kind: str
     text: str
@@ -61,13 +61,13 @@ class Question(NamedTuple):
 
 
 def named(items):
-    """The items whose kind no other item shares, so that "the cat" means one thing."""
+    """The items that are alone of their kind, so that "the cat" is unambiguous."""
     counts = Counter(i.kind for i in items)
     return [i for i in items if counts[i.kind] == 1]
 
 
 class Asker:
-    """Asks about one scene. `held` asks about held-out items first and is for the held-out split."""
+    """Asks about one scene. With `held`, for the held-out split, it prefers items in their held-out color."""
 
     def __init__(self, rng, scene, held):
         self.rng, self.scene, self.held = rng, scene, held
@@ -82,12 +82,12 @@ class Asker:
         return self.of(held or items) if items else None
 
     def ask(self, kind):
-        """A question of the type `kind`, or None where the scene has no clear answer to it."""
+        """A question of the type `kind`, or None if the scene has no clear answer to one."""
         found = getattr(self, kind)()
         return Question(kind, *found) if found else None
 
     def kind(self):
-        """Every wording that has one clear answer, then one of them."""
+        """What something is: one of all wordings that have a clear answer."""
         items, found = self.items, []
         colors = Counter(i.color for i in items)
         if len(items) == 1:
@@ -136,7 +136,7 @@ class Asker:
         animals = sum(i.kind in ANIMALS for i in self.items)
         if pairs and self.rng.random() < 0.7:
             return self.of(COUNT_TEXTS).format(plural(pairs[0])), NUMBER_WORDS[counts[pairs[0]]]
-        # One or two animals are common, so they are asked about less.
+        # Few animals are common, so they are counted less often.
         if self.rng.random() < 0.35 and animals and animals + self.rng.integers(3) > 2:
             return self.of(COUNT_TEXTS).format("animals"), NUMBER_WORDS[animals]
         if len(self.items) < 3 and self.rng.random() < 0.5:
@@ -162,7 +162,7 @@ class Asker:
         return self.of(found) if found else None
 
     def size(self):
-        wanted = "big" if self.rng.random() < 0.57 else "small"  # there is room for fewer big things
+        wanted = "big" if self.rng.random() < 0.57 else "small"  # there are fewer big items
         item = self.item([i for i in self.named if i.size == wanted])
         other = self.item([i for i in self.named if i.size != wanted])
         if not item:
@@ -191,7 +191,7 @@ class Asker:
         return text.format(word, *map(plural, pair)), plural(best(pair, key=counts.get))
 
     def yesno(self):
-        """Both a text whose answer is yes and one like it whose answer is no; a later pass takes one."""
+        """One text whose answer is yes and a similar one whose answer is no; the caller takes one of them."""
         scene = self.scene
         if scene.sort == "digit":
             text, others = "Is this the number {}?", [w for w in NUMBER_WORDS[:10] if w != scene.word]
@@ -203,14 +203,14 @@ class Asker:
         kinds, pairs = {i.kind for i in self.items}, {(i.kind, i.color) for i in self.items}
         if form < 0.4:
             text = self.of(("Is there {}?", "Can you see {}?", "Do you see {}?"))
-            group = ANIMALS if self.rng.random() < 0.55 else KINDS  # as likely as they are to be there
+            group = ANIMALS if self.rng.random() < 0.55 else KINDS  # as often as in pictures
             absent = self.of([k for k in group if k not in kinds])
             return "", "", text.format(article(item.kind)), text.format(article(absent))
         if form < 0.75 or item not in self.named:
             text = self.of(("Is there {}?", "Can you see {}?", "Do you see {}?"))
             near = [(k, c) for k in KINDS for c in COLORS
                     if (k, c) not in pairs and (k in kinds) + (c in {i.color for i in self.items}) > 0
-                    and (self.held or HELD_COLOR[k] != c)]  # training must not say no to every held-out pair
+                    and (self.held or HELD_COLOR[k] != c)]  # or training would always deny held-out pairs
             same = [p for p in near if p[0] == item.kind]
             rare = [p for p in near if HELD_COLOR[p[0]] == p[1]] if self.rng.random() < 0.5 else []
             kind, color = self.of(rare or (same if self.rng.random() < 0.75 else near))
@@ -234,7 +234,7 @@ def listed(parts):
 
 
 def describe(scene):
-    """One sentence, the same for the same scene; single things go from left to right."""
+    """One sentence about all items; single objects are listed from left to right."""
     if scene.sort == "digit":
         return f"{article(scene.color).capitalize()} number {scene.word}."
     where = PLACE_PHRASES[scene.place]

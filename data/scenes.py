@@ -1,4 +1,4 @@
-"""Scenes told in words, and the questions that pictures get."""
+"""Scenes described in words, with the same questions that pictures get."""
 
 import random
 from typing import NamedTuple
@@ -20,19 +20,19 @@ Talk = list[tuple[str, str]]
 
 
 class Dice(random.Random):
-    """The standard generator with the one method of NumPy's that `Asker` needs."""
+    """Python's random generator with the one method of NumPy's generator that `Asker` needs."""
 
     def integers(self, end: int) -> int:
         return self.randrange(end)
 
 
 def _color(rng: Dice, kind: str, held: bool) -> str:
-    """The color that pictures keep for this kind's held-out scenes, or any other."""
+    """The kind's held-out color if `held`, else any other color."""
     return HELD_COLOR[kind] if held else rng.choice([c for c in COLORS if c != HELD_COLOR[kind]])
 
 
 def draw(rng: Dice, held: bool) -> Scene:
-    """A few different things from left to right, or many things of one or two kinds."""
+    """A random scene: a sign, a few different objects, or many objects of one or two kinds."""
     place, few = rng.choice(PLACES), rng.random() < 0.7
     if rng.random() < 0.06:
         return Scene("sign", place, word=rng.choice(SIGNS), color=rng.choice(tuple(COLORS)))
@@ -51,7 +51,7 @@ def draw(rng: Dice, held: bool) -> Scene:
 
 
 def told(rng: Dice, scene: Scene) -> str:
-    """The scene in a sentence or two, with all that the questions ask for."""
+    """The scene in words that answer all questions about it."""
     if scene.sort == "sign":
         return f"There is {article(scene.color)} sign {ON[scene.place]}. The sign says {scene.word}."
     if scene.sort == "counting":
@@ -71,14 +71,14 @@ def told(rng: Dice, scene: Scene) -> str:
 
 
 def _clear(asked, scene: Scene) -> bool:
-    """Whether the words tell the answer: where things are many, no word is said about their sides."""
+    """Whether the words tell the answer: those of a counting scene say nothing of sizes and sides."""
     if scene.sort == "counting":
         return asked.kind != "size" and (asked.kind != "place" or asked.answer in PLACES)
     return True
 
 
 class Balance:
-    """Yes and no in turns for each wording."""
+    """Alternates between yes and no for each wording."""
 
     def __init__(self):
         self.last: dict[tuple, bool] = {}
@@ -97,7 +97,7 @@ class Told(NamedTuple):
 
 
 def ask(rng: Dice, held: bool, balance: Balance, count: int) -> Told:
-    """A told scene with up to `count` questions of different types."""
+    """A scene in words with up to `count` questions of different types."""
     while True:
         scene = draw(rng, held)
         asker, weights, found = Asker(rng, scene, held), dict(WEIGHTS[scene.sort]), []
@@ -114,7 +114,7 @@ def ask(rng: Dice, held: bool, balance: Balance, count: int) -> Told:
 
 
 def talk(rng: Dice, held: bool, balance: Balance, count: int = 1) -> Talk:
-    """The scene and its first question in one turn, the others in turns of their own."""
+    """A conversation: the scene with the first question, then one turn for each other question."""
     scene, turns = ask(rng, held, balance, count)
     lead = rng.choice(("", "", "Picture: "))
     out: Talk = []

@@ -1,4 +1,4 @@
-"""What the voices say: a closed lexicon, a grammar of small sentences, and spoken questions with answers."""
+"""What is spoken: a fixed lexicon, sentences from templates, and questions with answers."""
 
 import itertools
 import random
@@ -32,7 +32,7 @@ LEGS = {
     "bird": "two", "duck": "two", "hen": "two", "snake": "zero", "fish": "zero",
     "spider": "eight", "butterfly": "six",
 }
-TRUE_COLORS = {  # thing, with the article it is spoken with -> color
+TRUE_COLORS = {  # thing with its article -> color
     "the sky": "blue", "grass": "green", "snow": "white", "the sun": "yellow", "a banana": "yellow",
     "milk": "white", "the night": "black", "a leaf": "green", "a lemon": "yellow", "a frog": "green",
     "a pig": "pink", "sand": "yellow", "rice": "white", "a bear": "brown", "a tree": "green",
@@ -59,7 +59,7 @@ sun rain star river leaf garden school city farm nest pond forest web music hand
 smaller bicycle please
 """.split()
 
-# Two words that sound alike cannot be told apart out of context: "to" is left to the sentences.
+# Without context "to" can't be told from "two", so it is not in random strings.
 NOT_FREE = frozenset({"to"})
 LEXICON = tuple(sorted({
     *COLORS, *ANIMALS, *SHAPES, *THINGS, *map(plural, KINDS), *PLACES, *SIGNS, *NUMBER_WORDS, *DAYS,
@@ -125,7 +125,7 @@ TEMPLATES = list(dict.fromkeys(TEMPLATES))
 
 
 def template_sentence(rng: random.Random) -> tuple[str, int]:
-    """A sentence of the grammar and its number of slots: slots of one name in it get different words."""
+    """A random sentence and its number of slots. Slots never get the same word twice in a sentence."""
     template = rng.choice(TEMPLATES)
     used: set[str] = set()
 
@@ -139,7 +139,7 @@ def template_sentence(rng: random.Random) -> tuple[str, int]:
 
 
 def free_strings(count: int, rng: random.Random) -> list[str]:
-    """Strings of 3 to 7 words dealt from a shuffled lexicon, so that every word is heard equally often."""
+    """Strings of 3 to 7 words, dealt like cards from a shuffled lexicon: all words are equally frequent."""
     words = [word for word in LEXICON if word not in NOT_FREE]
     deck: list[str] = []
     strings: dict[str, None] = {}
@@ -153,7 +153,10 @@ def free_strings(count: int, rng: random.Random) -> list[str]:
 
 
 def sums() -> dict[tuple, list[tuple[str, str]]]:
-    """Every sum and difference from 0 to 20: pair -> questions and answer; 3 + 4 and 4 + 3 are one."""
+    """(sign, a, b) -> (question, answer) pairs, for all numbers and results from 0 to 20.
+
+    3 + 4 and 4 + 3 have the same key.
+    """
     pairs: dict[tuple, list[tuple[str, str]]] = {}
     for a, b in itertools.product(range(21), repeat=2):
         for sign, value in (("plus", a + b), ("minus", a - b)):
@@ -166,7 +169,7 @@ def sums() -> dict[tuple, list[tuple[str, str]]]:
 
 
 def facts(rng: random.Random) -> list[tuple[list[str], str]]:
-    """Everything else that is asked: (wordings of one question, answer)."""
+    """All other questions: (wordings of one question, answer)."""
     out: list[tuple[list[str], str]] = []
     for one, other in itertools.chain(OPPOSITES, (pair[::-1] for pair in OPPOSITES)):
         out.append(([f"what is the opposite of {one}", f"tell me the opposite of {one}",

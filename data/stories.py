@@ -1,4 +1,4 @@
-"""Little stories of three or four sentences."""
+"""Stories of three or four sentences."""
 
 import random
 
@@ -23,7 +23,7 @@ TOYS = ("ball", "book", "hat", "box", "kite", "boat", "car", "cup")
 
 
 def story(rng: random.Random) -> str:
-    """Who has what, who lives where, and what follows from it."""
+    """A random story: about an animal, a gift or a walk."""
     return rng.choice((_animal, _gift, _walk))(rng)
 
 

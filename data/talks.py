@@ -1,7 +1,7 @@
-"""Things to do with numbers and words: sums, counting, ordering, spelling, lists, small talk.
+"""Conversations about numbers and words: sums, counting, ordering, spelling, lists, small talk.
 
-A maker takes a random stream and `held` and gives a talk. A hash keeps numbers, words and lists for the
-held-out split, so that training never meets them.
+Each function takes a random generator and `held`: whether the conversation is for the held-out split. A hash
+decides which numbers, words and lists are held out, so that training never has them.
 """
 
 import random
@@ -12,7 +12,7 @@ from world import ANIMALS, COLORS, KINDS, NUMBER_WORDS, SIGNS, plural
 
 Talk = list[tuple[str, str]]
 WORDS = [w for w in LEXICON if 3 <= len(w) <= 7]
-SPELLED_ALOUD = {*KINDS, *SIGNS, *COLORS}  # the speech set asks to spell these: never held out
+SPELLED_ALOUD = {*KINDS, *SIGNS, *COLORS}  # asked in the speech set, so never held out
 NAMES = "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Mia Noah Olga Paul Rosa Tina".split()
 HELD_NAMES = {"Grace", "Leo", "Rosa"}
 SHORT = ("You are a friendly helper. Answer in one word.", "Answer in one word.", "Give a short answer.")
@@ -20,17 +20,17 @@ FULL = ("You are a friendly helper.", "Answer in a full sentence.")
 
 
 def kept(key: str, share: int = 6) -> bool:
-    """Whether something is for the held-out split: one in `share`, by its hash."""
+    """Whether `key` is held out, by its hash: one in `share` is."""
     return crc32(key.encode()) % share == 0
 
 
 def kept_sum(sign: str, a: int, b: int) -> bool:
-    """The order of the two numbers makes no difference to a sum."""
+    """Whether a sum is held out, in both orders of its numbers."""
     return kept(f"{sign} {min(a, b)} {max(a, b)}")
 
 
 def is_small(sign: str, a: int, b: int) -> bool:
-    """Sums in words, up to twenty: the speech set asks some of these too."""
+    """Whether all numbers are at most 20. Such sums may be in words, and the speech set asks some of them."""
     return max(a, b) <= 20 and (a + b if sign == "+" else a - b) <= 20
 
 
@@ -46,7 +46,7 @@ def _words(rng: random.Random, count: int, held: bool) -> list[str]:
 
 
 def sums(rng: random.Random, held: bool, small: bool | None = None) -> Talk:
-    """Sums and differences of numbers up to 50; in digits the full answer repeats the sum."""
+    """A sum or difference of numbers up to 50. An answer in digits mostly repeats the whole sum."""
     while True:
         top = 50 if rng.random() < 0.65 else 14
         a, b, sign = rng.randint(0, top), rng.randint(0, top), rng.choice("+++--")
@@ -134,7 +134,7 @@ def spelling(rng: random.Random, held: bool) -> Talk:
 
 
 def lists(rng: random.Random, held: bool) -> Talk:
-    """Repeat, reverse or take words from a row of words."""
+    """Repeat, reverse or pick words of a list."""
     words = _words(rng, rng.randint(2, 5), held)
     row, times = " ".join(words), rng.randint(2, 4)
     question, answer = rng.choice(
@@ -157,7 +157,7 @@ def lists(rng: random.Random, held: bool) -> Talk:
 
 
 def small_talk(rng: random.Random, held: bool) -> Talk:
-    """Two or three turns, in which something said before must be remembered."""
+    """Two or three turns; some ask for what was said earlier."""
     name = rng.choice([n for n in NAMES if (n in HELD_NAMES) == held])
     hello = rng.choice(("Hello", "Hi", "Good morning", "Good evening"))
     animal, color = plural(rng.choice(ANIMALS)), rng.choice(tuple(COLORS))

@@ -1,4 +1,4 @@
-"""Free speech synthesisers as one function: a voice and some sentences in, 16 kHz waveforms out."""
+"""Free speech synthesisers behind one function: from voices and sentences to 16 kHz waveforms."""
 
 import random
 import subprocess
@@ -13,13 +13,13 @@ RATE = 16_000
 MIN_SECONDS, MAX_SECONDS = 0.6, 4.0
 EDGE_SECONDS = 0.08  # silence kept before and after the words
 
-# voice -> (share of the clips, its usual pitch in Hz; 0 where the engine is given no pitch in Hz)
+# voice -> (share of the clips, usual pitch in Hz, or 0 if the engine takes no pitch in Hz)
 TRAIN_VOICES = {
     "flite_awb": (0.16, 130), "flite_slt": (0.16, 175), "flite_kal16": (0.10, 105),
     "festival_kal": (0.08, 105), "festival_ked": (0.16, 105), "festival_slt_hts": (0.08, 0),
-    "espeak": (0.26, 0),  # stands for all the accents and variants below
+    "espeak": (0.26, 0),  # all accents and variants below
 }
-UNSEEN_VOICE = "flite_rms"  # no other engine has this speaker, so this one name holds out the person
+UNSEEN_VOICE = "flite_rms"  # no other engine has this speaker
 ESPEAK_ACCENTS = ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp")
 ESPEAK_VARIANTS = tuple(f"m{i}" for i in range(1, 8)) + tuple(f"f{i}" for i in range(1, 5))
 FESTIVAL_NAMES = {
@@ -30,7 +30,7 @@ FESTIVAL_NAMES = {
 
 @dataclass(frozen=True)
 class Clip:
-    """One thing to say: the file to write, the words, who says them, how fast and high (1.0 = as usual)."""
+    """A clip to speak: file to write, words, voice, and speed and pitch as multiples of the voice's usual."""
 
     path: str
     text: str
@@ -40,7 +40,7 @@ class Clip:
 
 
 def draw_voices(count: int, rng: random.Random) -> list[str]:
-    """`count` voices in the shares above, shuffled."""
+    """`count` training voices in the shares of TRAIN_VOICES, shuffled."""
     voices = []
     for name, (share, _) in TRAIN_VOICES.items():
         for _ in range(round(share * count)):
@@ -53,7 +53,7 @@ def draw_voices(count: int, rng: random.Random) -> list[str]:
 
 
 def make_clip(path: str, text: str, voice: str, rng: random.Random) -> Clip:
-    """A clip with a speed and a pitch of its own, moderate enough to stay easy to understand."""
+    """A clip with random speed and pitch, within limits that keep it easy to understand."""
     return Clip(path, text, voice, round(rng.uniform(0.9, 1.18), 3), round(rng.uniform(0.9, 1.12), 3))
 
 
@@ -74,14 +74,14 @@ def _speak_espeak(clip: Clip, wav: Path) -> None:
 
 
 def _speak_festival(clips: list[Clip], wavs: list[Path], folder: Path) -> None:
-    """Many clips in one process, for Festival takes half a second to start."""
+    """Many clips in one process, because Festival takes half a second to start."""
     script, voice = [], None
     for clip, wav in zip(clips, wavs, strict=True):
         if clip.voice != voice:
             voice = clip.voice
             script.append(f"({FESTIVAL_NAMES[voice]})")
         base = TRAIN_VOICES[voice][1]
-        if base:  # the statistical voice heeds neither setting: speech() varies it instead
+        if base:  # the HTS voice ignores both settings; speech() resamples it instead
             script.append(f"(Parameter.set 'Duration_Stretch {1 / clip.speed:.3f})")
             script.append(f"(set! int_lr_params '((target_f0_mean {base * clip.pitch:.1f}) "
                           "(target_f0_std 14) (model_f0_mean 170) (model_f0_std 34)))")
@@ -92,7 +92,7 @@ def _speak_festival(clips: list[Clip], wavs: list[Path], folder: Path) -> None:
 
 
 def resample(wave: np.ndarray, source: float, target: float) -> np.ndarray:
-    """Band-limited change of the sample rate by cutting the spectrum; for short clips with silent ends."""
+    """Resample by cutting the spectrum. Only for short clips with silent ends."""
     count = round(len(wave) * target / source)
     if count == len(wave):
         return wave
@@ -101,7 +101,7 @@ def resample(wave: np.ndarray, source: float, target: float) -> np.ndarray:
 
 
 def tidy(wave: np.ndarray) -> np.ndarray:
-    """Cut the silence at both ends down to a short edge, set the peak to 0.7, fill up to the least length."""
+    """Cut silence at both ends down to EDGE_SECONDS, set the peak to 0.7, pad to at least MIN_SECONDS."""
     frame = RATE // 100
     count = len(wave) // frame
     energy = np.sqrt((wave[: count * frame].reshape(count, frame) ** 2).mean(1))
@@ -114,7 +114,7 @@ def tidy(wave: np.ndarray) -> np.ndarray:
 
 
 def speech(clips: list[Clip]) -> list[np.ndarray]:
-    """The waveforms of some clips at 16 kHz, trimmed and levelled, of any length."""
+    """The waveforms of the clips at 16 kHz, trimmed, with equal peaks, of any length."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         wavs = [folder / f"{i}.wav" for i in range(len(clips))]
@@ -128,14 +128,14 @@ def speech(clips: list[Clip]) -> list[np.ndarray]:
             elif clip.voice.startswith("espeak_"):
                 _speak_espeak(clip, wav)
             wave, rate = sf.read(wav)
-            if clip.voice == "festival_slt_hts":  # faster and higher at once, like a tape
+            if clip.voice == "festival_slt_hts":  # makes it faster and higher, or slower and lower
                 rate *= 1 + 0.6 * (clip.pitch - 1)
             waves.append(tidy(resample(wave, rate, RATE)))
     return waves
 
 
 def write_clips(clips: list[Clip]) -> list[float | None]:
-    """Speak the clips into Ogg/Opus files; their seconds, None where a clip is too long even when hurried."""
+    """Write the clips as Ogg/Opus. Returns their seconds; None for one too long even at speed 1.25."""
     waves = speech(clips)
     longer = [i for i, wave in enumerate(waves) if len(wave) > MAX_SECONDS * RATE]
     if longer:
@@ -147,7 +147,7 @@ def write_clips(clips: list[Clip]) -> list[float | None]:
         if len(wave) > MAX_SECONDS * RATE:
             seconds.append(None)
             continue
-        # 0.97 is some 17 kbit/s: recognition is no worse than from lossless files, at a tenth of their size
+        # About 17 kbit/s: as easy to recognise as lossless files, at a tenth of their size.
         sf.write(clip.path, wave, RATE, format="OGG", subtype="OPUS", compression_level=0.97)
         seconds.append(len(wave) / RATE)
     return seconds

@@ -1,10 +1,10 @@
-"""The closed little world that the shipped text, pictures and speech all talk about.
+"""The words of the small world that the shipped text, pictures and speech are about.
 
-Every script in this folder takes its words from here, so that a word the ears learn is a word the eyes and
-the Thinker know too.
+All scripts in this folder share them, so that the audio encoder, the vision encoder and the Thinker learn
+the same words.
 """
 
-COLORS = {  # name -> RGB; drawn with some jitter, so a colour is a neighbourhood and not one value
+COLORS = {  # name -> RGB, which is varied a little in each drawing
     "red": (214, 40, 40), "green": (46, 160, 67), "blue": (40, 90, 220), "yellow": (245, 210, 40),
     "orange": (245, 135, 30), "purple": (140, 60, 180), "pink": (250, 150, 190), "brown": (125, 80, 45),
     "black": (25, 25, 28), "white": (245, 245, 245),
@@ -23,15 +23,15 @@ NUMBER_WORDS = (
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
 )
 
-# Combinations of kind and color that no training picture holds and every held-out picture does: one color a
-# kind, so that each color and each kind is seen in training, only never together.
+# Combinations of kind and color that are in every held-out picture and in no training picture. There is one
+# color for each kind, so training still has every kind and every color.
 HELD_OUT_PAIRS = frozenset(
     (kind, tuple(COLORS)[(3 * i + 1) % len(COLORS)]) for i, kind in enumerate(KINDS)
 )
 
 
 def plural(noun: str) -> str:
-    """The plural of one of this world's nouns: dog -> dogs, fish -> fish, butterfly -> butterflies."""
+    """The plural of a noun: dog -> dogs, fish -> fish, butterfly -> butterflies."""
     if noun == "fish":
         return noun
     if noun.endswith("y") and noun[-2] not in "aeiou":
@@ -40,5 +40,5 @@ def plural(noun: str) -> str:
 
 
 def article(noun: str) -> str:
-    """`a` or `an` with the noun: "a cat", "an orange cat"."""
+    """The noun with its article: "a cat", "an orange cat"."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun

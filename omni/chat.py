@@ -1,9 +1,9 @@
-"""Talk to a trained system.
+"""Chat with a trained system, from Python or in a terminal.
 
     python -m omni.chat --ckpt checkpoints/omni_sft_tiny/omni_final.pt --image cat.png "What animal is this?"
 
-Without a question an interactive session starts: /image PATH and /audio PATH add a medium to the next
-question, /reset forgets the talk so far, /quit (or Ctrl-D) leaves.
+Without a question an interactive session starts. /image PATH and /audio PATH add a medium to the next
+question, /reset forgets the conversation so far, /quit (or Ctrl-D) leaves.
 """
 
 import argparse
@@ -33,59 +33,62 @@ COMMANDS = "/image PATH, /audio PATH, /reset, /quit"
 
 
 class OmniModel(OmniNetwork):
-    """The whole system of a finished run, ready to answer."""
+    """A trained system that answers questions."""
 
     @classmethod
     def load(cls, path: str, device: str = "auto") -> "OmniModel":
-        """The system in `path` (omni_final.pt or omni_best.pt of a run). UserError if it holds none."""
+        """Load omni_final.pt or omni_best.pt of a run. UserError if `path` is not such a file."""
         content = checkpoint.load(path, "omni", "a run of sft_omni.py writes it: omni_final.pt, omni_best.pt")
         system = load_system(content, path, cls)
         system.config = build(SFTConfig, content.get("config"), f"{path} (config)")
         return system.to(choose_device(device))
 
     def chat(self, messages: list[dict], **options) -> str:
-        """The answer to a talk that ends with the user's turn; `options` are those of `stream`.
+        """The answer to a conversation that ends with the user's turn; `options` are those of `stream`.
 
-        A content is a text, or a list of parts: {"type": "text", "text": ...}, {"type": "image", "image":
-        PATH}, {"type": "audio", "audio": PATH}. UserError if something of it can't be used.
+        A message has a "role" (system, user or assistant) and a "content": a text, or a list of parts
+        {"type": "text", "text": ...}, {"type": "image", "image": PATH}, {"type": "audio", "audio": PATH}.
+        UserError if a message, a file or an option can't be used.
         """
         return "".join(self.stream(messages, **options))
 
     def stream(self, messages: list[dict], max_new_tokens: int | None = None, temperature: float = 0.0,
                top_p: float = 1.0, seed: int = 0) -> Iterator[str]:
-        """The answer piece by piece as it is made. Greedy unless a temperature is given."""
+        """The answer in pieces, as it is generated. Greedy decoding unless a temperature is given."""
         if max_new_tokens is not None and max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1, and {max_new_tokens} was given")
         try:
             sample, choose = as_sample(messages), Sampling(temperature, top_p, seed)
         except ValueError as err:
             raise UserError(str(err)) from None
-        device, ids, told = next(self.parameters()).device, [], 0
+        device, ids, sent = next(self.parameters()).device, [], 0  # sent: characters of the answer so far
         with torch.inference_mode(), autocast(device, self.config.precision):
             batch = self.collator(NamingReader)([sample], prompts=True).to(device)
         tokens = stream_tokens(self, batch, max_new_tokens or self.config.max_new_tokens, choose)
         while True:
-            with autocast(device, self.config.precision):  # not held while the caller has the word
+            with autocast(device, self.config.precision):  # not kept on while the caller runs
                 token = next(tokens, None)
             if token is None or int(token) == self.tokenizer.end:
                 break
             ids.append(int(token))
             text = self.tokenizer.decode(ids)
-            if not text.endswith("\ufffd"):  # the rest of a letter is still to come
-                yield text[told:]
-                told = len(text)
-        yield self.tokenizer.decode(ids)[told:]
+            if not text.endswith("\ufffd"):  # else the last character still lacks bytes
+                yield text[sent:]
+                sent = len(text)
+        yield self.tokenizer.decode(ids)[sent:]
 
     def reader(self, kind=MediaReader) -> MediaReader:
+        """Reads media in the form that the encoders need."""
         return kind(self.vision_encoder.arch.image_size, level=self.audio_encoder.arch.level)
 
     def collator(self, reader=MediaReader) -> Collator:
+        """Makes batches of samples; their media are read by a reader of the class `reader`."""
         return Collator(self.tokenizer, self.reader(reader), self.image_tokens, self.audio_encoder.lengths,
                         self.config.max_length)
 
 
 class NamingReader(MediaReader):
-    """Says which file can't be used, not only why."""
+    """A reader whose errors name the file too: nobody else does in a chat."""
 
     def pixels(self, path: str, take: int = 0) -> torch.Tensor:
         try:
@@ -101,48 +104,51 @@ class NamingReader(MediaReader):
 
 
 def as_sample(messages: list[dict]) -> Sample:
-    """A talk as the data's `Sample` with an empty answer. ValueError says what is wrong with it."""
+    """A conversation as a `Sample` with an empty answer. ValueError if it is malformed."""
     entry = conversations.convert({"messages": messages})[1]
     turns = tuple(entry["messages"])
-    media = {mark: tuple(entry[key]) if key in entry else () for mark, key in
+    media = {placeholder: tuple(entry[key]) if key in entry else () for placeholder, key in
              ((IMAGE, "images"), (AUDIO, "audios"))}
-    for mark, paths in media.items():
-        places = sum(content.count(mark) for _, content in turns)
-        if places != len(paths):
-            raise ValueError(f"{places} {mark} placeholders for {len(paths)} files")
+    for placeholder, paths in media.items():
+        count = sum(content.count(placeholder) for _, content in turns)
+        if count != len(paths):
+            raise ValueError(f"{count} {placeholder} placeholders for {len(paths)} files")
     if not turns or turns[-1][0] != "user":
         raise ValueError("the last message must be the user's")
     return Sample(flat((*turns, ("assistant", ""))), media[IMAGE], media[AUDIO])
 
 
 def question_parts(question: str, images: list[str], audios: list[str]) -> list[dict]:
-    """A question's content: its media stand before it, or where its <image> and <audio> say."""
+    """A question as content parts. Media go where its <image> and <audio> stand, those left over come first.
+
+    UserError if it has more placeholders than files were given.
+    """
     left = {IMAGE: list(images), AUDIO: list(audios)}
-    counts = {mark: question.count(mark) for mark in left}
+    counts = {placeholder: question.count(placeholder) for placeholder in left}
     parts = []
-    for mark, paths in left.items():
-        if counts[mark] > len(paths):
-            raise UserError(f"the question has more {mark} placeholders than files were given")
-        parts += [medium(mark, paths.pop(0)) for _ in range(len(paths) - counts[mark])]
-    for i, piece in enumerate(split_placeholders(question)):
-        parts.append(medium(piece, left[piece].pop(0)) if i % 2 else {"type": "text", "text": piece})
+    for placeholder, paths in left.items():
+        if counts[placeholder] > len(paths):
+            raise UserError(f"the question has more {placeholder} placeholders than files were given")
+        parts += [media_part(placeholder, paths.pop(0)) for _ in range(len(paths) - counts[placeholder])]
+    for i, piece in enumerate(split_placeholders(question)):  # every second piece is a placeholder
+        parts.append(media_part(piece, left[piece].pop(0)) if i % 2 else {"type": "text", "text": piece})
     return parts
 
 
-def medium(mark: str, path: str) -> dict:
-    kind = mark[1:-1]
+def media_part(placeholder: str, path: str) -> dict:
+    kind = placeholder[1:-1]
     return {"type": kind, kind: path}
 
 
 class Chat:
-    """A talk with a system: questions with media go in, answers come out, the history is kept."""
+    """A conversation with a system, of which it keeps the history."""
 
     def __init__(self, system: OmniModel, as_json: bool = False, **options):
         self.system, self.as_json, self.options = system, as_json, options
         self.messages: list[dict] = []
 
     def ask(self, question: str, images: list[str], audios: list[str]) -> None:
-        """Print the answer as it comes, or one JSON object. Nothing is remembered of what fails."""
+        """Print the answer as it is generated, or one JSON object. A question that fails is not kept."""
         asked = [*self.messages, {"role": "user", "content": question_parts(question, images, audios)}]
         begun, first, pieces = time.time(), None, []
         for piece in self.system.stream(asked, **self.options):
@@ -158,7 +164,7 @@ class Chat:
 
 
 def converse(chat: Chat, images: list[str], audios: list[str]) -> None:
-    """The interactive session. `images` and `audios` belong to the first question."""
+    """The interactive session. `images` and `audios` go with the first question."""
     if not chat.as_json:
         print(f"Ask something. {COMMANDS}")
     reader = chat.system.reader(NamingReader)
@@ -177,36 +183,38 @@ def converse(chat: Chat, images: list[str], audios: list[str]) -> None:
             if command == "/reset":
                 chat.messages, images, audios = [], [], []
             elif command == "/image":
-                reader.pixels(path)  # so that a wrong path is told at once
+                reader.pixels(path)  # a wrong path is an error at once, not with the question
                 images.append(path)
             elif command == "/audio":
                 reader.mel(path)
                 audios.append(path)
             elif command.startswith("/"):
-                print(f"{command} is none of: {COMMANDS}", file=sys.stderr)
+                print(f"{command} is no command; there are: {COMMANDS}", file=sys.stderr)
             elif line or audios:
                 asked, images, audios = (line, images, audios), [], []
                 chat.ask(*asked)
         except UserError as err:
-            print(f"that can't be used: {err}", file=sys.stderr)
+            print(f"error: {err}", file=sys.stderr)
         except KeyboardInterrupt:
-            print("\nstopped; that question is forgotten", file=sys.stderr)
+            print("\nstopped; the question is not kept", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m omni.chat", description=__doc__.splitlines()[0])
     parser.add_argument("--ckpt", required=True, help="omni_final.pt or omni_best.pt of a run")
     parser.add_argument("--image", action="append", default=[], metavar="PATH",
-                        help="a picture (may be repeated)")
+                        help="a picture to ask about; may be repeated")
     parser.add_argument("--audio", action="append", default=[], metavar="PATH",
-                        help="a clip (may be repeated)")
-    parser.add_argument("--json", action="store_true", help="each answer as one line of JSON, for scripts")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 (default): the likeliest token")
-    parser.add_argument("--top-p", type=float, default=1.0, help="share of the likeliest tokens drawn from")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--max-new-tokens", type=int, help="default: as the run was evaluated")
+                        help="a sound clip to ask about; may be repeated")
+    parser.add_argument("--json", action="store_true", help="print each answer as one line of JSON")
+    parser.add_argument("--temperature", type=float, default=0.0,
+                        help="sampling temperature; 0 (default) is greedy decoding")
+    parser.add_argument("--top-p", type=float, default=1.0,
+                        help="sample from the likeliest tokens whose probabilities sum to this")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the sampling")
+    parser.add_argument("--max-new-tokens", type=int, help="longest answer (default: as in the run's config)")
     parser.add_argument("question", nargs="?",
-                        help="without it, and without --audio, an interactive session starts")
+                        help="if this and --audio are left out, an interactive session starts")
     args = parser.parse_args(arguments)
     try:
         Sampling(args.temperature, args.top_p, args.seed)
@@ -221,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def system_evaluator(system: OmniModel) -> Evaluator:
-    """What answers many samples at once: the code that scored the system while it was trained."""
+    """Answers many samples at once, with the code that evaluated the system during training."""
     return Evaluator(system, system.collator(), system.config.eval_batch_size, system.config.max_new_tokens,
                      system.config.precision)
 

@@ -1,11 +1,13 @@
-"""Talking to a system: from Python, with one command, and by typing."""
+"""Chatting with a system: from Python, with one command, and by typing."""
 
 import dataclasses
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -44,14 +46,23 @@ def part(kind: str, value: str) -> dict:
     return {"type": kind, kind: value}
 
 
-def test_three_lines_of_python(system, media):
+def test_the_python_example_of_the_readme_runs(saved, media, monkeypatch, capsys):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"(?m)(?:^    .*\n)*^    from omni import .*\n(?:^    .*\n)*", readme)
+    assert "OmniModel.load(" in example and ".chat(" in example
+    code = re.sub(r'"[^"]+\.pt"', repr(saved), textwrap.dedent(example))
+    exec(re.sub(r'"[^"]+\.(png|jpg|webp)"', repr(media[0]), code), {})
+    assert capsys.readouterr().out.endswith("\n")  # an untrained model may answer nothing
+
+
+def test_an_answer_about_media_from_python(system, media):
     picture, clip = media
     content = [part("image", picture), part("audio", clip), part("text", "What is seen and heard?")]
     answer = system.chat([{"role": "user", "content": content}])
     assert isinstance(answer, str) and answer == system.chat([{"role": "user", "content": content}])
 
 
-def test_the_answer_is_the_one_that_evaluation_gets_and_comes_in_pieces(system, toy):
+def test_the_answer_is_that_of_evaluation_and_comes_in_pieces(system, toy):
     sample = toy.samples("image_text", "val")[0]
     (wanted,) = system_evaluator(system).answers([sample])
     content = question_parts(sample.messages[0][1], list(sample.images), [])
@@ -67,7 +78,7 @@ def test_history_several_media_and_system_messages(system, media):
     assert isinstance(system.chat(talk), str)
 
 
-def test_question_parts_stand_where_the_placeholders_say():
+def test_media_stand_at_their_placeholders():
     kinds = [p["type"] for p in question_parts("a <audio> b <image>", ["x", "y"], ["z"])]
     assert kinds == ["image", "text", "audio", "text", "image", "text"]
     with pytest.raises(UserError, match="more <image>"):
@@ -80,12 +91,12 @@ def test_question_parts_stand_where_the_placeholders_say():
     ([{"role": "user", "content": [part("image", "nowhere.png")]}], "nowhere.png: no such file"),
     ([{"role": "bot", "content": "x"}], "bot"),
     ([{"role": "user", "content": [{"type": "video"}]}], "video")])
-def test_a_talk_that_cannot_be_is_a_user_error(system, messages, word):
+def test_a_malformed_conversation_is_a_user_error(system, messages, word):
     with pytest.raises(UserError, match=word):
         system.chat(messages)
 
 
-def test_sampling_is_greedy_at_zero_seeded_and_cut_to_the_likeliest():
+def test_sampling_is_greedy_at_temperature_0_seeded_and_cut_by_top_p():
     logits = torch.tensor([[0.0, 3.0, 2.0, -1.0]]).expand(500, -1)
     assert (Sampling()(logits) == 1).all()
     drawn = Sampling(1.0, seed=3)(logits)
@@ -93,11 +104,11 @@ def test_sampling_is_greedy_at_zero_seeded_and_cut_to_the_likeliest():
     assert not torch.equal(drawn, Sampling(1.0, seed=4)(logits))
     assert set(Sampling(1.0, 0.9)(logits).tolist()) == {1, 2}
     assert set(Sampling(1.0, 0.01)(logits).tolist()) == {1}
-    shares = logits[0].softmax(-1)
-    assert torch.allclose((drawn == 1).float().mean(), shares[1], atol=0.08)
+    probabilities = logits[0].softmax(-1)
+    assert torch.allclose((drawn == 1).float().mean(), probabilities[1], atol=0.08)
 
 
-def test_sampled_talks_differ_by_seed_and_not_otherwise(system):
+def test_sampled_answers_differ_by_seed_alone(system):
     ask = [{"role": "user", "content": "What is 1 plus 1?"}]
     said = [system.chat(ask, temperature=2.0, seed=seed) for seed in (0, 1, 2, 0)]
     assert said[0] == said[3] and len(set(said)) > 1
@@ -108,34 +119,34 @@ def test_the_command_answers_as_json_with_several_media(saved, media, command):
     given = ("--image", picture, "--image", picture, "--audio", clip)
     done = command("-m", "omni.chat", "--ckpt", saved, *given, "--json", "Which?")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["images"] == [picture, picture] and told["question"] == "Which?"
-    assert isinstance(told["answer"], str) and 0 < told["first_token_seconds"] <= told["seconds"]
+    row = json.loads(done.stdout)
+    assert row["images"] == [picture, picture] and row["question"] == "Which?"
+    assert isinstance(row["answer"], str) and 0 < row["first_token_seconds"] <= row["seconds"]
 
 
 @pytest.mark.parametrize("arguments, word", [
     (["--temperature", "-1", "hi"], "temperature"), (["--top-p", "0", "hi"], "top_p"),
     (["--max-new-tokens", "0", "hi"], "max_new_tokens"),
     (["--audio", "nowhere.wav"], "nowhere.wav")])
-def test_what_the_command_cannot_use_is_one_line(saved, command, arguments, word):
+def test_unusable_arguments_are_a_user_error(saved, command, arguments, word):
     assert_user_error(command("-m", "omni.chat", "--ckpt", saved, *arguments), word)
 
 
-def test_a_person_types(saved, media):
-    """In a terminal: the prompt, a picture, a wrong path, a question, history, /reset, Ctrl-D."""
+def test_an_interactive_session(saved, media):
+    """In a terminal: prompt, picture, wrong path, question, history, unknown command, /reset, Ctrl-D."""
     picture, clip = media
-    terminal, theirs = pty.openpty()
-    chat = subprocess.Popen([sys.executable, "-m", "omni.chat", "--ckpt", saved], cwd=ROOT, stdin=theirs,
-                            stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    shown = ""
+    terminal, other_end = pty.openpty()
+    chat = subprocess.Popen([sys.executable, "-m", "omni.chat", "--ckpt", saved], cwd=ROOT, stdin=other_end,
+                            stdout=other_end, stderr=other_end)
+    os.close(other_end)
+    screen = ""
 
     def until(mark: str, times: int) -> None:
-        nonlocal shown
+        nonlocal screen
         deadline = time.time() + 60
-        while shown.count(mark) < times and time.time() < deadline:
-            shown += os.read(terminal, 4096).decode(errors="replace")
-        assert shown.count(mark) >= times, shown
+        while screen.count(mark) < times and time.time() < deadline:
+            screen += os.read(terminal, 4096).decode(errors="replace")
+        assert screen.count(mark) >= times, screen
 
     lines = [f"/image {picture}", "/image no such.png", "What color?", f"/audio {clip}", "And this?", "/sing",
              "/reset", "hi"]
@@ -146,11 +157,11 @@ def test_a_person_types(saved, media):
     os.write(terminal, b"\x04")
     assert chat.wait(timeout=30) == 0
     os.close(terminal)
-    assert "Ask something." in shown and "no such.png: no such file" in shown and "Traceback" not in shown
-    assert "/sing is none of" in shown
+    assert "Ask something." in screen and "no such.png: no such file" in screen and "Traceback" not in screen
+    assert "/sing is no command" in screen
 
 
-def test_a_script_types_and_reads_json(saved, media, command):
+def test_a_session_in_json_for_scripts(saved, media, command):
     picture, _ = media
     done = command("-m", "omni.chat", "--ckpt", saved, "--json", input=f"/image {picture}\nWhat?\nAnd?\n")
     assert done.returncode == 0, done.stderr

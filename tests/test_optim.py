@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, the optimizer's groups, and the figures of an evaluation."""
+"""The learning rate as a function of the step, and the optimizer: its groups, its step, clipping."""
 
 import math
 
@@ -8,10 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from omni.data.sample import Sample
-from omni.eval.evaluate import swap_media
-from omni.eval.figures import Score, summarise
-from omni.eval.grading import WordErrors
 from omni.train import optim
 
 
@@ -83,30 +79,3 @@ def test_clipping_is_that_of_torch_and_leaves_short_gradients_alone(limit):
     assert norm == pytest.approx(float(torch.stack(before).norm()))
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours[:2], theirs[:2], strict=True))
     assert torch.equal(ours[0].grad, before[0]) == (limit == 1e3) and ours[2].grad is None
-
-
-def test_the_figures_of_an_epoch_pool_sources_of_a_task_and_leave_groups_apart():
-    figures = summarise({
-        ("t", "", "text"): Score("text", (), 2, 10.0, 4, 1),
-        ("i", "", "qa"): Score("qa", ("image",), 4, 6.0, 4, 4, right=1),
-        ("j", "", "qa"): Score("qa", ("image",), 6, 0.0, 0, 0, right=4),
-        ("b", "", "qa"): Score("qa", ("image", "audio"), 2, 0.0, 0, 0, right=2),
-        ("a", "", "asr"): Score("asr", ("audio",), 2, errors=WordErrors(3, 4)),
-        ("a", "far", "asr"): Score("asr", ("audio",), 2, 1000.0, 10, errors=WordErrors(4, 4))})
-    assert figures["val_loss"] == 2.0 and figures["text_acc"] == 0.25
-    assert figures["image_qa"] == 0.5 and figures["audio_wer"] == 0.75 and figures["a/far/wer"] == 1.0
-    assert (figures["i/qa"], figures["j/qa"], figures["b/qa"]) == (0.25, 4 / 6, 1.0)
-
-
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=12))
-def test_swapping_gives_each_sample_the_media_of_another_like_it(kinds):
-    samples = [Sample(("user", str(i), "assistant", "x"), tuple(f"{i}.png{k}" for k in range(images)),
-                      tuple(f"{i}.wav{k}" for k in range(clips))) for i, (images, clips) in enumerate(kinds)]
-    swapped = swap_media(samples)
-    assert [s.messages for s in swapped] == [s.messages for s in samples]
-    for field in ("images", "audios"):
-        assert sorted(getattr(s, field) for s in swapped) == sorted(getattr(s, field) for s in samples)
-    for before, after, kind in zip(samples, swapped, kinds, strict=True):
-        assert (len(after.images), len(after.audios)) == kind
-        if kinds.count(kind) > 1 and kind != (0, 0):
-            assert (after.images, after.audios) != (before.images, before.audios)

@@ -67,7 +67,7 @@ class StepDataset(Dataset):
             return self._step(draws)
         except MediaError as err:
             names = ", ".join(map(self.mix.name, draws))
-            return UserError(f"a media file could be read when the run began and can't be read now ({err}); it "
+            return UserError(f"a media file could be read when the run began and now can't ({err}); it "
                              f"is one of {names}. Mend it, then continue with --resume")
 
     def _step(self, draws: list[Draw]) -> Step:

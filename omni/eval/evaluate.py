@@ -1,5 +1,6 @@
-"""Held-out figures, by real generation where an answer is asked for. All is returned, nothing printed."""
+"""Scores a model on held-out samples by its loss and by the answers that it generates."""
 
+import itertools
 import json
 import time
 from collections.abc import Sequence
@@ -16,17 +17,17 @@ from omni.data.sample import Sample
 from omni.device import autocast
 from omni.distributed import ALONE, World
 from omni.errors import MediaError, UserError
-from omni.eval.figures import Score, counted, pool, summarise
-from omni.eval.grading import WordErrors, correct, unlike, word_errors
+from omni.eval.grading import WordErrors, correct, word_distance, word_errors
+from omni.eval.scores import Counts, Media, Score, SetKey, pool, sample_counts, summarise
 from omni.model.generate import generate
 from omni.model.omni import OmniNetwork
 
-BEFORE = 64  # held-out samples a set, scored before training
-SHOWN = 12  # samples of a held-out set drawn for the report, and as many of the worst
+SAMPLES_BEFORE_TRAINING = 64  # of each held-out set: enough to compare with, and quick
+EXAMPLES = 12  # of a set for the report: so many at random, and as many of the worst answers
 
 
 class Evaluator:
-    """Scores a model on held-out samples: {(source, group, task): Score}."""
+    """Scores a model on held-out samples. Returns all results; shows only a progress bar."""
 
     def __init__(self, model: OmniNetwork, collate: Collator, batch_size: int, max_new_tokens: int,
                  precision: str, world: World = ALONE):
@@ -36,66 +37,72 @@ class Evaluator:
 
     @torch.no_grad()  # under inference_mode autocast would cast each weight again at each use
     def score(self, sources: dict[str, Sequence[Sample]], swapped: bool = False,
-              limit: int | None = None) -> dict[tuple[str, str, str], Score]:
-        """With `swapped`, each sample keeps its question and gets the media of another sample of its set.
+              limit: int | None = None) -> dict[SetKey, Score]:
+        """The score of each held-out set: {(source, group, task): Score}, the same on all ranks.
 
-        With `limit`, no more than so many samples of a set are scored, taken evenly from all of it.
+        With `swapped`, only samples with media are scored, each with its own question and the media of
+        another sample. With `limit`, at most that many samples of a set are scored, evenly spaced.
+        UserError if a picture or clip can't be read any more.
         """
-        sets: dict[tuple[str, str, str], list[Sample]] = {}
+        sets: dict[SetKey, list[Sample]] = {}
         for source, samples in sources.items():
             for sample in samples:
-                sets.setdefault((source, sample.group, sample.task), []).append(sample)
+                if media_of(sample) or not swapped:
+                    sets.setdefault((source, sample.group, sample.task), []).append(sample)
         if swapped:
-            sets = {key: swap_media(samples) for key, samples in sets.items()
-                    if samples[0].images or samples[0].audios}
+            sets = {key: swap_media(samples) for key, samples in sets.items()}
         if limit is not None:
             sets = {key: samples[::-(-len(samples) // limit)] for key, samples in sets.items()}
-        sets = {key: self.world.share(samples) for key, samples in sets.items() if len(samples)}
+        sets = {key: self.world.share(samples) for key, samples in sets.items()}
         self.model.eval()
         scores = {}
         with tqdm(total=sum(map(len, sets.values())), desc="media swapped" if swapped else "held out",
                   unit="sample", mininterval=2, disable=QUIET or None, leave=False) as bar:
             for key, samples in sets.items():
                 try:
-                    if samples:  # a rank may have none of a small set
+                    if samples:  # a small set may leave some ranks without a sample
                         scores[key] = self._score_set(key[2], samples, bar)
                 except MediaError as err:
-                    raise UserError(f"source {key[0]}: a held-out medium that was readable at the start is "
-                                    f"so no more ({err}); mend it, then go on with --resume") from None
+                    raise UserError(f"source {key[0]}: a held-out medium that was readable at the start "
+                                    f"no longer is ({err}); restore it, then go on with --resume") from None
         self.model.train()
         ranks = self.world.gather(scores)
         return {key: pool([scores[key] for scores in ranks if key in scores]) for key in sets}
 
     def _score_set(self, task: str, samples: Sequence[Sample], bar) -> Score:
-        loss = tokens = hits = right = 0
-        errors = WordErrors()
-        wrong, drawn = [], []  # to look at; of the wrong ones (how wrong, sample), the worst SHOWN
-        chosen = set(np.random.default_rng(0).permutation(len(samples))[:SHOWN].tolist())
-        # Like lengths together: less padding, and a batch's generation ends with its longest answer.
-        samples = sorted(samples, key=lambda s: len(s.answer))
-        for start in range(0, len(samples), self.batch_size):
-            group = samples[start:start + self.batch_size]
-            batch = self.collate(group).to(self.device)
-            with autocast(self.device, self.precision):
-                batch_loss, batch_hits = self.model(batch)
-            loss, hits = loss + float(batch_loss), hits + int(batch_hits)
-            tokens += batch.answer_tokens
-            for number, (sample, answer) in enumerate(zip(group, self.answers(group), strict=True), start):
-                good = correct(answer, sample.answer)
-                right += good
-                missed = word_errors(answer, sample.answer) if task == "asr" else WordErrors()
-                errors += missed
-                if number in chosen:
-                    drawn.append(_show(sample, answer, good, "random"))
-                elif not good:
-                    badness = missed.rate if task == "asr" else unlike(answer, sample.answer)
-                    wrong.append((badness, _show(sample, answer, good, "worst")))
-                    wrong = sorted(wrong, key=lambda pair: -pair[0])[:SHOWN]
-            bar.update(len(group))
-        held = (("image", samples[0].images), ("audio", samples[0].audios))
-        media = tuple(name for name, paths in held if paths)
-        return Score(task, media, len(samples), loss, int(tokens), int(hits), right, errors,
-                     (*(shown for _, shown in wrong), *drawn))
+        """Batches hold one combination of media each, because the model returns sums over a whole batch."""
+        # Sorted by length: less padding, and a batch generates only as long as its longest answer.
+        samples = sorted(samples, key=lambda s: (media_of(s), len(s.answer)))
+        drawn = set(np.random.default_rng(0).permutation(len(samples))[:EXAMPLES].tolist())
+        by_media: dict[Media, Counts] = {}
+        at_random, worst = [], []  # examples; the worst ones as pairs (how wrong, example)
+        number = 0
+        for media, alike in itertools.groupby(samples, media_of):
+            alike = list(alike)
+            for start in range(0, len(alike), self.batch_size):
+                group = alike[start:start + self.batch_size]
+                counts = self._token_counts(group)
+                for sample, answer in zip(group, self.answers(group), strict=True):
+                    right = correct(answer, sample.answer)
+                    errors = word_errors(answer, sample.answer) if task == "asr" else WordErrors()
+                    counts += Counts(correct_answers=int(right), word_errors=errors)
+                    if number in drawn:
+                        at_random.append(_example(sample, answer, right, "random"))
+                    elif not right:
+                        wrongness = errors.rate if task == "asr" else word_distance(answer, sample.answer)
+                        worst.append((wrongness, _example(sample, answer, right, "worst")))
+                        worst = sorted(worst, key=lambda pair: -pair[0])[:EXAMPLES]
+                    number += 1
+                by_media[media] = by_media.get(media, Counts()) + counts
+                bar.update(len(group))
+        return Score(task, by_media, (*(example for _, example in worst), *at_random))
+
+    def _token_counts(self, samples: Sequence[Sample]) -> Counts:
+        """Loss and next-token accuracy of one batch."""
+        batch = self.collate(samples).to(self.device)
+        with autocast(self.device, self.precision):
+            loss, right = self.model(batch)
+        return Counts(len(samples), float(loss), batch.answer_tokens, int(right))
 
     def answers(self, samples: Sequence[Sample]) -> list[str]:
         """Greedy answers to the samples' last question."""
@@ -105,15 +112,23 @@ class Evaluator:
         return [self.model.tokenizer.decode(row) for row in ids]
 
 
-def _show(sample: Sample, answer: str, right: bool, why: str) -> dict:
-    """A sample and its answer for the report; `why` it is shown: "worst" or "random"."""
+def media_of(sample: Sample) -> Media:
+    """The kinds of media that a sample holds."""
+    return ("image",) * bool(sample.images) + ("audio",) * bool(sample.audios)
+
+
+def _example(sample: Sample, answer: str, right: bool, why: str) -> dict:
+    """A sample and its answer for the report; `why` it was chosen: "worst" or "random"."""
     *before, _ = sample.messages
     return {"why": why, "question": before[-1][1] if before else "", "before": before[:-1], "answer": answer,
             "reference": sample.answer, "right": right, "images": sample.images, "audios": sample.audios}
 
 
 def swap_media(samples: Sequence[Sample]) -> list[Sample]:
-    """Each sample with the media of the one half the set further on among those with as many of each kind."""
+    """Exchanges media among samples that hold equally many images and equally many clips.
+
+    Each takes those of the sample half of such a list further on. A sample that is alone keeps its own.
+    """
     alike: dict[tuple[int, int], list[int]] = {}
     for i, sample in enumerate(samples):
         alike.setdefault((len(sample.images), len(sample.audios)), []).append(i)
@@ -126,14 +141,14 @@ def swap_media(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def before_training(evaluator: Evaluator, held_out: dict[str, Sequence[Sample]], folder: Path) -> float:
-    """Score what the untrained system answers, for the report: `before.json`; returns the seconds it took.
+    """Score the untrained system on a part of each held-out set, for the report: writes `before.json`.
 
-    BEFORE samples of a set are enough to see what is gained and what is forgotten, and cost little.
+    Returns the seconds it took.
     """
     begun = time.time()
-    scores = evaluator.score(held_out, limit=BEFORE)
+    scores = evaluator.score(held_out, limit=SAMPLES_BEFORE_TRAINING)
     seconds = time.time() - begun
     if not QUIET:
-        row = {**summarise(scores), "counts": counted(scores), "seconds": seconds}
+        row = {**summarise(scores), "counts": sample_counts(scores), "seconds": seconds}
         checkpoint.save_text(folder / "before.json", json.dumps(row) + "\n")
     return seconds

@@ -1,4 +1,4 @@
-"""The three tasks: how a sample's task is guessed, and how its answer is graded."""
+"""How a generated answer is graded: equality for questions, word errors for transcripts."""
 
 import string
 from collections import Counter
@@ -14,7 +14,7 @@ _PUNCTUATION = str.maketrans({c: " " for c in string.punctuation if c != "'"})
 
 
 def normalise_answer(text: str) -> str:
-    """As VQA does it (Antol et al. 2015): case, punctuation, articles and number words make no difference."""
+    """Lower case, no punctuation, no articles, number words as digits: as VQA does it (Antol et al. 2015)."""
     words = text.lower().translate(_PUNCTUATION).split()
     return " ".join(DIGITS.get(w, w) for w in words if w not in ARTICLES)
 
@@ -29,15 +29,18 @@ def correct(answer: str, reference: str) -> bool:
     return normalise_answer(answer) == normalise_answer(reference)
 
 
-def unlike(answer: str, reference: str) -> float:
-    """How far a wrong answer is off, to find the worst: 1 less the share of words in common, in any order."""
+def word_distance(answer: str, reference: str) -> float:
+    """How wrong an answer is, from 0 to 1: the share of words that the two texts don't have in common.
+
+    Word order makes no difference. The longer text counts as the whole.
+    """
     given, wanted = Counter(normalise_words(answer)), Counter(normalise_words(reference))
     return 1 - (given & wanted).total() / max(1, given.total(), wanted.total())
 
 
 @dataclass(frozen=True)
 class WordErrors:
-    """Errors and reference words of a set of transcripts: their ratio is the corpus word error rate."""
+    """Word errors and reference words, summed over transcripts. Their ratio is the corpus word error rate."""
 
     errors: int = 0
     words: int = 0
@@ -51,6 +54,6 @@ class WordErrors:
 
 
 def word_errors(answer: str, reference: str) -> WordErrors:
-    """Substitutions, insertions and deletions of one transcript against its reference."""
-    said, heard = normalise_words(reference), normalise_words(answer)
-    return WordErrors(edit_distance(said, heard), len(said))
+    """Word substitutions, insertions and deletions that turn the reference into the transcript `answer`."""
+    wanted, given = normalise_words(reference), normalise_words(answer)
+    return WordErrors(edit_distance(wanted, given), len(wanted))

@@ -1,7 +1,7 @@
-"""Make a run's report.html again, or compare runs.
+"""Write the report of a run again, or compare several runs.
 
-    python -m omni.report checkpoints/omni_sft_tiny
-    python -m omni.report checkpoints/first checkpoints/second     compares them, in comparison.html
+    python -m omni.report checkpoints/omni_sft_tiny                  writes report.html in that folder
+    python -m omni.report checkpoints/first checkpoints/second      writes comparison.html in the first
 """
 
 import argparse
@@ -10,23 +10,21 @@ from pathlib import Path
 from omni import checkpoint
 from omni.console import command
 from omni.report.compare import compare
-from omni.report.html import Run
-from omni.report.page import told, write
+from omni.report.run_data import Run
+from omni.report.run_report import write
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m omni.report",
-                                     description="Make a run's report.html again, or compare runs.")
+                                     description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", metavar="folder", help="the output folder of a run")
-    parser.add_argument("--out", help="where the comparison goes (comparison.html in the first folder)")
+    parser.add_argument("--out", help="the comparison's file (default: comparison.html in the first folder)")
     args = parser.parse_args(arguments)
     if len(args.folders) == 1:
         print(f"wrote {write(args.folders[0])}")
         return
     path = Path(args.out or Path(args.folders[0]) / "comparison.html")
-    runs = [Run.read(folder) for folder in args.folders]
-    with told(*runs):
-        checkpoint.save_text(path, compare(runs))
+    checkpoint.save_text(path, compare([Run.read(folder) for folder in args.folders]))
     print(f"wrote {path}")
 
 

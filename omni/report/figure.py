@@ -1,4 +1,4 @@
-"""Draw held-out samples with what a trained system answers: the picture at the top of the README.
+"""Draws held-out samples with the answers of a trained system: the picture at the top of the README.
 
     python -m omni.report.figure --ckpt checkpoints/omni_sft_tiny/omni_final.pt --out data/answers.png
 """
@@ -17,18 +17,19 @@ from omni.data.mixture import read_mix
 from omni.data.sample import AUDIO, IMAGE, Sample
 from omni.eval.grading import correct, normalise_words
 
-CELL, MEDIA, COLUMNS = 236, 180, 5  # pixels a cell and its medium, cells a row
-INK, RIGHT, WRONG, PAPER = (28, 30, 36), (20, 120, 60), (190, 40, 40), (250, 250, 248)
+CELL, MEDIA = 236, 180  # width of a cell and side of its picture, in pixels
+CELL_HEIGHT, COLUMNS = MEDIA + 150, 5
+INK, RIGHT, WRONG, PAPER = (28, 30, 36), (20, 120, 60), (190, 40, 40), (250, 250, 248)  # RGB
 
 
-def choose(samples: list[Sample], count: int, seed: int) -> list[Sample]:
-    """A few samples of a held-out set, drawn at random: what is shown is not picked by its answer."""
+def draw_samples(samples: list[Sample], count: int, seed: int) -> list[Sample]:
+    """`count` samples at random, so that none is chosen because of its answer."""
     numbers = np.random.default_rng(seed).choice(len(samples), size=min(count, len(samples)), replace=False)
     return [samples[i] for i in sorted(numbers)]
 
 
-def mel_picture(path: str) -> Image.Image:
-    """A clip as its log-mel: time to the right, low frequencies at the bottom."""
+def spectrogram(path: str) -> Image.Image:
+    """A clip as its log-mel spectrogram: time to the right, low frequencies at the bottom."""
     mel = audio.log_mel(audio.mel_power(audio.load(path)))
     shade = ((mel.T.flip(0) + 2) / 5).clamp(0, 1)
     rgb = torch.stack([shade ** 2 * 250, shade * 170 + 20, 90 + shade * 120], dim=-1)
@@ -36,7 +37,7 @@ def mel_picture(path: str) -> Image.Image:
 
 
 def draw_cell(sheet: Image.Image, x: int, y: int, sample: Sample, answer: str) -> None:
-    """One sample: its media, the question, the answer, and the reference where they differ."""
+    """One sample: its media, the question, the answer, and the reference if the answer is wrong."""
     pen, top = ImageDraw.Draw(sheet), y + 10
     question = sample.messages[-2][1].replace(IMAGE, "").replace(AUDIO, "").strip()
     question = question or "(the question is spoken)"
@@ -45,7 +46,7 @@ def draw_cell(sheet: Image.Image, x: int, y: int, sample: Sample, answer: str) -
         sheet.paste(Image.open(media.source(path)).convert("RGB").resize((side, side)), (x + 10, top))
         top += side + 6
     for path in sample.audios:
-        sheet.paste(mel_picture(path), (x + 10, top))
+        sheet.paste(spectrogram(path), (x + 10, top))
         top += MEDIA // 2 + 6
     top = y + MEDIA + 18
     right = correct(answer, sample.answer) or normalise_words(answer) == normalise_words(sample.answer)
@@ -70,13 +71,13 @@ def main(arguments: list[str] | None = None) -> None:
         for sample in samples:
             if len(sample.images) <= 1 and len(sample.audios) <= 1:
                 sets.setdefault((bool(sample.images), bool(sample.audios)), []).append(sample)
-    rows = [choose(sets[held], COLUMNS, args.seed) for held in ((True, False), (False, True), (True, True))
-            if held in sets]
-    sheet = Image.new("RGB", (CELL * COLUMNS, (MEDIA + 150) * len(rows)), PAPER)
+    rows = [draw_samples(sets[held], COLUMNS, args.seed)
+            for held in ((True, False), (False, True), (True, True)) if held in sets]
+    sheet = Image.new("RGB", (CELL * COLUMNS, CELL_HEIGHT * len(rows)), PAPER)
     evaluator = system_evaluator(system)
     for row, samples in enumerate(rows):
         for column, (sample, answer) in enumerate(zip(samples, evaluator.answers(samples), strict=True)):
-            draw_cell(sheet, CELL * column, (MEDIA + 150) * row, sample, answer)
+            draw_cell(sheet, CELL * column, CELL_HEIGHT * row, sample, answer)
     sheet.save(args.out)
     print(f"wrote {args.out}")
 

@@ -1,15 +1,12 @@
-"""The report's building blocks: the run that is told about, the page with its style, charts and tables.
+"""The report's building blocks in HTML: the page with its style, charts and tables.
 
-A page is one file that opens anywhere: no network (its policy forbids it), no script. All text is escaped.
+A page is one file without scripts. It loads nothing from the network, which its security policy enforces.
+All text is escaped.
 """
 
-import json
-from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
-from omni.errors import UserError
-from omni.train.metrics import MetricsFile
+from omni.report.run_data import Curve
 
 STYLE = """
 :root { color-scheme: light dark; --ink: light-dark(#1c1e24, #e8e8ea); --soft: light-dark(#5a5e68, #a4a8b2);
@@ -47,72 +44,19 @@ summary { cursor: pointer; }
 """
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 COLORS = 6
-WIDTH, HEIGHT, LEFT, BOTTOM = 360, 190, 52, 22  # of a chart, and its margins, in its own units
-POINTS = 240  # of a curve: a longer one is drawn as the means of so many stretches
-
-Curve = list[tuple[float, float]]
+WIDTH, HEIGHT, LEFT, BOTTOM = 360, 190, 52, 22  # of a chart and its margins, in SVG units
+POINTS = 240  # a longer curve is cut into at most this many pieces, and their means are drawn
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a run's output folder tells, so far."""
-
-    name: str
-    config: dict  # as resolved; empty where the folder has none
-    before: dict  # figures before training; empty where they were not measured
-    steps: list[dict]
-    epochs: list[dict]
-    answers: dict[str, list[dict]]  # held-out samples with answers, a set each, of the newest epoch
-
-    @classmethod
-    def read(cls, folder: str | Path) -> "Run":
-        folder = Path(folder)
-        metrics = MetricsFile(folder)
-        if not metrics.path.is_file():
-            raise UserError(f"{metrics.path}: no such file; give the output folder of a run")
-        rows = metrics.rows()
-        answers = [row.get("samples", {}) for row in rows if row["event"] == "answers"]
-        return cls(folder.resolve().name, _json(folder / "config.json"), _json(folder / "before.json"),
-                   [row for row in rows if row["event"] == "step"],
-                   [row for row in rows if row["event"] == "epoch"], answers[-1] if answers else {})
-
-    def curve(self, name: str) -> Curve:
-        """A number of the steps."""
-        return [(row["step"], row[name]) for row in self.steps if name in row]
-
-    def figure(self, name: str, swapped: bool = False) -> Curve:
-        """A held-out figure over the epochs; epoch 0 is before training."""
-        rows = ([{**self.before, "epoch": 0}] if self.before and not swapped else []) + self.epochs
-        values = [(row["epoch"], (row.get("swapped", {}) if swapped else row).get(name)) for row in rows]
-        return [(epoch, value) for epoch, value in values if value is not None]
-
-    def figures(self) -> list[str]:
-        """The names of all held-out figures, those a task first."""
-        row = self.epochs[-1] if self.epochs else self.before
-        names = [name for name, value in row.items() if isinstance(value, float) and is_figure(name)]
-        return sorted(names, key=lambda name: "/" in name)
-
-
-def _json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def is_figure(name: str) -> bool:
-    return "/" in name or name in ("val_loss", "text_acc", "image_qa", "audio_wer")
-
-
-def lower_is_better(name: str) -> bool:
-    return name.endswith(("loss", "wer"))
-
-
-def shown(name: str, value: float | None) -> str:
-    """A figure as a person reads it: losses as they are, shares in percent."""
+def format_metric(name: str, value: float | None) -> str:
+    """A metric as text: losses as they are, all others in percent."""
     if value is None:
         return "–"
     return f"{value:.3f}" if "loss" in name else f"{value:.1%}"
 
 
 def thin(curve: Curve) -> Curve:
+    """At most POINTS points: the means of equally long pieces of the curve."""
     if len(curve) <= POINTS:
         return curve
     size = -(-len(curve) // POINTS)
@@ -120,24 +64,26 @@ def thin(curve: Curve) -> Curve:
     return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def tick(value: float, share: bool) -> str:
+def tick_label(value: float, percent: bool) -> str:
     """A number at an axis, in few characters."""
-    if share:
+    if percent:
         return f"{value:.0%}" if value >= 0.095 or value == 0 else f"{value:.1%}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 0.01 else f"{value:.2g}"
 
 
 def chart(title: str, curves: dict[str, Curve], dashed: dict[str, Curve] | None = None,
-          share: bool = False) -> str:
-    """A line chart as inline SVG, "" without points. `dashed` curves share the colour of their name; shares
-    are drawn from 0 and written in percent.
+          percent: bool = False) -> str:
+    """A line chart as inline SVG; "" if there is no point.
+
+    A `dashed` curve has the colour of the solid curve with the same name. With `percent`, the y axis starts
+    at 0 and is labelled in percent.
     """
     every = [point for group in (curves, dashed or {}) for curve in group.values() for point in curve]
     if not every:
         return ""
     (x0, y0), (x1, y1) = (tuple(f(p[i] for p in every) for i in (0, 1)) for f in (min, max))
-    y0, y1 = (0.0, max(y1, 0.01)) if share else (y0, y1)
-    x1, y1 = x1 if x1 > x0 else x0 + 1, y1 if y1 > y0 else y0 + max(1e-9, abs(y0) * 0.1)
+    y0, y1 = (0.0, max(y1, 0.01)) if percent else (y0, y1)
+    x1, y1 = x1 if x1 > x0 else x0 + max(1, abs(x0) * 1e-9), y1 if y1 > y0 else y0 + max(1e-9, abs(y0) * 0.1)
 
     def place(x: float, y: float) -> tuple[float, float]:
         return (round(LEFT + (x - x0) / (x1 - x0) * (WIDTH - LEFT - 10), 1),
@@ -156,7 +102,7 @@ def chart(title: str, curves: dict[str, Curve], dashed: dict[str, Curve] | None 
     for value in (y0, (y0 + y1) / 2, y1):
         y = place(x0, value)[1]
         grid += (f'<path d="M{LEFT} {y}H{WIDTH - 10}" style="stroke:var(--line)"/><text x="{LEFT - 5}" '
-                 f'y="{y + 4}" text-anchor="end">{tick(value, share)}</text>')
+                 f'y="{y + 4}" text-anchor="end">{tick_label(value, percent)}</text>')
     for x, anchor in ((x0, "start"), (x1, "end")):
         grid += f'<text x="{place(x, y0)[0]}" y="{HEIGHT - 5}" text-anchor="{anchor}">{x:g}</text>'
     keys = "".join(f'<span class="key" style="--c:{color[name]}">{escape(name)}</span>' for name in curves)
@@ -166,14 +112,14 @@ def chart(title: str, curves: dict[str, Curve], dashed: dict[str, Curve] | None 
             f'fill="currentColor">{grid}{"".join(lines)}</svg></figure>')
 
 
-class Cell(str):
-    """A table's cell as HTML, <td> and all: whoever makes one escapes what stands in it."""
+class HtmlCell(str):
+    """A table cell as HTML, with its <td>. Its text must already be escaped."""
 
 
 def table(label: str, head: list[str], rows: list[list[str]]) -> str:
-    """A table that scrolls sideways where it is wide, by keys too. Cells are texts, or `Cell`s of HTML."""
+    """A table that scrolls sideways if it is too wide. Cells are plain text or `HtmlCell`s."""
     def cell(content: str) -> str:
-        return content if isinstance(content, Cell) else f"<td>{escape(content)}</td>"
+        return content if isinstance(content, HtmlCell) else f"<td>{escape(content)}</td>"
 
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
@@ -181,17 +127,18 @@ def table(label: str, head: list[str], rows: list[list[str]]) -> str:
             f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>")
 
 
-def facts(pairs: list[tuple[str, str]]) -> str:
+def definitions(pairs: list[tuple[str, str]]) -> str:
+    """Names with their values, side by side."""
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
     return f"<dl>{items}</dl>"
 
 
 def document(title: str, intro: str, sections: list[tuple[str, str]]) -> str:
-    """The whole page: a title, and sections with links to them."""
-    shown = [(f"s{i}", name, content) for i, (name, content) in enumerate(sections) if content]
-    links = "".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name, _ in shown)
+    """The whole page: title, introduction, and a section for each (heading, content) that is not empty."""
+    numbered = [(f"s{i}", name, content) for i, (name, content) in enumerate(sections) if content]
+    links = "".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name, _ in numbered)
     parts = "".join(f'<section id="{anchor}"><h2>{escape(name)}</h2>{content}</section>'
-                    for anchor, name, content in shown)
+                    for anchor, name, content in numbered)
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -10,7 +10,7 @@ from toy import talk
 
 from omni.data import manifest
 from omni.errors import UserError
-from omni.report import page
+from omni.report import run_report
 from omni.train.metrics import MetricsFile
 
 
@@ -133,5 +133,5 @@ def test_the_report_escapes_what_a_model_answers_and_a_folder_is_called(tmp_path
     metrics.add("epoch", epoch=1, loss=1.0, **{f"{EVIL}/acc": 0.5}, swapped={},
                 mix={EVIL: {"wanted": 1.0, "samples": 1.0, "tokens": 1.0, "passes": 1.0}})
     metrics.add("answers", epoch=1, samples={EVIL: [shown]})
-    html = page.write(folder).read_text(encoding="utf-8")
+    html = run_report.write(folder).read_text(encoding="utf-8")
     assert "<script" not in html and "<b>run" not in html

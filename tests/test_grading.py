@@ -1,4 +1,4 @@
-"""Grading and the guessing of tasks."""
+"""Grading of answers, and the task that is guessed for a sample that names none."""
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ from omni.eval.grading import (
     correct,
     normalise_answer,
     normalise_words,
-    unlike,
+    word_distance,
     word_errors,
 )
 
@@ -21,23 +21,23 @@ words = st.lists(st.sampled_from(["one", "two", "red", "a", "don't"]), max_size=
     ("Yes", "yes"), ("A cat.", "cat"), ("the  Red car!", "red car"), ("two", "2"), ("Twenty dogs", "20 dogs"),
     ("an apple", "apple"), ("  blue ", "blue"), ('"green"', "green"), ("black, white", "black white"),
     ("It's", "it's"), ("no?", "no")])
-def test_what_vqa_counts_as_equal_is_equal(a, b):
+def test_answers_that_vqa_counts_as_equal_are_correct(a, b):
     assert correct(a, b) and correct(b, a)
 
 
 @pytest.mark.parametrize("a, b", [("cat", "dog"), ("2", "3"), ("", "cat"), ("red cat", "cat"),
                                   ("theory", "ory")])
-def test_what_differs_is_wrong(a, b):
+def test_other_answers_are_wrong(a, b):
     assert not correct(a, b)
 
 
 @given(st.text(max_size=40))
-def test_normalising_twice_is_normalising_once(text):
+def test_normalising_twice_changes_nothing_more(text):
     assert normalise_answer(normalise_answer(text)) == normalise_answer(text)
 
 
 def distance(a: list[str], b: list[str]) -> int:
-    """Levenshtein, by its definition."""
+    """Levenshtein distance by its textbook recurrence."""
     table = [[max(i, j) if not i or not j else 0 for j in range(len(b) + 1)] for i in range(len(a) + 1)]
     for i in range(1, len(a) + 1):
         for j in range(1, len(b) + 1):
@@ -47,11 +47,12 @@ def distance(a: list[str], b: list[str]) -> int:
 
 
 @given(words, words)
-def test_word_errors_are_the_edit_distance(said, heard):
-    assert word_errors(" ".join(heard), " ".join(said)) == WordErrors(distance(said, heard), len(said))
+def test_word_errors_are_the_edit_distance(reference, answer):
+    errors = word_errors(" ".join(answer), " ".join(reference))
+    assert errors == WordErrors(distance(reference, answer), len(reference))
 
 
-def test_the_corpus_rate_is_errors_over_words_not_a_mean_of_rates():
+def test_corpus_word_error_rate_is_all_errors_over_all_words():
     total = word_errors("one", "two") + word_errors("one two three", "one two three")
     assert total.rate == pytest.approx(1 / 4)
     assert WordErrors().rate == 0 and word_errors("a b c", "x").rate == 3
@@ -67,11 +68,11 @@ def test_transcripts_are_compared_without_case_and_punctuation():
     ("<audio>", (), ("c",), "asr"), ("<audio>How many?", (), ("c",), "qa"),
     ("<audio>What is said?", (), ("c",), "asr"),
     ("<image><audio>Transcribe", ("p",), ("c",), "qa")])
-def test_a_task_is_guessed_from_media_and_question(question, images, audios, task):
+def test_the_task_is_guessed_from_media_and_question(question, images, audios, task):
     assert guess_task((("user", question), ("assistant", "x")), images, audios) == task
 
 
-def test_how_far_a_wrong_answer_is_off():
-    assert unlike("A red cat.", "a red cat") == 0 and unlike("", "cat") == 1
-    assert unlike("a dog", "a red cat") == pytest.approx(2 / 3)
-    assert unlike("cat " * 10, "cat") == pytest.approx(0.9)
+def test_word_distance_is_the_share_of_words_not_in_common():
+    assert word_distance("A red cat.", "a red cat") == 0 and word_distance("", "cat") == 1
+    assert word_distance("a dog", "a red cat") == pytest.approx(2 / 3)
+    assert word_distance("cat " * 10, "cat") == pytest.approx(0.9)

@@ -1,0 +1,112 @@
+"""Scores of held-out samples, and the metrics that a run prints and keeps."""
+
+from dataclasses import dataclass, field
+
+from omni.eval.grading import WordErrors
+
+SetKey = tuple[str, str, str]  # a held-out set: source, group ("" for none), task
+Media = tuple[str, ...]  # which kinds of media a sample holds: (), ("image",), ("audio",) or both
+# The metrics over all sources: name -> task of the samples, and the media that they hold.
+POOLED_METRICS: dict[str, tuple[str, Media]] = {
+    "text_acc": ("text", ()), "image_qa": ("qa", ("image",)), "audio_wer": ("asr", ("audio",))}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sums over samples, from which every metric is computed."""
+
+    samples: int = 0
+    loss: float = 0.0  # sum over answer tokens, in nats
+    tokens: int = 0  # answer tokens
+    correct_tokens: int = 0  # argmax predictions that are right, given the true tokens before them
+    correct_answers: int = 0  # generated answers that equal the reference
+    word_errors: WordErrors = WordErrors()  # of generated transcripts
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    def metric(self, task: str) -> float:
+        """text: next-token accuracy; qa: share of correct answers; asr: word error rate, above 1 at worst."""
+        if task == "asr":
+            return self.word_errors.rate
+        return self.exact if task == "qa" else self.correct_tokens / max(self.tokens, 1)
+
+    @property
+    def exact(self) -> float:
+        """Share of samples whose generated answer equals the reference."""
+        return self.correct_answers / max(self.samples, 1)
+
+
+@dataclass(frozen=True)
+class Score:
+    """The result of one held-out set, counted apart for each combination of media that its samples hold."""
+
+    task: str
+    by_media: dict[Media, Counts] = field(default_factory=dict)
+    examples: tuple[dict, ...] = ()  # samples with their answers, for the report
+
+    @property
+    def total(self) -> Counts:
+        return sum(self.by_media.values(), Counts())
+
+
+def pool(scores: list[Score]) -> Score:
+    """Several parts of one set as a single score; the examples are those of the first part."""
+    by_media: dict[Media, Counts] = {}
+    for score in scores:
+        for media, counts in score.by_media.items():
+            by_media[media] = by_media.get(media, Counts()) + counts
+    return Score(scores[0].task, by_media, scores[0].examples)
+
+
+def summarise(scores: dict[SetKey, Score]) -> dict[str, float]:
+    """The metrics of an evaluation by name: val_loss, those pooled over sources, and those of each set.
+
+    val_loss and the pooled metrics leave out samples of a group. If every sample has a group, val_loss is
+    over all of them.
+    """
+    return {name: value for name, (value, _) in _metrics(scores).items()}
+
+
+def sample_counts(scores: dict[SetKey, Score]) -> dict[str, int]:
+    """The number of samples behind each metric."""
+    return {name: samples for name, (_, samples) in _metrics(scores).items()}
+
+
+def _metrics(scores: dict[SetKey, Score]) -> dict[str, tuple[float, int]]:
+    """Name -> (value, samples)."""
+    ungrouped = {key: score for key, score in scores.items() if not key[1]}
+    metrics = {}
+    if scores:
+        total = sum((score.total for score in (ungrouped or scores).values()), Counts())
+        metrics["val_loss"] = total.loss / max(1, total.tokens), total.samples
+    for name, (task, media) in POOLED_METRICS.items():
+        parts = [s.by_media[media] for s in ungrouped.values() if s.task == task and media in s.by_media]
+        if parts:
+            total = sum(parts, Counts())
+            metrics[name] = total.metric(task), total.samples
+    for (source, group, task), score in scores.items():
+        total, suffix = score.total, {"text": "acc", "qa": "qa", "asr": "wer"}[task]
+        metrics["/".join(filter(None, (source, group, suffix)))] = total.metric(task), total.samples
+        if task == "text":
+            metrics["/".join(filter(None, (source, group, "exact")))] = total.exact, total.samples
+    return metrics
+
+
+def epoch_lines(epoch: int, epochs: int, loss: float, metrics: dict[str, float],
+                swapped: dict[str, float]) -> list[str]:
+    """What is printed after an epoch: its metrics, each with its value when the media are swapped."""
+    def percent(name):
+        if name not in metrics:
+            return "-"
+        beside = f"  (media swapped: {swapped[name]:.1%})" if name in swapped else ""
+        return f"{metrics[name]:.1%}{beside}"
+
+    lines = [f"Epoch {epoch}/{epochs}: loss={loss:.3f}, text_acc={percent('text_acc')}"]
+    for name, label in (("image_qa", "Image QA"), ("audio_wer", "Audio WER")):
+        if name in metrics:
+            lines.append(f"  → {label}: {percent(name)}")
+    for name in sorted(metrics):
+        if "/" in name:
+            lines.append(f"    {name}: {percent(name)}")
+    return lines

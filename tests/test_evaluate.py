@@ -1,0 +1,188 @@
+"""Held-out evaluation: which sample counts for which metric, on one rank or several, and the media swap."""
+
+import json
+from collections import defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import sft_omni
+from omni.data.sample import Sample
+from omni.distributed import ALONE, World
+from omni.eval.evaluate import EXAMPLES, Evaluator, media_of, swap_media
+from omni.eval.grading import WordErrors, correct, word_errors
+from omni.eval.scores import Counts, Score, sample_counts, summarise
+
+IMAGE, AUDIO = ("image",), ("audio",)
+SUFFIX = {"text": "acc", "qa": "qa", "asr": "wer"}
+
+# A held-out sample: question number, images, clips, task, group. Half of the numbers are answered wrongly.
+held_out_sample = st.builds(
+    lambda number, images, clips, task, group: Sample(
+        ("user", f"question {number}", "assistant", "word " * (number % 5 + 1)),
+        tuple(f"{number}.png{i}" for i in range(images)), tuple(f"{number}.wav{i}" for i in range(clips)),
+        task, group),
+    st.integers(0, 99), st.integers(0, 2), st.integers(0, 1), st.sampled_from(["text", "qa", "asr"]),
+    st.sampled_from(["", "", "far"]))
+held_out_sources = st.dictionaries(st.sampled_from(["a", "b", "c"]),
+                                   st.lists(held_out_sample, min_size=1, max_size=12), min_size=1)
+
+
+def number_of(sample: Sample) -> int:
+    return int(sample.messages[0][1].split()[1])
+
+
+class ModelFree(Evaluator):
+    """An evaluator whose losses and answers follow from the sample alone."""
+
+    def __init__(self, world: World = ALONE, batch_size: int = 3):
+        super().__init__(nn.Linear(1, 1), None, batch_size, 4, "fp32", world)
+
+    def _token_counts(self, samples):
+        assert len({media_of(s) for s in samples}) == 1, "sums over a batch can't be told apart by media"
+        return sum((token_counts(s) for s in samples), Counts())
+
+    def answers(self, samples):
+        return [answer_of(s) for s in samples]
+
+
+def token_counts(sample: Sample) -> Counts:
+    tokens = len(sample.answer.split())
+    return Counts(1, number_of(sample) / 4, tokens, number_of(sample) % (tokens + 1))
+
+
+def answer_of(sample: Sample) -> str:
+    return sample.answer if number_of(sample) % 2 else "word wrong"
+
+
+def expected(sources: dict[str, list[Sample]]) -> dict[str, tuple[float, int]]:
+    """Name -> (metric, samples), sample by sample from the definition of each metric."""
+    everything = [(name, sample) for name, samples in sources.items() for sample in samples]
+    counted = defaultdict(list)
+    grouped_only = all(sample.group for _, sample in everything)
+    for source, sample in everything:
+        name = "/".join(filter(None, (source, sample.group, SUFFIX[sample.task])))
+        counted[name, sample.task].append(sample)
+        if sample.task == "text":
+            counted[name.removesuffix("acc") + "exact", "qa"].append(sample)
+        if not sample.group or grouped_only:
+            counted["val_loss", "loss"].append(sample)
+        for name, task, images, audios in (("text_acc", "text", 0, 0), ("image_qa", "qa", 1, 0),
+                                           ("audio_wer", "asr", 0, 1)):
+            found = (sample.task, bool(sample.images), bool(sample.audios), sample.group)
+            if found == (task, images, audios, ""):
+                counted[name, task].append(sample)
+    return {name: (metric(kind, samples), len(samples)) for (name, kind), samples in counted.items()}
+
+
+def metric(kind: str, samples: list[Sample]) -> float:
+    counts = [token_counts(s) for s in samples]
+    tokens = sum(c.tokens for c in counts)
+    if kind in ("loss", "text"):
+        return sum(c.loss if kind == "loss" else c.correct_tokens for c in counts) / tokens
+    if kind == "qa":
+        return sum(correct(answer_of(s), s.answer) for s in samples) / len(samples)
+    return sum((word_errors(answer_of(s), s.answer) for s in samples), WordErrors()).rate
+
+
+class Rank(World):
+    """One of several ranks that are evaluated one after the other: `node` holds what all have to gather."""
+
+    def gather(self, value):
+        self.node[self.rank] = value
+        return [self.node[rank] for rank in sorted(self.node)]
+
+
+@given(held_out_sources, st.integers(1, 5), st.integers(1, 4))
+def test_each_sample_counts_by_its_own_media_on_any_number_of_ranks(sources, batch_size, ranks):
+    wanted, node = expected(sources), {}
+    for _ in range(2):  # after the first pass each rank gathers the scores of all
+        scores = [ModelFree(Rank(rank, ranks, node=node), batch_size).score(sources) for rank in range(ranks)]
+    for score in scores:
+        assert summarise(score) == pytest.approx({name: value for name, (value, _) in wanted.items()})
+        assert sample_counts(score) == {name: samples for name, (_, samples) in wanted.items()}
+        assert list(score) == list(scores[0]) and score == scores[0], "ranks disagree"
+
+
+@given(held_out_sources)
+def test_the_media_swap_covers_every_sample_with_media_and_no_other(sources):
+    with_media = {name: [s for s in samples if media_of(s)] for name, samples in sources.items()}
+    wanted = {name: samples for name, (_, samples) in expected(with_media).items()}
+    found = sample_counts(ModelFree().score(sources, swapped=True))
+    assert found == (wanted if any(with_media.values()) else {})
+
+
+@given(held_out_sources, st.integers(1, 9))
+def test_a_limit_keeps_some_of_every_set(sources, limit):
+    sets = {}
+    for source, samples in sources.items():
+        for s in samples:
+            sets[source, s.group, s.task] = sets.get((source, s.group, s.task), 0) + 1
+    scores = ModelFree().score(sources, limit=limit)
+    assert scores.keys() == sets.keys()
+    assert all(1 <= score.total.samples <= min(limit, sets[key]) for key, score in scores.items())
+
+
+@given(st.lists(held_out_sample, min_size=1, max_size=80))
+def test_a_set_has_at_most_a_dozen_random_examples_and_a_dozen_wrong_ones(samples):
+    (score,) = ModelFree().score({"a": [s._replace(task="qa", group="") for s in samples]}).values()
+    reasons = [example["why"] for example in score.examples]
+    assert reasons.count("random") == min(EXAMPLES, len(samples)) and reasons.count("worst") <= EXAMPLES
+    assert not any(example["right"] for example in score.examples if example["why"] == "worst")
+
+
+def test_a_model_scores_a_mixed_set_as_it_scores_the_parts(toy):
+    model = toy.model()
+    evaluator = Evaluator(model, toy.collator(model), 4, 3, "fp32")
+    both = [s._replace(task="qa") for s in toy.samples("image_audio_text")[:1]]
+    pictures = toy.samples("image_text")[:5]
+    alone = summarise(evaluator.score({"vqa": pictures}))
+    for mixed in (both + pictures, pictures + both):
+        scores = evaluator.score({"vqa": mixed})
+        metrics, counts = summarise(scores), sample_counts(scores)
+        assert metrics["image_qa"] == alone["image_qa"] and counts["image_qa"] == 5 and counts["vqa/qa"] == 6
+        assert scores["vqa", "", "qa"].by_media[IMAGE].loss == pytest.approx(
+            alone["val_loss"] * scores["vqa", "", "qa"].by_media[IMAGE].tokens)
+
+
+def test_a_run_whose_held_out_samples_all_have_a_group_has_a_val_loss(toy, tmp_path):
+    lines = (toy.root / "data" / "text_only" / "val.jsonl").read_text().splitlines()
+    rows = [json.loads(line) | {"group": "far"} for line in lines]
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"weight": 1, "train": str(toy.root / "data" / "text_only" / "train.jsonl"),
+              "val": str(tmp_path / "val.jsonl")}
+    sft_omni.main(["--config", toy.write(tmp_path, data_mix={"text": source})])
+    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["val_loss"] for row in metrics if row["event"] == "epoch"]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    best = sft_omni.checkpoint.load(tmp_path / "out" / "omni_best.pt", "omni", "")
+    assert best["metrics"]["val_loss"] == losses[1]
+
+
+def test_metrics_pool_the_sources_of_a_task_and_leave_groups_out():
+    metrics = summarise({
+        ("t", "", "text"): Score("text", {(): Counts(2, 10.0, 4, 1)}),
+        ("i", "", "qa"): Score("qa", {IMAGE: Counts(4, 6.0, 4, 4, correct_answers=1)}),
+        ("j", "", "qa"): Score("qa", {IMAGE: Counts(6, correct_answers=4),
+                                      IMAGE + AUDIO: Counts(2, correct_answers=2)}),
+        ("a", "", "asr"): Score("asr", {AUDIO: Counts(2, word_errors=WordErrors(3, 4))}),
+        ("a", "far", "asr"): Score("asr", {AUDIO: Counts(2, 1000.0, 10, word_errors=WordErrors(4, 4))})})
+    assert metrics["val_loss"] == 2.0 and metrics["text_acc"] == 0.25
+    assert metrics["image_qa"] == 0.5 and metrics["audio_wer"] == 0.75 and metrics["a/far/wer"] == 1.0
+    assert (metrics["i/qa"], metrics["j/qa"]) == (0.25, 0.75)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=12))
+def test_swapping_gives_each_sample_the_media_of_another_with_as_many(counts):
+    samples = [Sample(("user", str(i), "assistant", "x"), tuple(f"{i}.png{k}" for k in range(images)),
+                      tuple(f"{i}.wav{k}" for k in range(clips))) for i, (images, clips) in enumerate(counts)]
+    swapped = swap_media(samples)
+    assert [s.messages for s in swapped] == [s.messages for s in samples]
+    for field in ("images", "audios"):
+        assert sorted(getattr(s, field) for s in swapped) == sorted(getattr(s, field) for s in samples)
+    for before, after, count in zip(samples, swapped, counts, strict=True):
+        assert (len(after.images), len(after.audios)) == count
+        if counts.count(count) > 1 and count != (0, 0):
+            assert (after.images, after.audios) != (before.images, before.audios)
