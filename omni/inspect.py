@@ -45,7 +45,8 @@ class Ruler:
 
     def _picture(self, path: str) -> tuple[str, int]:
         image.load(path, self.seeing.image_size)
-        with Image.open(media.source(path), formats=image.FORMATS) as picture:
+        with media.only_media_errors("a picture", path), \
+                Image.open(media.source(path), formats=image.FORMATS) as picture:
             return f"{picture.width}x{picture.height}", image_tokens(self.seeing)
 
     def _clip(self, path: str) -> tuple[str, int]:

@@ -11,6 +11,7 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published import DECODER_ERRORS, assert_refused
 
 from omni.config import AudioArch
 from omni.data import audio
@@ -102,6 +103,27 @@ def test_bad_sound_is_refused_with_a_reason(tmp_path, name, reason):
         audio.load(path)
     said = str(caught.value)
     assert said and reason in said and "\n" not in said and str(path) not in said
+
+
+@pytest.mark.parametrize("error", DECODER_ERRORS, ids=repr)
+@pytest.mark.parametrize("place", ["soundfile.SoundFile", "soundfile.SoundFile.read", "omni.data.media.head",
+                                   "omni.data.media.source", "torchaudio.functional.resample"])
+def test_whatever_a_decoder_raises_becomes_a_media_error(tmp_path, monkeypatch, place, error):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("PATH", sine(8_000), 8_000, format="WAV")
+
+    def fail(*_args, **_options):
+        raise error
+    monkeypatch.setattr(place, fail)
+    assert_refused(lambda: audio.load("PATH"))
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32"])
+def test_a_codec_that_soundfile_cannot_read_is_refused(tmp_path, monkeypatch, subtype):
+    """soundfile raises ValueError here: libsndfile can't seek in these."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("PATH", sine(8_000), 8_000, format="WAV", subtype=subtype)
+    assert_refused(lambda: audio.load("PATH"), "not readable as sound")
 
 
 @given(st.integers(800, 40_000))
@@ -199,6 +221,27 @@ def test_a_take_depends_on_seed_take_and_name_only(tmp_path):
     others = [reader.mel(path, 2), MediaReader(32, seed=4).mel(path, 1), reader.mel(path[:-5] + "b.wav", 1),
               plain]
     assert all(o.shape != first.shape or not torch.equal(o, first) for o in others)
+
+
+@given(seconds=st.floats(0.05, 12), seed=st.integers(0, 10**6), name=st.text("abc", min_size=1, max_size=3))
+@settings(max_examples=30, deadline=None)
+def test_the_frames_of_a_take_are_known_without_decoding(tmp_path_factory, seconds, seed, name):
+    path = str(tmp_path_factory.getbasetemp() / f"{name}.wav")
+    soundfile.write(path, sine(16_000, seconds), 16_000)
+    reader = MediaReader(32, seed)
+    power = reader.power(path)
+    reader.power = lambda _: power
+    plain = len(reader.mel(path))
+    takes = {take: len(reader.mel(path, take)) for take in range(8)}
+    reader.power = None  # decoding again would fail
+    assert {take: reader.frames(path, take, plain) for take in takes} == takes
+
+
+@given(st.integers(1, 4000), st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None)
+def test_the_augmented_frames_are_those_of_augment(frames, seed):
+    wanted = len(audio.augment(torch.rand(frames, audio.MELS), np.random.default_rng(seed)))
+    assert audio.augmented_frames(frames, np.random.default_rng(seed)) == wanted
 
 
 @given(st.integers(0, 10**6), st.integers(6, 300))

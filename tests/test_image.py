@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from published import DECODER_ERRORS, assert_refused
 
 from omni.data import image
 from omni.data.media_reader import MediaReader
@@ -114,6 +115,21 @@ def test_bad_pictures_are_refused_with_a_reason(tmp_path, content, reason):
         image.load(tmp_path / "a.jpg", SIZE)
     said = str(caught.value)
     assert said and reason in said and "\n" not in said and str(tmp_path) not in said
+
+
+@pytest.mark.parametrize("error", DECODER_ERRORS, ids=repr)
+@pytest.mark.parametrize("place", ["PIL.Image.open", "PIL.PngImagePlugin.PngImageFile.load", "numpy.array",
+                                   "PIL.ImageOps.exif_transpose", "PIL.ImageOps.pad", "torch.from_numpy",
+                                   "omni.data.media.source"])
+def test_whatever_a_decoder_raises_becomes_a_media_error(tmp_path, monkeypatch, place, error):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (SIZE, 8)).save("PATH", "PNG")
+
+    def fail(*_args, **_options):
+        raise error
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fail)
+        assert_refused(lambda: image.load("PATH", SIZE))
 
 
 def test_what_is_no_file_is_refused(tmp_path):

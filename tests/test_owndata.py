@@ -6,7 +6,9 @@ import pickle
 import random
 import tarfile
 
+import numpy as np
 import pytest
+import soundfile
 from conftest import assert_user_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -168,16 +170,19 @@ def test_nothing_left_to_train_on_is_one_line(toy, tmp_path, command):
     assert_user_error(command("sft_omni.py", "--config", config), "m.jsonl", "lower it")
 
 
-def test_the_manifest_command_shows_samples_lengths_and_problems(toy, folder, command):
+def test_inspect_shows_samples_lengths_and_problems(toy, folder, command):
     put(folder, {"img/broken.png": "<html>404</html>"})
+    soundfile.write(folder / "wav/gsm.wav", np.zeros(8000), 8000, subtype="GSM610")
     names = ("a.png", "b.jpg", "broken.png", "no.png")
-    entries = [{"image": f"img/{name}", "caption": "red"} for name in names]
-    path = write(folder, "m.jsonl", [*entries, {"audio": "wav/c.wav", "text": "hi"}])
+    images = [{"image": f"img/{name}", "caption": "red"} for name in names]
+    clips = [{"audio": f"wav/{name}", "text": "hi"} for name in ("c.wav", "gsm.wav")]
+    path = write(folder, "m.jsonl", [*images, *clips])
     done = command("-m", "omni.inspect", path, "--config", toy.write(folder), "--samples", 5)
     assert done.returncode == 0, done.stderr
-    for words in ("JSON lines: pictures with words, clips with words; 4 samples, 4 media, 1 skipped", "24x16",
+    for words in ("JSON lines: pictures with words, clips with words; 5 samples, 5 media, 1 skipped", "24x16",
                   "0.2 s", "sample 1: qa, ", "tokens", "assistant: red", "length in tokens:", "#",
-                  "problem: 1x a file of \"images\" is missing (first: line 4)", "problem: 1x not a picture"):
+                  "problem: 1x a file of \"images\" is missing (first: line 4)", "problem: 1x not a picture",
+                  "problem: 1x not readable as sound"):
         assert words in done.stdout, words
 
 

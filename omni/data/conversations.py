@@ -6,7 +6,7 @@ Known by its keys: `messages` (LLaMA-Factory, ms-swift, OpenAI), `conversations`
 `omni.manifest` alone; a ValueError here is a reason to skip the entry. Nothing is fetched from the network.
 """
 
-from omni.data.media import Piece, is_picture, is_sound
+from omni.data.media import Piece, is_audio, is_image
 from omni.data.sample import AUDIO, IMAGE
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
@@ -184,8 +184,8 @@ def _row(entry: dict, question: str) -> tuple[str, dict] | None:
     def first(columns) -> str | None:
         return next((entry[c] for c in columns if isinstance(entry.get(c), str) and entry[c]), None)
 
-    pictures = [path for path in (first(PICTURE), *filter(is_picture, [first(PATHS) or ""])) if path]
-    sounds = [path for path in (first(SOUND), *filter(is_sound, [first(PATHS) or ""])) if path]
+    pictures = [path for path in (first(PICTURE), *filter(is_image, [first(PATHS) or ""])) if path]
+    sounds = [path for path in (first(SOUND), *filter(is_audio, [first(PATHS) or ""])) if path]
     asked, answer = first(QUESTION), first(ANSWER)
     if not (pictures or sounds or asked) or not any(column in entry for column in ANSWER):
         return None

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from omni.data import conversations
-from omni.data.media import PICTURES, Piece, is_picture
+from omni.data.media import Piece, is_image
 from omni.data.webdataset import shards
 from omni.errors import UserError
 
@@ -64,13 +64,13 @@ def _folder(path: Path, question: str) -> Format:
         raise UserError(f"{path}: can't open this folder as a source: name the table of it to read: "
                         + ", ".join(tables[:9]))
     kinds = sorted(p for p in path.iterdir() if p.is_dir())
-    if any(is_picture(p.name) for kind in kinds for p in islice(kind.rglob("*"), 1000)):
+    if any(is_image(p.name) for kind in kinds for p in islice(kind.rglob("*"), 1000)):
         if not question:
             raise UserError(f'{path}: a folder of pictures by kind needs a "question" in its source, such as '
                             '"What is in the picture?"')
         return Format("image folder", "picture", root, _image_folder(root, question))
     raise UserError(f"{path}: can't open this folder as a source: it holds none of metadata.csv (LJSpeech), "
-                    f"*.trans.txt (LibriSpeech), *.tar (WebDataset), KIND/*{PICTURES[1]} (pictures by kind)")
+                    "*.trans.txt (LibriSpeech), *.tar (WebDataset), KIND/*.jpg (pictures by kind)")
 
 
 def _image_folder(root: Path, question: str) -> Iterator[tuple[int, object]]:
@@ -78,7 +78,7 @@ def _image_folder(root: Path, question: str) -> Iterator[tuple[int, object]]:
     number = 0
     for picture in sorted(root.rglob("*")):
         inside = picture.relative_to(root)
-        if is_picture(picture.name) and not any(part.startswith(".") for part in inside.parts):
+        if is_image(picture.name) and not any(part.startswith(".") for part in inside.parts):
             number += 1
             kind = inside.parts[0].replace("_", " ")
             yield number, {"image": str(inside), "question": question, "answer": kind} \

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 from omni.data.conversations import ANSWER, KEPT, QUESTION
-from omni.data.media import Piece, is_picture, is_sound
+from omni.data.media import Piece, is_audio, is_image
 from omni.errors import UserError
 
 MAX_TEXT = 1_000_000  # bytes of a .txt or .json member
@@ -52,9 +52,9 @@ def _sample(path: Path, members: list[tarfile.TarInfo]) -> dict:
     images, audios, entry, text = [], [], {}, None
     for member in members:
         extension = _split(member.name)[1]
-        if is_picture("." + extension):
+        if is_image("." + extension):
             images.append(Piece.at(path, member.offset_data, member.size, member.name))
-        elif is_sound("." + extension):
+        elif is_audio("." + extension):
             audios.append(Piece.at(path, member.offset_data, member.size, member.name))
         elif extension.endswith(("txt", "json")):
             if member.size > MAX_TEXT:
