@@ -2,12 +2,16 @@
 
 import base64
 import json
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from published import assistant, clip, picture, put, tar, user, write
 
-from omni.data import audio, image, manifest
+from omni.data import audio, image, manifest, media
 from omni.data.media import Piece
 from omni.data.sample import Sample
 from omni.errors import UserError
@@ -169,7 +173,7 @@ def test_common_voice(folder):
                                                               'f00\tx.mp3\t"Stop," he said.\t2\n'})
     (sample,) = read(folder / "train.tsv", "Common Voice: clips with words")
     assert sample.answer == '"Stop," he said.' and sample.task == "asr"
-    with pytest.raises(UserError, match="name the table of it to read: train.tsv"):
+    with pytest.raises(UserError, match="name the table to read: train.tsv"):
         manifest.read(str(folder))
 
 
@@ -218,3 +222,57 @@ def test_webdataset(folder):
     assert image.load(samples[0].images[0], 8)[2].min() > 0.9 and sorted(folder.rglob("*")) == before
     assert len(read(folder / "wds" / "s-000001.tar",
                     "WebDataset shard: pictures with words, clips with words")) == 2
+
+
+def data_url(payload: bytes, kind: str) -> str:
+    return f"data:{kind}/x;base64,{base64.b64encode(payload).decode()}"
+
+
+def embedded(images: list[bytes], audios: list[bytes], listed: tuple[str, ...], order: list[str]) -> dict:
+    """An entry with its media in base64: in `images`/`audios` if `listed`, else in the message's parts."""
+    image_urls, audio_urls = ([data_url(p, kind) for p in payloads]
+                              for payloads, kind in ((images, "image"), (audios, "audio")))
+    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in image_urls]
+    sounds = [{"type": "input_audio", "input_audio": {"format": "wav", "data": base64.b64encode(p).decode()}}
+              for p in audios]
+    message = (pictures if "images" not in listed else []) + (sounds if "audios" not in listed else [])
+    entry = {"messages": [user([*message, {"type": "text", "text": "?"}]), assistant("yes")],
+             "images": image_urls, "audios": audio_urls}
+    return {key: entry[key] for key in order if key == "messages" or key in listed}
+
+
+ENTRIES = st.lists(st.tuples(
+    st.lists(st.binary(min_size=12, max_size=14), max_size=3), st.lists(st.integers(0, 9), max_size=3),
+    st.sampled_from([(), ("images",), ("audios",), ("images", "audios")]),
+    st.permutations(["messages", "images", "audios"])), min_size=1, max_size=5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(entries=ENTRIES, name=st.sampled_from(["f.jsonl", "f.json"]))
+def test_embedded_media_are_found_in_any_order_of_keys(tmp_path_factory, entries, name):
+    """Equal payloads are frequent, and an entry's media may stand in the file in any order."""
+    entries = [(images, [bytes([number]) * 12 for number in audios], listed, order)
+               for images, audios, listed, order in entries]
+    path = write(tmp_path_factory.getbasetemp() / "embedded", name, [embedded(*entry) for entry in entries])
+    source = manifest.read(path)
+    assert not source.skipped
+    for sample, (images, audios, _, _) in zip(source.samples, entries, strict=True):
+        assert [media.source(piece).read() for piece in sample.images] == images
+        assert [media.source(piece).read() for piece in sample.audios] == audios
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+def test_the_cost_of_embedded_media_grows_with_the_size_of_the_file(tmp_path, escaped):
+    """In the worst order of keys, and for escaped base64, which is not found at all."""
+    def seconds(count: int) -> float:
+        rng = np.random.default_rng(0)
+        entries = [embedded([rng.bytes(1500)], [rng.bytes(1500)], ("images", "audios"),
+                            ["audios", "images", "messages"]) for _ in range(count)]
+        path = write(tmp_path, f"{count}.jsonl", entries)
+        if escaped:
+            Path(path).write_text(Path(path).read_text().replace("/", "\\/"))
+        begun = time.process_time()
+        source = manifest.read(path)
+        assert len(source.skipped if escaped else source.samples) > 0.99 * count
+        return time.process_time() - begun
+    assert seconds(8_000) < 8 * 3 * max(seconds(1_000), 0.01)

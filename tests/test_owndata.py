@@ -188,13 +188,13 @@ def test_inspect_shows_samples_lengths_and_problems(toy, folder, command):
 
 def test_the_lengths_shown_are_those_of_the_batch(toy, folder):
     from omni.config import SFTConfig, build
-    from omni.inspect import Ruler
+    from omni.inspect import SampleMeter
     (sample,) = manifest.read(write(folder, "m.jsonl", [
         {"messages": [user("<image>and <audio>"), assistant("yes")], "images": ["img/a.png"],
          "audios": ["wav/c.wav"]}])).samples
-    ruler = Ruler(build(SFTConfig, toy.config, "toy"))
-    ruler.measure([sample])
-    assert ruler.length(sample) == int(toy.collator(toy.model())([sample]).lengths[0])
+    meter = SampleMeter(build(SFTConfig, toy.config, "toy"))
+    meter.measure([sample])
+    assert meter.length(sample) == int(toy.collator(toy.model())([sample]).lengths[0])
 
 
 KEYS = ("messages", "conversations", "conversation", "instruction", "input", "output", "query", "response",
