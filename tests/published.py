@@ -1,4 +1,4 @@
-"""Small files in published formats, and what decoders raise, made for the tests."""
+"""Small files in published formats, made for the tests, and the errors that decoders may raise."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Every published format against a small file of its own, made here as its documentation describes it."""
+"""Reads a small file in every published format, made here as the format's documentation describes it."""
 
 import base64
 import json
@@ -24,8 +24,8 @@ def folder(tmp_path):
 
 
 def read(path, kind: str, **options) -> list[Sample]:
-    """The samples of a source that holds nothing to skip, and whose media can be decoded; written as our own
-    manifest and read again, they are the same.
+    """The samples of a source. Checks that none is skipped, that all media can be decoded, and that samples
+    without embedded media are the same after being written as our own manifest and read again.
     """
     source = manifest.read(str(path), **options)
     assert not source.skipped and source.kind == kind
@@ -34,38 +34,38 @@ def read(path, kind: str, **options) -> list[Sample]:
             assert image.load(file, 16).shape == (3, 16, 16)
         for file in sample.audios:
             assert len(audio.load(file)) > 800
-    whole = [s for s in source.samples if not any(isinstance(f, Piece) for f in s.images + s.audios)]
-    again = Path(path).parent / "again.jsonl"
-    again.write_text("".join(json.dumps(own(s)) + "\n" for s in whole))
-    assert manifest.read(str(again), allow_outside_paths=True).samples == whole
-    again.unlink()
+    plain = [s for s in source.samples if not any(isinstance(f, Piece) for f in s.images + s.audios)]
+    rewritten = Path(path).parent / "rewritten.jsonl"
+    rewritten.write_text("".join(json.dumps(own_entry(s)) + "\n" for s in plain))
+    assert manifest.read(str(rewritten), allow_outside_paths=True).samples == plain
+    rewritten.unlink()
     return source.samples
 
 
-def own(sample: Sample) -> dict:
-    """The entry of a sample in our own manifests."""
+def own_entry(sample: Sample) -> dict:
+    """A sample as an entry of our own manifests."""
     messages = [{"role": role, "content": content, **({"loss": False} if i in sample.untrained else {})}
                 for i, (role, content) in enumerate(sample.messages)]
     return {"messages": messages, "images": sample.images, "audios": sample.audios, "task": sample.task}
 
 
-TALK = (("system", "Be brief."), ("user", "<image>What?"), ("assistant", "red"), ("user", "And <audio>?"),
-        ("assistant", "a tone"))
+CONVERSATION = (("system", "Be brief."), ("user", "<image>What?"), ("assistant", "red"),
+                ("user", "And <audio>?"), ("assistant", "a tone"))
 
 
 @pytest.mark.parametrize("name", ["m.jsonl", "m.json"])
 def test_llama_factory_and_ms_swift_messages(folder, name):
     """LLaMA-Factory data/README.md; ms-swift docs Custom-dataset.md, "Multimodal"."""
-    entry = {"messages": [{"role": r, "content": c} for r, c in TALK], "images": ["img/a.png"],
+    entry = {"messages": [{"role": r, "content": c} for r, c in CONVERSATION], "images": ["img/a.png"],
              "audios": ["wav/c.wav"]}
     kind = "JSON lines: messages" if name == "m.jsonl" else "JSON: messages"
     (sample,) = read(write(folder, name, [entry]), kind)
-    assert sample.messages == TALK and sample.untrained == ()
+    assert sample.messages == CONVERSATION and sample.untrained == ()
     assert sample.images == (str(folder / "img/a.png"),) and sample.audios == (str(folder / "wav/c.wav"),)
 
 
 def test_content_as_a_list_of_typed_parts(folder):
-    """Hugging Face and ms-swift write {"type": "image", "image": PATH}; or the list beside holds the path."""
+    """Hugging Face and ms-swift: {"type": "image", "image": PATH}, or the path is in the entry's "images"."""
     parts = [{"type": "image", "image": "img/a.png"}, {"type": "text", "text": "and "},
              {"type": "audio", "audio": "wav/c.wav"}]
     bare = [{"type": "image"}, {"type": "text", "text": "What?"}]
@@ -76,7 +76,7 @@ def test_content_as_a_list_of_typed_parts(folder):
     assert first.images == second.images and second.messages[0] == ("user", "<image>What?")
 
 
-def test_turns_that_are_not_to_be_trained_on(toy, folder):
+def test_answers_that_are_not_trained_on(toy, folder):
     """ms-swift: "loss": false on a message. OpenAI fine-tuning guide, multi-turn chat: "weight": 0."""
     turns = [user("a"), assistant("one", loss=False), user("b"), assistant("two", weight=1), user("<image>"),
              assistant("three", weight=0)]
@@ -89,16 +89,16 @@ def test_turns_that_are_not_to_be_trained_on(toy, folder):
     assert trained == "two"
 
 
-def test_openai_chat_with_pictures_and_sound_inside(folder):
+def test_openai_chat_with_embedded_images_and_audio(folder):
     """OpenAI guide "Vision fine-tuning" (two user messages, data: URLs); API reference, input_audio."""
     red = "data:image/png;base64," + base64.b64encode(picture()).decode()
     blue = "data:image/jpeg;base64," + base64.b64encode(picture("blue", "JPEG")).decode()
-    said = {"data": base64.b64encode(clip()).decode(), "format": "wav"}
-    sound = {"type": "input_audio", "input_audio": said}
-    url = [{"type": "image_url", "image_url": {"url": u}} for u in (red, blue)]
+    sound = {"data": base64.b64encode(clip()).decode(), "format": "wav"}
+    sound_part = {"type": "input_audio", "input_audio": sound}
+    image_parts = [{"type": "image_url", "image_url": {"url": url}} for url in (red, blue)]
     system = {"role": "system", "content": "See."}
-    entries = [{"messages": [system, user("Which?"), user(url[:1]), assistant("red")]},
-               {"messages": [user([*url, sound]), assistant("both")]}]
+    entries = [{"messages": [system, user("Which?"), user(image_parts[:1]), assistant("red")]},
+               {"messages": [user([*image_parts, sound_part]), assistant("both")]}]
     for name, kind in (("m.jsonl", "JSON lines: messages"), ("m.json", "JSON: messages")):
         first, second = read(write(folder, name, entries), kind)
         assert first.messages[1] == ("user", "Which?\n<image>") and len(second.images) == 2
@@ -109,7 +109,7 @@ def test_openai_chat_with_pictures_and_sound_inside(folder):
 
 
 def test_sharegpt(folder):
-    """LLaMA-Factory data/README.md, "Sharegpt Format"; ms-swift's pairs of human and assistant."""
+    """LLaMA-Factory data/README.md, "Sharegpt Format"; ms-swift's pairs of "human" and "assistant"."""
     entries = [{"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"},
                                   {"from": "human", "value": "more"}, {"from": "gpt", "value": "no"}],
                 "system": "Be kind."},
@@ -122,8 +122,8 @@ def test_sharegpt(folder):
 
 def test_llava(folder):
     """LLaVA docs/Finetune_Custom_Data.md: id, image, conversations."""
-    talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
-    (sample,) = read(write(folder, "l.json", [{"id": "1", "image": "img/a.png", "conversations": talk}]),
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "red"}]
+    (sample,) = read(write(folder, "l.json", [{"id": "1", "image": "img/a.png", "conversations": turns}]),
                      "JSON: LLaVA")
     assert sample.messages == (("user", "<image>\nWhat?"), ("assistant", "red")) and sample.task == "qa"
 
@@ -142,7 +142,7 @@ def test_alpaca_and_query_response(folder):
 
 
 def test_easy_vqa(folder):
-    """vzhou842/easy-VQA, data/train: questions.json of [question, answer, image id], images/ID.png beside."""
+    """vzhou842/easy-VQA, data/train: questions.json of [question, answer, image id], and images/ID.png."""
     put(folder, {"images/7.png": picture()})
     (sample,) = read(write(folder, "questions.json", [["what color?", "red", 7]]), "JSON: easy-VQA")
     assert sample.messages == (("user", "<image>what color?"), ("assistant", "red"))
@@ -195,7 +195,7 @@ def test_librispeech(folder):
 
 
 def test_image_folder(folder):
-    """torchvision.datasets.ImageFolder: root/kind/picture; the question stands in the source."""
+    """torchvision.datasets.ImageFolder: root/class/image; the source gives the question."""
     put(folder, {"set/hot_dog/1.png": picture(), "set/cat/2.jpg": picture("blue", "JPEG")})
     put(folder, {"set/cat/notes.txt": "", "set/cat/.hidden.png": ""})
     samples = read(folder / "set", "image folder: pictures with words", question="What is in the picture?")
@@ -207,11 +207,11 @@ def test_image_folder(folder):
 
 def test_webdataset(folder):
     """webdataset README: files of a sample follow each other and share the name up to the first dot."""
-    talk = {"messages": [user("<audio>Say it."), assistant("tone")], "task": "asr"}
+    asr = {"messages": [user("<audio>Say it."), assistant("tone")], "task": "asr"}
     (folder / "wds").mkdir()
     tar(folder / "wds" / "s-000000.tar", {
         "a/0001.jpg": picture("blue", "JPEG"), "a/0001.txt": "a blue field\n",
-        "a/0002.ogg": clip(1, "OGG"), "a/0002.json": json.dumps(talk)})
+        "a/0002.ogg": clip(1, "OGG"), "a/0002.json": json.dumps(asr)})
     tar(folder / "wds" / "s-000001.tar", {"0.png": picture(), "0.json": '{"caption": "red", "url": "http://x"}',
                                           "1.flac": clip(form="FLAC"), "1.txt": "hi"})
     before = sorted(folder.rglob("*"))

@@ -23,8 +23,8 @@ MAX_LINE = 64_000_000  # characters of one entry, base64 included
 MAX_JSON = 2 ** 31  # bytes of a file that is one JSON list, since it is parsed as a whole
 # Columns that can hold the answer; a table's header must name one of them.
 ANSWER_COLUMNS = {*conversations.ANSWER, *(answer for _, answer, _ in conversations.PAIRS)}
-# A base64 text as it stands in a JSON file: a whole string, or the end of a data: URL. Shorter ones hold no
-# medium, and to index all short strings would be slow.
+# A base64 text in a JSON file: a whole string or the end of a data: URL. Texts under 16 characters hold no
+# medium, and indexing all short strings would be slow.
 _BASE64 = re.compile(rb'[",]([A-Za-z0-9+/]{16,}+={0,2})"')
 
 
