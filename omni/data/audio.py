@@ -20,7 +20,7 @@ SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: 25 ms
 HOP = SAMPLE_RATE // MEL_FRAMES_PER_SECOND  # samples: 10 ms
 MIN_SECONDS, MAX_SECONDS = 0.05, 30.0
-MAX_FILTER = 40_000_000  # bounds the resampling filter: with odd rates such as 16001 Hz it takes gigabytes
+MAX_FILTER = 40_000_000  # bounds the resampling filter, which takes gigabytes at odd rates such as 16001 Hz
 SILENCE = 1e-4  # share of the loudest frame's power, 40 dB below it
 LOG_FLOOR = 1e-6  # added to the mel power before the logarithm: about the noise floor of 16-bit sound
 
