@@ -1,12 +1,17 @@
-"""Small files in published formats, made for the tests."""
+"""Small files in published formats, made for the tests, and the errors that decoders may raise."""
 
 import io
 import json
+import struct
 import tarfile
+import zlib
 
 import numpy as np
+import pytest
 import soundfile
 from PIL import Image
+
+from omni.errors import MediaError
 
 
 def picture(color="red", form="PNG") -> bytes:
@@ -49,3 +54,23 @@ def tar(path, files: dict[str, bytes | str]) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
+
+
+# What decoders may raise on damaged files; some name the file, which the tests call PATH.
+DECODER_ERRORS = [
+    ValueError("not seekable"), ValueError(), RuntimeError("in\ntwo lines"), OSError("broken data stream"),
+    OSError(5, "Input/output error", "PATH"), PermissionError(13, "Permission denied", "PATH"), MemoryError(),
+    RecursionError("too deep"), struct.error("unpack"), zlib.error("Error -3"), KeyError(7), EOFError(),
+    SyntaxError("bad"), IndexError("list"), TypeError("None"), AttributeError("no tile"), AssertionError(),
+    ZeroDivisionError("zero"), OverflowError("large"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
+    NotImplementedError("tile"), BufferError("buffer"), StopIteration(), UserWarning("odd"),
+    Exception("at PATH")]
+
+
+def assert_refused(load, reason: str = "") -> None:
+    """`load()` raises MediaError with a short reason in one line that doesn't hold the file's name, PATH."""
+    with pytest.raises(MediaError) as caught:
+        load()
+    message = str(caught.value)
+    assert reason in message and 0 < len(message) < 130
+    assert "\n" not in message and "PATH" not in message

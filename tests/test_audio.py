@@ -1,4 +1,4 @@
-"""Sound in any rate becomes 16 kHz mono or a reason; padding never changes a feature."""
+"""Sound of any rate is read as 16 kHz mono or refused with a reason; padding never changes a feature."""
 
 import math
 import os
@@ -11,11 +11,14 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published import DECODER_ERRORS, assert_refused
 
+from omni.chat import NamingReader
 from omni.config import AudioArch
 from omni.data import audio
 from omni.data.collate import pad_mels
 from omni.data.media_reader import MediaReader
+from omni.errors import UserError
 from omni.model.audio_encoder import AudioEncoder
 
 
@@ -32,7 +35,7 @@ def test_any_rate_and_channels_become_16_khz_mono(tmp_path, rate, channels):
     clip = audio.load(tmp_path / "a.wav")
     assert clip.dtype == torch.float32 and clip.shape == (math.ceil(len(wave) * 16_000 / rate),)
     wanted = torch.from_numpy(sine(16_000)[:len(clip)]).float() * (channels + 1) / 2 / channels
-    middle = slice(1000, 7000)  # away from the edges, where a resampler has nothing to look at
+    middle = slice(1000, 7000)  # the resampling filter runs off the clip at its edges
     assert (clip[middle] - wanted[middle]).abs().max() < 0.01
 
 
@@ -45,7 +48,7 @@ def test_common_formats_are_read(tmp_path, ending):
 
 
 @pytest.mark.parametrize("rate", [16_001, 44_099, 96_000, 192_000])
-def test_an_odd_rate_costs_no_gigabytes(tmp_path, rate):
+def test_resampling_an_odd_rate_takes_no_gigabytes(tmp_path, rate):
     soundfile.write(tmp_path / "a.wav", sine(rate, 0.1), rate)
     limit = resource.getrlimit(resource.RLIMIT_AS)
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -53,7 +56,7 @@ def test_an_odd_rate_costs_no_gigabytes(tmp_path, rate):
     try:
         assert abs(len(audio.load(tmp_path / "a.wav")) - 1600) <= 2
     except audio.MediaError as err:
-        assert "rate" in str(err)  # refused with the reason is well too
+        assert "rate" in str(err)  # refusing it is fine too
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limit)
 
@@ -100,22 +103,45 @@ def test_bad_sound_is_refused_with_a_reason(tmp_path, name, reason):
     path = write_bad(tmp_path, name)
     with pytest.raises(audio.MediaError) as caught:
         audio.load(path)
-    said = str(caught.value)
-    assert said and reason in said and "\n" not in said and str(path) not in said
+    message = str(caught.value)
+    assert message and reason in message and "\n" not in message and str(path) not in message
+
+
+@pytest.mark.parametrize("error", DECODER_ERRORS, ids=repr)
+@pytest.mark.parametrize("place", ["soundfile.SoundFile", "soundfile.SoundFile.read", "omni.data.media.head",
+                                   "omni.data.media.source", "torchaudio.functional.resample"])
+def test_whatever_a_decoder_raises_becomes_a_media_error(tmp_path, monkeypatch, place, error):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("PATH", sine(8_000), 8_000, format="WAV")
+
+    def fail(*_args, **_options):
+        raise error
+    monkeypatch.setattr(place, fail)
+    assert_refused(lambda: audio.load("PATH"))
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "G721_32"])
+def test_a_codec_that_soundfile_cannot_read_is_refused(tmp_path, monkeypatch, subtype):
+    """soundfile raises ValueError here, because libsndfile can't seek in these codecs."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("PATH", sine(8_000), 8_000, format="WAV", subtype=subtype)
+    assert_refused(lambda: audio.load("PATH"), "not readable as sound")
+    with pytest.raises(UserError, match="PATH: not readable as sound"):
+        NamingReader(32).mel("PATH")  # as omni.chat reads it
 
 
 @given(st.integers(800, 40_000))
 @settings(max_examples=40, deadline=None)
-def test_the_number_of_mel_frames_is_its_formula(samples):
+def test_the_number_of_mel_frames_follows_its_formula(samples):
     power = audio.mel_power(torch.randn(samples))
     assert power.shape == (audio.mel_frames(samples), audio.MELS)
 
 
-def test_a_tone_lies_in_its_band():
-    power = audio.mel_power(torch.from_numpy(sine(16_000, hertz=1000)).float())
-    bands = [int(audio.mel_power(torch.from_numpy(sine(16_000, hertz=h)).float()).mean(0).argmax())
-             for h in (300, 1000, 3000, 7000)]
-    assert bands == sorted(set(bands)) and power.min() >= 0
+def test_higher_tones_lie_in_higher_mel_bands():
+    powers = [audio.mel_power(torch.from_numpy(sine(16_000, hertz=hertz)).float())
+              for hertz in (300, 1000, 3000, 7000)]
+    bands = [int(power.mean(0).argmax()) for power in powers]
+    assert bands == sorted(set(bands)) and all(power.min() >= 0 for power in powers)
 
 
 def test_loudness_does_not_change_the_log_mel_of_a_loud_clip():
@@ -138,7 +164,7 @@ def test_the_level_of_speech_does_not_depend_on_the_silence_around_it():
     assert not torch.allclose(audio.log_mel(padded)[70:-30], audio.log_mel(power), atol=0.5)
 
 
-def test_what_lies_far_below_the_speech_hardly_changes_its_log_mel():
+def test_noise_far_below_the_speech_hardly_changes_its_log_mel():
     torch.manual_seed(0)
     power = audio.mel_power(torch.sin(torch.arange(16000) / 8) * torch.linspace(0, 0.5, 16000))
     noisy = power + audio.mel_power(torch.randn(16000) * 1e-4)  # 65 dB below the tone
@@ -155,7 +181,7 @@ def encoder(request) -> AudioEncoder:
 
 
 @torch.no_grad()
-def test_padding_and_neighbours_change_no_feature(encoder):
+def test_padding_and_other_clips_of_the_batch_change_no_feature(encoder):
     mels = [torch.randn(frames, audio.MELS) for frames in (6, 7, 8, 9, 31, 64, 101)]
     together, lengths = encoder(*pad_mels(mels))
     for row, length, mel in zip(together, lengths, mels, strict=True):
@@ -164,7 +190,7 @@ def test_padding_and_neighbours_change_no_feature(encoder):
         assert torch.allclose(row[:length], alone[0], atol=1e-5)
 
 
-def test_the_number_of_features_is_its_formula(encoder):
+def test_the_number_of_features_follows_its_formula(encoder):
     per_feature = 8 if encoder.arch.frames_per_second == 12.5 else 4
     for frames in (*range(1, 40), 3001):
         assert encoder.lengths(frames) == math.ceil(frames / per_feature)
@@ -175,7 +201,7 @@ def test_the_number_of_features_is_its_formula(encoder):
 
 
 @torch.no_grad()
-def test_every_feature_hears_the_whole_clip(encoder):
+def test_every_feature_depends_on_the_whole_clip(encoder):
     mel = torch.randn(1, 64, audio.MELS)
     changed = mel.clone()
     changed[0, 60:] += 1
@@ -183,7 +209,7 @@ def test_every_feature_hears_the_whole_clip(encoder):
     assert not torch.allclose(encoder(mel, length)[0][0, 0], encoder(changed, length)[0][0, 0], atol=1e-6)
 
 
-def test_a_take_depends_on_seed_take_and_name_only(tmp_path):
+def test_a_take_depends_only_on_seed_take_and_file_name(tmp_path):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         for name in ("a.wav", "b.wav"):
@@ -199,6 +225,27 @@ def test_a_take_depends_on_seed_take_and_name_only(tmp_path):
     others = [reader.mel(path, 2), MediaReader(32, seed=4).mel(path, 1), reader.mel(path[:-5] + "b.wav", 1),
               plain]
     assert all(o.shape != first.shape or not torch.equal(o, first) for o in others)
+
+
+@given(seconds=st.floats(0.05, 12), seed=st.integers(0, 10**6), name=st.text("abc", min_size=1, max_size=3))
+@settings(max_examples=30, deadline=None)
+def test_the_frames_of_a_take_are_known_without_decoding(tmp_path_factory, seconds, seed, name):
+    path = str(tmp_path_factory.getbasetemp() / f"{name}.wav")
+    soundfile.write(path, sine(16_000, seconds), 16_000)
+    reader = MediaReader(32, seed)
+    power = reader.power(path)
+    reader.power = lambda _: power
+    plain = len(reader.mel(path))
+    takes = {take: len(reader.mel(path, take)) for take in range(8)}
+    reader.power = None  # decoding again would fail
+    assert {take: reader.frames(path, take, plain) for take in takes} == takes
+
+
+@given(st.integers(1, 4000), st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None)
+def test_the_augmented_frames_are_those_of_augment(frames, seed):
+    wanted = len(audio.augment(torch.rand(frames, audio.MELS), np.random.default_rng(seed)))
+    assert audio.augmented_frames(frames, np.random.default_rng(seed)) == wanted
 
 
 @given(st.integers(0, 10**6), st.integers(6, 300))

@@ -1,4 +1,4 @@
-"""A user's own data: what is skipped and why, the held-out share, a run on several formats, omni.inspect."""
+"""A user's own data: skipped samples, the held-out share, a run on several formats, omni.inspect."""
 
 import json
 import os
@@ -6,7 +6,9 @@ import pickle
 import random
 import tarfile
 
+import numpy as np
 import pytest
+import soundfile
 from conftest import assert_user_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_shard_that_is_cut_short_or_compressed(folder):
+def test_a_truncated_or_compressed_shard_is_refused(folder):
     tar(folder / "s.tar", {"1.png": picture(), "1.txt": "red"})
     (sample,) = manifest.read(str(folder / "s.tar")).samples
     content = (folder / "s.tar").read_bytes()
@@ -52,19 +54,19 @@ def test_a_shard_that_is_cut_short_or_compressed(folder):
 def test_an_entry_that_cannot_be_used_is_skipped_with_its_reason(folder, entry, reason):
     good = {"query": "q", "response": "r"}
     source = manifest.read(write(folder, "m.jsonl", [good, entry, good]))
-    ((number, said),) = source.skipped
-    assert number == 2 and reason in said and len(source.samples) == 2
+    ((number, message),) = source.skipped
+    assert number == 2 and reason in message and len(source.samples) == 2
 
 
 @pytest.mark.parametrize("name, content, word", [
     ("x.json", "[1, 2", "line 1, column"), ("x.csv", "a,b\n1,2\n", "column for the answer"),
     ("x.bin", b"\x89PNG\r\n\xff\xff", "UTF-8"), ("x.json", "[" * 100_000, "not valid JSON")])
-def test_a_file_that_is_no_source_is_one_line(folder, command, name, content, word):
+def test_a_file_of_no_known_format_gives_a_one_line_error(folder, command, name, content, word):
     put(folder, {name: content})
     assert_user_error(command("-m", "omni.inspect", folder / name), name, word)
 
 
-def test_a_row_that_is_odd_is_skipped_and_a_quote_left_open_is_told(tmp_path):
+def test_a_malformed_row_is_skipped_and_an_open_quote_is_an_error(tmp_path):
     put(tmp_path, {"t.csv": 'question,answer\n"a"x,b\na,b,c\n"two\nlines",ok\nlast,one\n'})
     source = manifest.read(str(tmp_path / "t.csv"))
     assert [s.answer for s in source.samples] == ["ok", "one"]
@@ -81,20 +83,20 @@ def test_a_row_that_is_odd_is_skipped_and_a_quote_left_open_is_told(tmp_path):
             assert "t.csv, line 1" in str(err)
 
 
-def test_a_picture_beside_the_kinds_is_skipped_and_hidden_ones_are_nothing(folder):
+def test_an_image_outside_the_class_folders_is_skipped_and_hidden_files_are_ignored(folder):
     put(folder, {"set/cat/1.png": picture(), "set/2.png": picture(), "set/.trash/3.png": picture()})
     source = manifest.read(str(folder / "set"), question="What?")
     assert [s.answer for s in source.samples] == ["cat"] and len(source.skipped) == 1
 
 
-def test_what_is_no_file_is_refused_without_waiting(tmp_path):
+def test_a_path_that_is_no_regular_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     for path in (tmp_path / "pipe.jsonl", "/dev/zero", tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match="can't open"):
             manifest.read(str(path))
 
 
-def test_a_piece_comes_from_a_reader_only():
+def test_a_piece_is_a_str_and_stays_a_piece_when_pickled():
     assert isinstance(Piece.at("/d/s.tar", 512, 9, "a/b.png"), str)
     assert Piece.at("/d/s.tar", 512, 9, "a/b.png") == "/d/s.tar@512+9/b.png"
     again = pickle.loads(pickle.dumps(Piece.at("/d/s.tar", 512, 9, "b.png")))  # to the workers of a loader
@@ -107,7 +109,7 @@ def test_the_size_of_a_medium_is_that_of_its_file_or_piece(tmp_path):
     assert media.size(tmp_path / "absent.wav") == 0
 
 
-def talks(count: int) -> list[dict]:
+def conversations(count: int) -> list[dict]:
     return [{"query": f"question {i}", "response": str(i)} for i in range(count)]
 
 
@@ -116,33 +118,34 @@ def split(folder, entries, share: float) -> tuple[set, set]:
     return tuple({s.answer for s in side} for side in sides)
 
 
-def test_the_held_out_share_stays_held_out_when_the_file_grows_or_is_shuffled(tmp_path):
-    train, val = split(tmp_path, talks(2000), 0.05)
+def test_held_out_samples_stay_held_out_when_the_file_grows_is_shuffled_or_moves(tmp_path):
+    train, val = split(tmp_path, conversations(2000), 0.05)
     assert len(train) + len(val) == 2000 and 60 <= len(val) <= 140 and not train & val
-    more = talks(4000)
+    more = conversations(4000)
     random.Random(0).shuffle(more)
     more_train, more_val = split(tmp_path, more, 0.05)
     assert train <= more_train and val <= more_val
     (tmp_path / "moved").mkdir()
-    assert split(tmp_path / "moved", talks(2000), 0.05) == (train, val)
+    assert split(tmp_path / "moved", conversations(2000), 0.05) == (train, val)
 
 
-def test_a_larger_share_holds_out_all_that_a_smaller_one_does_and_never_nothing(tmp_path):
-    small, large = (split(tmp_path, talks(300), share)[1] for share in (0.1, 0.4))
+def test_a_larger_share_holds_out_more_samples_and_none_holds_out_nothing(tmp_path):
+    small, large = (split(tmp_path, conversations(300), share)[1] for share in (0.1, 0.4))
     assert small < large
-    assert len(split(tmp_path, talks(3), 0.001)[1]) == 1
+    assert len(split(tmp_path, conversations(3), 0.001)[1]) == 1
 
 
-def test_equal_samples_are_on_the_same_side_and_the_name_of_a_medium_counts(folder):
-    train, val = manifest.read(write(folder, "m.jsonl", talks(50) * 3)).split(0.3)
+def test_equal_samples_are_on_the_same_side_and_media_names_count_as_content(folder):
+    train, val = manifest.read(write(folder, "m.jsonl", conversations(50) * 3)).split(0.3)
     assert not set(train) & set(val)
-    ask = [{"messages": [user("<image>?"), assistant("x")], "images": [f"img/{i}.png"]} for i in range(60)]
+    messages = [user("<image>?"), assistant("x")]
+    entries = [{"messages": messages, "images": [f"img/{i}.png"]} for i in range(60)]
     put(folder, {f"img/{i}.png": picture() for i in range(60)})
-    _, val = manifest.read(write(folder, "m.jsonl", ask)).split(0.3)
+    _, val = manifest.read(write(folder, "m.jsonl", entries)).split(0.3)
     assert 5 < len(val) < 35
 
 
-def test_a_run_on_several_formats_names_them_with_three_counts(toy, folder, capsys):
+def test_a_run_on_several_formats_prints_each_format_and_its_counts(toy, folder, capsys):
     put(folder, {f"set/{color}/{i}.png": picture(color) for color in ("red", "blue") for i in range(6)})
     put(folder, {f"wav/{i}.wav": clip(0.3 + i / 50) for i in range(8)})
     put(folder, {"asr.csv": "path,text\n" + "".join(f"wav/{i}.wav,low\n" for i in range(8)) + "no.wav,low\n"})
@@ -153,43 +156,46 @@ def test_a_run_on_several_formats_names_them_with_three_counts(toy, folder, caps
         "heard": {"weight": 1, "train": str(folder / "asr.csv"), "val": 0.3},
         "shard": {"weight": 1, "train": str(folder / "s.tar"), "val": str(folder / "s.tar")}})
     sft_omni.main(["--config", config])
-    said = capsys.readouterr().out
-    assert "source kinds: image folder: pictures with words; 12 samples, 12 media, 0 skipped" in said
-    assert "source heard: CSV: clips with words; 8 samples, 8 media, 1 skipped" in said
-    assert "source shard: 8 of 8 held-out samples share a picture or clip with training" in said
+    printed = capsys.readouterr().out
+    assert "source kinds: image folder: pictures with words; 12 samples, 12 media, 0 skipped" in printed
+    assert "source heard: CSV: clips with words; 8 samples, 8 media, 1 skipped" in printed
+    assert "source shard: 8 of 8 held-out samples share a picture or clip with training" in printed
     rows = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
     epoch = next(row for row in rows if row["event"] == "epoch")
     assert {"image_qa", "audio_wer", "kinds/qa", "heard/wer", "shard/qa"} <= epoch.keys()
 
 
-def test_nothing_left_to_train_on_is_one_line(toy, tmp_path, command):
-    path = write(tmp_path, "m.jsonl", talks(1))
+def test_no_samples_left_to_train_on_gives_a_one_line_error(toy, tmp_path, command):
+    path = write(tmp_path, "m.jsonl", conversations(1))
     config = toy.write(tmp_path, data_mix={"a": {"weight": 1, "train": path, "val": 0.5}})
     assert_user_error(command("sft_omni.py", "--config", config), "m.jsonl", "lower it")
 
 
-def test_the_manifest_command_shows_samples_lengths_and_problems(toy, folder, command):
+def test_inspect_shows_samples_lengths_and_problems(toy, folder, command):
     put(folder, {"img/broken.png": "<html>404</html>"})
+    soundfile.write(folder / "wav/gsm.wav", np.zeros(8000), 8000, subtype="GSM610")
     names = ("a.png", "b.jpg", "broken.png", "no.png")
-    entries = [{"image": f"img/{name}", "caption": "red"} for name in names]
-    path = write(folder, "m.jsonl", [*entries, {"audio": "wav/c.wav", "text": "hi"}])
+    images = [{"image": f"img/{name}", "caption": "red"} for name in names]
+    clips = [{"audio": f"wav/{name}", "text": "hi"} for name in ("c.wav", "gsm.wav")]
+    path = write(folder, "m.jsonl", [*images, *clips])
     done = command("-m", "omni.inspect", path, "--config", toy.write(folder), "--samples", 5)
     assert done.returncode == 0, done.stderr
-    for words in ("JSON lines: pictures with words, clips with words; 4 samples, 4 media, 1 skipped", "24x16",
+    for words in ("JSON lines: pictures with words, clips with words; 5 samples, 5 media, 1 skipped", "24x16",
                   "0.2 s", "sample 1: qa, ", "tokens", "assistant: red", "length in tokens:", "#",
-                  "problem: 1x a file of \"images\" is missing (first: line 4)", "problem: 1x not a picture"):
+                  "problem: 1x a file of \"images\" is missing (first: line 4)", "problem: 1x not a picture",
+                  "problem: 1x not readable as sound"):
         assert words in done.stdout, words
 
 
-def test_the_lengths_shown_are_those_of_the_batch(toy, folder):
+def test_inspect_shows_the_lengths_that_batches_have(toy, folder):
     from omni.config import SFTConfig, build
-    from omni.inspect import Ruler
+    from omni.inspect import SampleMeter
     (sample,) = manifest.read(write(folder, "m.jsonl", [
         {"messages": [user("<image>and <audio>"), assistant("yes")], "images": ["img/a.png"],
          "audios": ["wav/c.wav"]}])).samples
-    ruler = Ruler(build(SFTConfig, toy.config, "toy"))
-    ruler.measure([sample])
-    assert ruler.length(sample) == int(toy.collator(toy.model())([sample]).lengths[0])
+    meter = SampleMeter(build(SFTConfig, toy.config, "toy"))
+    meter.measure([sample])
+    assert meter.length(sample) == int(toy.collator(toy.model())([sample]).lengths[0])
 
 
 KEYS = ("messages", "conversations", "conversation", "instruction", "input", "output", "query", "response",
@@ -207,7 +213,7 @@ PIECES = ("path,text", "a|b|c", "wav;sentence", "x.png,hi", "text", "\t", "\"", 
 
 @settings(max_examples=400, deadline=None)
 @given(entries=st.lists(VALUES, min_size=1, max_size=4), name=st.sampled_from(["f.jsonl", "f.json"]))
-def test_whatever_stands_in_a_json_file_is_read_or_skipped(tmp_path_factory, entries, name):
+def test_every_entry_of_any_json_file_is_read_or_skipped(tmp_path_factory, entries, name):
     folder = tmp_path_factory.getbasetemp() / "fuzz"
     put(folder, {"img/a.png": b"x"})
     source = manifest.read(write(folder, name, entries))
@@ -220,7 +226,7 @@ def test_whatever_stands_in_a_json_file_is_read_or_skipped(tmp_path_factory, ent
 @given(content=st.one_of(st.binary(max_size=300), st.text(max_size=200).map(str.encode),
                          st.lists(st.sampled_from(PIECES), max_size=12).map(lambda p: "".join(p).encode())),
        name=st.sampled_from(["f.csv", "f.tsv", "f.json", "f.tar", "f"]))
-def test_whatever_a_file_holds_is_read_or_refused_in_one_line(tmp_path_factory, content, name):
+def test_a_file_of_any_content_is_read_or_refused_in_one_line(tmp_path_factory, content, name):
     folder = tmp_path_factory.getbasetemp() / "fuzz"
     put(folder, {name: content})
     try:

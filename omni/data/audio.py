@@ -1,5 +1,6 @@
-"""One decoded, checked clip, and its log-mel. Sound is mono float32 at 16 kHz in [-1, 1] everywhere else."""
+"""Decodes, checks and augments a clip, and makes its log-mel. Waves are mono float32 at 16 kHz in [-1, 1]."""
 
+import io
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -19,42 +20,51 @@ SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: 25 ms
 HOP = SAMPLE_RATE // MEL_FRAMES_PER_SECOND  # samples: 10 ms
 MIN_SECONDS, MAX_SECONDS = 0.05, 30.0
-MAX_FILTER = 40_000_000  # grows with the resampler's filter: odd rates such as 16001 Hz would take gigabytes
-SILENCE = 1e-4  # of the loudest frame's power: 40 dB below it
-LOG_FLOOR = 1e-6  # of the mel power, added before the logarithm: about the noise floor of 16-bit sound
+MAX_FILTER = 40_000_000  # bounds the resampling filter, which takes gigabytes at odd rates such as 16001 Hz
+SILENCE = 1e-4  # share of the loudest frame's power, 40 dB below it
+LOG_FLOOR = 1e-6  # added to the mel power before the logarithm: about the noise floor of 16-bit sound
 
 
 def load(path: str | Path) -> torch.Tensor:
-    """The clip at `path`, mixed down and resampled: (samples,) float32. Raises MediaError with the reason."""
-    source = media.source(path)
+    """The clip at `path` as 16 kHz mono: (samples,) float32. MediaError if it can't be used."""
+    with media.only_media_errors("sound", path):
+        wave, rate = _decode(media.source(path))
+        return wave if rate == SAMPLE_RATE else AF.resample(wave, rate, SAMPLE_RATE)
+
+
+def _decode(source: str | io.BytesIO) -> tuple[torch.Tensor, int]:
+    """Mono samples (n,) float32 and their rate in Hz."""
     try:
         with soundfile.SoundFile(source) as f:
-            rate, promised = f.samplerate, f.frames
+            rate, declared = f.samplerate, f.frames
             if "ADPCM" in f.subtype:
                 raise MediaError("ADPCM sound is not read (unsafe in libsndfile 1.2.2)")
             if SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) * rate > MAX_FILTER:
                 raise MediaError(f"sample rate {rate} Hz: resampling it would take gigabytes")
-            if promised > MAX_SECONDS * rate:
-                raise MediaError(f"{promised / rate:.0f} s long, the limit is {MAX_SECONDS:.0f} s")
+            if declared > MAX_SECONDS * rate:
+                raise MediaError(f"{declared / rate:.0f} s long, the limit is {MAX_SECONDS:.0f} s")
             sound = f.read(dtype="float32", always_2d=True)  # (samples, channels)
     except soundfile.LibsndfileError as err:
-        raise MediaError(f"not readable as sound ({err.error_string})") from None  # its text holds no path
-    except (RuntimeError, OSError) as err:
-        raise MediaError(f"not readable as sound ({type(err).__name__})") from None
-    head, there = media.head(source, 12)  # libsndfile trims what a WAV promises to what is there
-    size = int.from_bytes(head[4:8], "little")
-    known = head[:4] == b"RIFF" and head[8:] == b"WAVE" and size < 0x7FFFFFFF  # larger: written to a pipe
-    if known and size + 8 > there + 1:
-        raise MediaError("cut short: the file is smaller than its header says")
-    if len(sound) < promised:  # libsndfile returns what it has of a cut file, without an error
-        raise MediaError(f"cut short: {len(sound)} of {promised} samples")
+        raise MediaError(f"not readable as sound ({err.error_string})") from None  # str(err) holds the path
+    _check_riff_size(source)
+    if len(sound) < declared:  # of a file cut short libsndfile returns what there is, without an error
+        raise MediaError(f"cut short: {len(sound)} of {declared} samples")
     wave = sound.mean(axis=1)
     if not np.isfinite(wave).all():
         raise MediaError("holds NaN or infinite samples")
     if len(wave) < MIN_SECONDS * rate:
         raise MediaError(f"shorter than {MIN_SECONDS} s")
-    wave = torch.from_numpy(np.ascontiguousarray(wave))
-    return wave if rate == SAMPLE_RATE else AF.resample(wave, rate, SAMPLE_RATE)
+    return torch.from_numpy(np.ascontiguousarray(wave)), rate
+
+
+def _check_riff_size(source: str | io.BytesIO) -> None:
+    """MediaError if a WAV file is shorter than its header says: libsndfile silently reads what there is."""
+    head, file_size = media.head(source, 12)
+    declared = int.from_bytes(head[4:8], "little")
+    is_wav = head[:4] == b"RIFF" and head[8:] == b"WAVE"
+    to_pipe = declared >= 0x7FFFFFFF  # programs that write to a pipe don't know the size
+    if is_wav and not to_pipe and declared + 8 > file_size + 1:
+        raise MediaError("cut short: the file is smaller than its header says")
 
 
 @lru_cache(maxsize=1)
@@ -65,7 +75,7 @@ def _mel_transform() -> torchaudio.transforms.MelSpectrogram:
 
 
 def mel_frames(samples: int) -> int:
-    """Number of mel frames of a clip of so many samples."""
+    """Number of mel frames of a clip with `samples` samples at 16 kHz."""
     return samples // HOP + 1
 
 
@@ -75,11 +85,12 @@ def mel_power(wave: torch.Tensor) -> torch.Tensor:
 
 
 def log_mel(power: torch.Tensor, level: str = "clip") -> torch.Tensor:
-    """(F, MELS) power -> log-mel of unit scale, less its mean a band (so without room and microphone).
+    """Mel power (F, MELS) -> normalised log-mel (F, MELS).
 
-    Mean and scale are those of the whole clip, or of its `level` "speech" alone: then they don't depend on
-    how much of the clip is silence, nor what lies below the speech on how clean the recording is, for a floor
-    of SILENCE is laid under it.
+    Each band's mean is subtracted, which removes room and microphone, and the whole is scaled to a standard
+    deviation of 1. With `level` "clip" these statistics are those of the whole clip. With "speech" they are
+    those of the frames that are louder than silence, so the length of the pauses doesn't matter; and a floor
+    of SILENCE is added, so background noise below it doesn't either.
     """
     energy = power.sum(dim=1)
     if level == "clip":
@@ -92,25 +103,28 @@ def log_mel(power: torch.Tensor, level: str = "clip") -> torch.Tensor:
     return (log - mean) / (counted - mean).std().clamp_min(1e-3)
 
 
-def augment(power: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """A varied take of a clip, in the domain of mel power: (F, MELS) -> (F', MELS).
+def augmented_frames(frames: int, rng: np.random.Generator) -> int:
+    """How many frames `augment` turns `frames` into. Draws the speed, the first random number of a take."""
+    return max(8, round(frames / rng.uniform(0.87, 1.18)))
 
-    Speed, voice (a stretch of the frequency axis, as another vocal tract would), spectral tilt, room (an
-    exponential echo) and coloured noise. Working on mel power costs a hundredth of doing it to the waveform,
-    and frozen features never see more than mel anyway.
+
+def augment(power: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """An augmented take of a clip, in mel power: (F, MELS) -> (augmented_frames(F), MELS).
+
+    Varies speed, voice (the frequency axis is stretched, as by another vocal tract), spectral tilt, room (an
+    exponential echo) and coloured noise. Working on mel power costs a hundredth of working on the waveform,
+    and the encoders see nothing but mel anyway.
     """
-    frames, bands = power.shape
-    speed = rng.uniform(0.87, 1.18)
-    power = F.interpolate(power.T[None], size=max(8, round(frames / speed)), mode="linear")[0].T
-    frames = len(power)
-    # Voice: band b of the new clip is band b / warp of the old one.
+    frames, bands = augmented_frames(len(power), rng), power.shape[1]
+    power = F.interpolate(power.T[None], size=frames, mode="linear")[0].T
+    # Voice: band b of the new clip is band b / stretch of the old one.
     position = (torch.arange(bands) / rng.uniform(0.88, 1.13)).clamp(0, bands - 1)
     low = position.long().clamp(max=bands - 2)
     share = position - low
     power = power[:, low] * (1 - share) + power[:, low + 1] * share
     tilt_db = torch.linspace(-1, 1, bands) * rng.uniform(-6, 6)
     power = power * 10 ** (tilt_db / 10)
-    if rng.random() < 0.4:  # room: energy decays by 60 dB in t60 seconds, mixed with the direct sound
+    if rng.random() < 0.4:  # room: an echo that decays by 60 dB in t60 seconds
         t60 = rng.uniform(0.15, 0.6)
         lags = torch.arange(1, int(t60 * MEL_FRAMES_PER_SECOND * 0.6) + 1)
         kernel = 10 ** (-6 * lags / (t60 * MEL_FRAMES_PER_SECOND))
@@ -127,7 +141,7 @@ def augment(power: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def spec_augment(mel: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """SpecAugment (Park et al. 2019) on a log-mel (F, MELS): two masks each in time and frequency, of 0."""
+    """SpecAugment (Park et al. 2019): log-mel (F, MELS) -> a copy with 2 time and 2 frequency masks of 0."""
     mel = mel.clone()
     frames, bands = mel.shape
     for _ in range(2):

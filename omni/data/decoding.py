@@ -1,4 +1,5 @@
-"""Media decoded in a child process: what hangs, crashes or fills the memory ends there, and not the run."""
+"""Decodes media in a child process, so that a file that hangs, crashes or fills the memory can't end the run.
+"""
 
 import contextlib
 import math
@@ -14,28 +15,29 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from omni.data.media import only_media_errors
 from omni.data.media_reader import MediaReader
 from omni.errors import MediaError
 
-MEMORY = 2 * 2 ** 30  # bytes that decoding one medium may take
-AHEAD = 64  # media that may lie ready
+MEMORY = 2 * 2 ** 30  # bytes that the child may allocate for decoding
+AHEAD = 64  # decoded media that may wait for the run
 THREAD = "media"
 Request = tuple[str, str, int]  # the reader's method ("pixels" or "mel"), path, take
 
 
 class Decoder:
-    """Reads media with `reader`, a list of them in one child, started anew after one that went wrong."""
+    """Reads lists of media with `reader` in a child process; one that fails is replaced by a new one."""
 
     def __init__(self, reader: MediaReader, timeout: float):
         self.reader, self.timeout = reader, timeout  # seconds that a medium may take
-        self.frames: dict[str, int] = {}  # path -> mel frames of a clip, of its longest take read so far
+        self.frames: dict[str, int] = {}  # path of a clip -> mel frames of its longest take read so far
         self.child = self.answers = None
 
     def read(self, requests: Sequence[Request]) -> Iterator[torch.Tensor | MediaError]:
-        """Each medium in order, or the MediaError that says why there is none.
+        """Each requested medium in order, or the MediaError that says why it can't be used.
 
-        One that gives no answer is tried again by another child: it may have been the machine that slept, or
-        the run that was held by Ctrl-Z.
+        A medium without an answer is tried once more in a new child: the machine may have slept, or Ctrl-Z
+        may have stopped the run.
         """
         try:
             for done, (method, path, _) in enumerate(requests):
@@ -58,65 +60,62 @@ class Decoder:
                 if answer is not None:
                     return answer
                 self.answers.put(None)
-                reason = "it crashed its decoder"
+                reason = "its decoder crashed"
             except queue.Empty:
                 reason = f"decoding it took longer than {self.timeout:g} s (decode_timeout_s)"
             self._end()
         return MediaError(reason)
 
     def _start(self, requests: Sequence[Request]) -> None:
-        # The child is born with its list and only ever sends, so the two can't wait for each other.
+        # The child gets the whole list when it is forked and then only sends, so there can be no deadlock.
         fork = multiprocessing.get_context("fork")
-        ours, theirs = fork.Pipe(duplex=False)
+        receiver, sender = fork.Pipe(duplex=False)
         self.child = fork.Process(target=_serve, daemon=True,
-                                  args=(self.reader, requests, ours, theirs, self.timeout))
+                                  args=(self.reader, requests, receiver, sender, self.timeout))
         self.child.start()
-        theirs.close()
-        # A pipe holds few media: a thread takes them out while the run computes.
+        sender.close()
+        # A pipe's buffer holds few media, so a thread empties it while the run computes.
         self.answers = queue.Queue(AHEAD)
-        threading.Thread(target=_receive, args=(ours, self.answers), name=THREAD, daemon=True).start()
+        threading.Thread(target=_receive, args=(receiver, self.answers), name=THREAD, daemon=True).start()
 
     def _end(self) -> None:
         if self.child is not None:
             self.child.kill()
             self.child.join(1)
-            # So the thread, too, comes to its end; a child that the kernel doesn't let go is not waited for.
+            # Emptying the queue lets the thread end too. A child that can't be killed is not waited for.
             with contextlib.suppress(queue.Empty):
                 while self.answers.get(timeout=1) is not None:
                     pass
             self.child = None
 
 
-def _receive(pipe, answers: queue.Queue) -> None:
-    """The thread: puts what the child sends to `answers`, and at its end None."""
-    with pipe, contextlib.suppress(EOFError, OSError):
+def _receive(receiver, answers: queue.Queue) -> None:
+    """The thread: moves what the child sends to `answers`, with None after the last."""
+    with receiver, contextlib.suppress(EOFError, OSError):
         while True:
-            answers.put(pipe.recv())
+            answers.put(receiver.recv())
     answers.put(None)
 
 
-def _serve(reader: MediaReader, requests: Sequence[Request], ours, answers, timeout: float) -> None:
-    """The child: sends a medium a request, until all are sent or the run is gone."""
-    ours.close()
-    # A medium's takes are asked for one after another: it is decoded once for all of them.
+def _serve(reader: MediaReader, requests: Sequence[Request], receiver, sender, timeout: float) -> None:
+    """The child: sends an answer for each request, until all are sent or the run has ended."""
+    receiver.close()
+    # All takes of a medium are requested one after another, so it is decoded once for all of them.
     reader.picture, reader.power = lru_cache(1)(reader.picture), lru_cache(1)(reader.power)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run itself answers Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)  # thread pools don't survive a fork, and the bits shall not depend on them
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    torch.set_num_threads(1)  # thread pools don't survive a fork, and rounding must not depend on them
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     for method, path, take in requests:
-        signal.alarm(math.ceil(timeout) + 5)  # ends a child that hangs when the run itself was killed
+        signal.alarm(math.ceil(timeout) + 5)  # ends a child that hangs after the run itself was killed
         try:
-            value = getattr(reader, method)(path, take).numpy()
+            with only_media_errors("a medium", path):
+                answer = getattr(reader, method)(path, take).numpy()
         except MediaError as err:
-            value = err
-        except MemoryError:
-            value = MediaError("decoding it takes too much memory")
-        except Exception as err:  # of whatever a decoder raises on a file made to break it
-            value = MediaError(f"not readable ({type(err).__name__})")
+            answer = err
         signal.alarm(0)
         try:
-            answers.send(value)
+            sender.send(answer)
         except BrokenPipeError:
             return

@@ -1,11 +1,13 @@
-"""What a file or a folder is, told by its content: each format's entries, one by one.
+"""Recognises the format of a file or a folder by its content, and reads its entries one by one.
 
-A format yields `(number, entry)` for `omni.talks.convert`: a file's lines, a table's rows, a folder's
-pictures. Published forms are read as they are; nothing is converted on the disk.
+A format yields `(number, entry)` for `omni.data.conversations.convert`: the lines of a file, the rows of a
+table, the images of a folder. Published formats are read as they are; nothing is converted on the disk.
 """
 
 import csv
+import hashlib
 import json
+import mmap
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,33 +15,39 @@ from itertools import islice
 from pathlib import Path
 
 from omni.data import conversations
-from omni.data.media import PICTURES, Piece, is_picture
+from omni.data.media import Piece, is_image
 from omni.data.webdataset import shards
 from omni.errors import UserError
 
-MAX_LINE = 64_000_000  # characters of one entry, pictures in base64 included
-# Columns that hold an answer: a table's header names one of them.
-KNOWN = {*conversations.ANSWER, *(answer for _, answer, _ in conversations.PAIRS)}
-MAX_JSON = 2 ** 31  # bytes of a file that is one JSON list, which is parsed as a whole
+MAX_LINE = 64_000_000  # characters of one entry, base64 included
+MAX_JSON = 2 ** 31  # bytes of a file that is one JSON list, since it is parsed as a whole
+# Columns that can hold the answer; a table's header must name one of them.
+ANSWER_COLUMNS = {*conversations.ANSWER, *(answer for _, answer, _ in conversations.PAIRS)}
+# A base64 text in a JSON file: a whole string or the end of a data: URL. Texts under 16 characters hold no
+# medium, and indexing all short strings would be slow.
+_BASE64 = re.compile(rb'[",]([A-Za-z0-9+/]{16,}+={0,2})"')
 
 
 @dataclass(frozen=True)
 class Format:
-    """A source, recognised. Media paths are relative to `folder`; `inline` finds base64 in the file."""
+    """A recognised source. Media paths are relative to `folder`."""
 
     name: str  # as it is printed
-    unit: str  # what the entries' numbers count: line, row, entry, file
+    unit: str  # what the entries' numbers count: line, entry, sample, picture
     folder: Path
-    entries: Iterator[tuple[int, object]]  # an entry that is a ValueError can't be used, for that reason
-    inline: Callable[[str, str], Piece] = conversations.no_pieces
+    entries: Iterator[tuple[int, object]]  # an entry is a ValueError where the format itself is broken
+    find_base64: Callable[[str, str], Piece] = conversations.no_base64  # (base64 text, name) -> its piece
 
 
 def recognise(path: str, question: str = "") -> Format:
-    """The format of the file or folder at `path`. UserError if it is none that is known."""
+    """The format of the file or folder at `path`. UserError if it can't be read or isn't a known format.
+
+    `question` is asked about each image of an image folder.
+    """
     try:
         if Path(path).is_dir():
             return _folder(Path(path), question)
-        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+        if Path(path).exists() and not Path(path).is_file():  # opening a pipe would block
             raise OSError(0, "not a regular file")
         with open(path, "rb") as f:
             head = f.read(65_536)
@@ -61,32 +69,32 @@ def _folder(path: Path, question: str) -> Format:
     if tars := sorted(path.glob("*.tar")):
         return Format(f"WebDataset, {len(tars)} shards", "sample", root, shards(tars))
     if tables := sorted(p.name for p in path.glob("*.tsv")):
-        raise UserError(f"{path}: can't open this folder as a source: name the table of it to read: "
+        raise UserError(f"{path}: can't open this folder as a source: name the table to read: "
                         + ", ".join(tables[:9]))
     kinds = sorted(p for p in path.iterdir() if p.is_dir())
-    if any(is_picture(p.name) for kind in kinds for p in islice(kind.rglob("*"), 1000)):
+    if any(is_image(p.name) for kind in kinds for p in islice(kind.rglob("*"), 1000)):
         if not question:
             raise UserError(f'{path}: a folder of pictures by kind needs a "question" in its source, such as '
                             '"What is in the picture?"')
         return Format("image folder", "picture", root, _image_folder(root, question))
     raise UserError(f"{path}: can't open this folder as a source: it holds none of metadata.csv (LJSpeech), "
-                    f"*.trans.txt (LibriSpeech), *.tar (WebDataset), KIND/*{PICTURES[1]} (pictures by kind)")
+                    "*.trans.txt (LibriSpeech), *.tar (WebDataset), KIND/*.jpg (pictures by kind)")
 
 
 def _image_folder(root: Path, question: str) -> Iterator[tuple[int, object]]:
-    """`kind/*.jpg`: the answer is the folder's name. What is hidden is not looked at."""
+    """`kind/*.jpg`: the answer is the folder's name. Hidden files and folders are ignored."""
     number = 0
-    for picture in sorted(root.rglob("*")):
-        inside = picture.relative_to(root)
-        if is_picture(picture.name) and not any(part.startswith(".") for part in inside.parts):
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root)
+        if is_image(path.name) and not any(part.startswith(".") for part in relative.parts):
             number += 1
-            kind = inside.parts[0].replace("_", " ")
-            yield number, {"image": str(inside), "question": question, "answer": kind} \
-                if len(inside.parts) > 1 else ValueError("not in a folder that names its kind")
+            kind = relative.parts[0].replace("_", " ")
+            yield number, {"image": str(relative), "question": question, "answer": kind} \
+                if len(relative.parts) > 1 else ValueError("not in a folder that names its kind")
 
 
 def _librispeech(root: Path) -> Iterator[tuple[int, object]]:
-    """`speaker/chapter/*.trans.txt`: lines of a clip's name and its words, the clip beside them."""
+    """`speaker/chapter/*.trans.txt`: each line is a clip's name and its transcript; the FLAC lies beside."""
     number = 0
     for table in sorted(root.rglob("*.trans.txt")):
         for line in _lines(table):
@@ -104,33 +112,34 @@ def _text(path: Path, head: bytes) -> Format:
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     lines = path.suffix in (".jsonl", ".ndjson")
-    inline = Base64Finder(path)
+    find_base64 = Base64Finder(path)
     if text.startswith("[") and not lines:
-        return Format("JSON", "entry", folder, _json_list(path), inline)
+        return Format("JSON", "entry", folder, _json_list(path), find_base64)
     if text.startswith("{") or lines or not text:
-        return Format("JSON lines", "line", folder, _json_lines(path), inline)
+        return Format("JSON lines", "line", folder, _json_lines(path), find_base64)
     first = text.splitlines()[0]
-    if "|" in first and "\t" not in first and not KNOWN & {name.strip() for name in re.split("[|,;]", first)}:
+    has_header = ANSWER_COLUMNS & {name.strip() for name in re.split("[|,;]", first)}
+    if "|" in first and "\t" not in first and not has_header:
         return Format("LJSpeech", "line", folder, _ljspeech(path))
     return _table(path, first, folder)
 
 
 def _table(path: Path, first: str, folder: Path) -> Format:
-    """CSV or TSV with a header. Common Voice's tables lie beside `clips/` and are written without quotes."""
-    comma = next((mark for mark in "\t,;|" if mark in first), ",")
-    columns = [name.strip() for name in next(csv.reader([first], delimiter=comma))]
-    voice = comma == "\t" and {"path", "sentence"} <= set(columns) and (folder / "clips").is_dir()
-    if not KNOWN & set(columns):
+    """CSV or TSV with a header line, `first`. Common Voice's lie beside `clips/` and have no quotes."""
+    delimiter = next((mark for mark in "\t,;|" if mark in first), ",")
+    columns = [name.strip() for name in next(csv.reader([first], delimiter=delimiter))]
+    common_voice = delimiter == "\t" and {"path", "sentence"} <= set(columns) and (folder / "clips").is_dir()
+    if not ANSWER_COLUMNS & set(columns):
         raise UserError(f"{path}: neither JSON nor a table with a column for the answer "
                         f"({', '.join(conversations.ANSWER)}): its first line is {first[:60]!r}")
-    name = "Common Voice" if voice else "TSV" if comma == "\t" else "CSV"
-    return Format(name, "line", folder, _rows(path, comma, columns, voice))
+    name = "Common Voice" if common_voice else "TSV" if delimiter == "\t" else "CSV"
+    return Format(name, "line", folder, _rows(path, delimiter, columns, common_voice))
 
 
-def _rows(path: Path, comma: str, columns: list[str], voice: bool) -> Iterator[tuple[int, object]]:
-    quoting = csv.QUOTE_NONE if voice else csv.QUOTE_MINIMAL
-    reader = csv.reader(_lines(path), delimiter=comma, quoting=quoting, strict=True)
-    header = False  # whether it was passed
+def _rows(path: Path, delimiter: str, columns: list[str], common_voice: bool) -> Iterator[tuple[int, object]]:
+    quoting = csv.QUOTE_NONE if common_voice else csv.QUOTE_MINIMAL
+    reader = csv.reader(_lines(path), delimiter=delimiter, quoting=quoting, strict=True)
+    header_seen = False
     while True:
         line = reader.line_num + 1
         try:
@@ -138,32 +147,32 @@ def _rows(path: Path, comma: str, columns: list[str], voice: bool) -> Iterator[t
         except StopIteration:
             return
         except csv.Error as err:
-            if reader.line_num > line or not header:  # it may have swallowed any number of samples
+            if reader.line_num > line or not header_seen:  # the open quote may hide any number of samples
                 raise UserError(f"{path}, line {line}: a quote opened here is not closed ({err})") from None
             yield line, ValueError(f"not a readable row ({err})")
             continue
-        if not header or not values:
-            header = header or bool("".join(values).strip())
+        if not header_seen or not values:
+            header_seen = header_seen or bool("".join(values).strip())
             continue
         if len(values) != len(columns):
             yield line, ValueError(f"{len(values)} columns, and the header has {len(columns)}")
             continue
         row = {name: value.strip() for name, value in zip(columns, values, strict=True)}
-        if voice:
+        if common_voice:
             row = {"audio": f"clips/{row['path']}", "sentence": row["sentence"]}
         yield line, row
 
 
 def _ljspeech(path: Path) -> Iterator[tuple[int, object]]:
-    """`name|words as written|words as said`, without header or quotes; the clips are in `wavs/`."""
+    """`name|text|normalised text`, without header or quotes; the clips are in `wavs/`."""
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
-            name, _, words = line.rstrip("\n").partition("|")
-            yield number, {"audio": f"wavs/{name}.wav", "sentence": words.rpartition("|")[2].strip()}
+            name, _, texts = line.rstrip("\n").partition("|")
+            yield number, {"audio": f"wavs/{name}.wav", "sentence": texts.rpartition("|")[2].strip()}
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, object]]:
-    decode = json.JSONDecoder().raw_decode  # without what json.loads does before and after: half of its time
+    decode = json.JSONDecoder().raw_decode  # takes half of the time of json.loads
     for number, line in enumerate(_lines(path), 1):
         line = line.strip()
         if line:
@@ -196,7 +205,7 @@ def _json_list(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 text, as they end in the file: a table's quoted fields may hold some."""
+    """The lines of a UTF-8 text with their own line ends, which matter in a table's quoted fields."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as f:
             yield from f
@@ -205,20 +214,26 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 class Base64Finder:
-    """Where a base64 text stands in a JSON file, so that its medium is read from there whenever it is needed.
+    """Finds a base64 text in a JSON file, so that its medium can be read from the file whenever it's needed.
 
-    Entries come in the order of the file, so the search goes on from where the last one was found.
+    The first call indexes all base64 texts of the file in one pass. So a look-up takes the same time wherever
+    the text stands, and entries may name their media in any order. Equal texts share one piece.
     """
 
     def __init__(self, path: Path):
-        self.path, self.content, self.next = path.resolve(), None, 0
+        self.path, self.places = path.resolve(), None  # digest of a base64 text -> its offset in bytes
 
     def __call__(self, payload: str, name: str) -> Piece:
-        if self.content is None:
-            self.content = self.path.read_bytes()
-        wanted = payload.encode()
-        place = self.content.find(wanted, self.next) if payload else -1
-        if place < 0:
-            raise ValueError("a data: URL that is not base64, or written with escapes")
-        self.next = place + len(wanted)
-        return Piece.at(self.path, place, len(wanted), name, in_base64=True)
+        """The piece that holds `payload`. ValueError if the file has no such base64 text."""
+        if self.places is None:
+            with open(self.path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                self.places = {self._digest(m[1]): m.start(1) for m in _BASE64.finditer(content)}
+        encoded = payload.encode(errors="replace")
+        place = self.places.get(self._digest(encoded))
+        if place is None:
+            raise ValueError("a data: URL that is not base64, is too short, or is written with escapes")
+        return Piece.at(self.path, place, len(encoded), name, in_base64=True)
+
+    @staticmethod
+    def _digest(text: bytes) -> bytes:
+        return hashlib.blake2b(text, digest_size=16).digest()

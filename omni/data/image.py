@@ -1,6 +1,6 @@
-"""One decoded, checked picture: RGB float in [-1, 1], square, of the size that the vision encoder wants."""
+"""Decodes, checks and augments an image: square RGB floats in [-1, 1], as the vision encoder wants it."""
 
-import struct
+import io
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -12,18 +12,26 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from omni.data import media
 from omni.errors import MediaError
 
-MAX_PIXELS = 40_000_000  # a larger picture is refused from its header, before it is decoded
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # the decoders that may run on users' files
+MAX_PIXELS = 40_000_000  # checked in the header, before decoding
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no other decoder may run on users' files
 
 
 def load(path: str | Path, size: int) -> torch.Tensor:
-    """The picture at `path`: (3, size, size) float32. Raises MediaError with the reason.
+    """The image at `path`: (3, size, size) float32 in [-1, 1]. MediaError if it can't be used.
 
-    Rotated as its EXIF says, transparency laid on white, 16-bit grey scaled to 8, the first frame of an
-    animation. A picture that is not square is fitted into the square and padded with white: nothing is cut
-    off or distorted.
+    It is rotated as its EXIF data says, transparency becomes white, 16-bit grey is scaled to 8 bits, and of
+    an animation the first frame is read. An image that isn't square is fitted into the square and padded
+    with white: nothing is cropped or distorted.
     """
-    source = media.source(path)
+    with media.only_media_errors("a picture", path):
+        rgb = _decode(media.source(path))
+        if rgb.size != (size, size):
+            rgb = ImageOps.pad(rgb, (size, size), method=Image.Resampling.BICUBIC, color=(255, 255, 255))
+        pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+        return pixels.float().div_(127.5).sub_(1)
+
+
+def _decode(source: str | io.BytesIO) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -33,20 +41,14 @@ def load(path: str | Path, size: int) -> torch.Tensor:
                     limit = MAX_PIXELS // 1_000_000
                     raise MediaError(f"{width}x{height} pixels, the limit is {limit} megapixels")
                 picture.load()
-                rgb = _to_rgb(picture)
+                return _to_rgb(picture)
     except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise MediaError("not a picture in a known format, or too large") from None
-    except (OSError, ValueError, SyntaxError, LookupError, EOFError, TypeError, struct.error) as err:
-        raise MediaError(f"not readable as a picture ({str(err)[:80]})") from None
-    if rgb.size != (size, size):
-        rgb = ImageOps.pad(rgb, (size, size), method=Image.Resampling.BICUBIC, color=(255, 255, 255))
-    pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-    return pixels.float().div_(127.5).sub_(1)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith(("I;16", "I", "F")):  # Pillow's conversion clips 16 bit: nearly all is white
+    if picture.mode.startswith(("I;16", "I", "F")):  # Pillow's own conversion clips 16 bits to white
         values = np.asarray(picture, dtype=np.float64)
         full = 65535 if values.max() > 255 else 255
         return Image.fromarray((values / full * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -57,23 +59,23 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 class Placement(NamedTuple):
-    """How `augment` moves a picture: mirrored or not, then shifted in half sides, then scaled."""
+    """How `augment` moves an image: first mirrored, then shifted, then scaled."""
 
     scale: float
-    right: float
-    down: float
+    right: float  # in half widths
+    down: float  # in half heights
     mirrored: bool = False
 
 
 def placement(rng: np.random.Generator, photograph: bool = False) -> Placement:
-    """A random one; photographs are moved further, and half of them are mirrored."""
+    """A random Placement; photographs are moved further, and half of them are mirrored."""
     if photograph:
         return Placement(rng.uniform(0.85, 1.15), *rng.uniform(-0.2, 0.2, size=2), bool(rng.random() < 0.5))
     return Placement(rng.uniform(0.92, 1.08), *rng.uniform(-0.06, 0.06, size=2))
 
 
 def moved(box: tuple[float, ...], placed: Placement) -> tuple[float, ...]:
-    """A box (left, top, right, bottom, in shares of the sides) after the picture was moved."""
+    """Where a box (left, top, right, bottom as shares of the sides) is after the image was moved."""
     left, top, right, bottom = box
     if placed.mirrored:
         left, right = 1 - right, 1 - left
@@ -83,10 +85,10 @@ def moved(box: tuple[float, ...], placed: Placement) -> tuple[float, ...]:
 
 
 def augment(pixels: torch.Tensor, rng: np.random.Generator, photograph: bool = False) -> torch.Tensor:
-    """A varied take of a picture (3, H, W): moved and scaled a little, brightness, contrast and noise.
+    """An augmented take of an image (3, H, W): shifted, scaled, other brightness and contrast, noise.
 
-    No change of hue (colors have names), and no mirroring (left and right and letters have meaning) but of
-    photographs. Of those a square is hidden besides (DeVries and Taylor 2017).
+    Hue stays, because questions name colors. Only photographs are mirrored, because elsewhere left, right and
+    letters have a meaning; photographs also lose a square (Cutout, DeVries and Taylor 2017).
     """
     height, width = pixels.shape[1:]
     placed = placement(rng, photograph)

@@ -1,8 +1,6 @@
-"""A source -> checked `Sample`s, whatever its format. What can't be used is counted by its reason.
+"""Reads a source of any format into checked `Sample`s; entries that can't be used are skipped with a reason.
 
-    python -m omni.manifest PATH
-
-shows how a source is read: what it was recognised as, its first samples, their lengths, what is skipped.
+`python -m omni.inspect PATH` shows how a source is read.
 """
 
 import gc
@@ -21,59 +19,61 @@ from omni.data.tokenizer import split_placeholders
 from omni.errors import UserError
 
 MAX_TEXT = 1_000_000  # characters of a sample's messages
-AFTER = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}  # roles
+# The roles that may follow each role; "" is the start.
+NEXT_ROLES = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
 class Source:
-    """The samples of one source, with what was skipped and why."""
+    """The samples of one source, and the entries that were skipped."""
 
     name: str
     path: str
     samples: list[Sample]
-    skipped: list[tuple[int, str]] = field(default_factory=list)  # (number, reason)
+    skipped: list[tuple[int, str]] = field(default_factory=list)  # (number of the entry, reason)
     unit: str = "line"  # what the numbers count
-    kind: str = ""  # what it was recognised as
-    folder: Path = Path()  # media paths are relative to it
+    kind: str = ""  # the format and the most common shapes of its entries
+    folder: Path = Path()  # media paths in the source are relative to it
 
     def split(self, share: float) -> tuple[list[Sample], list[Sample]]:
-        """(training, held out): about `share` of the samples is held out, and never fewer than one.
+        """(training, held-out) samples. About `share` is held out, and at least one sample.
 
-        A sample's side hangs on its own content alone, so it stays where it is when the source grows, is
-        shuffled or moves elsewhere, and equal samples are on the same side.
+        The side depends only on a sample's own content. So a sample stays on its side when the source grows,
+        is shuffled or is moved, and equal samples are on the same side.
         """
-        places = [self._place_of(sample) for sample in self.samples]
-        limit = max(share, min(places, default=0.0))
+        hashes = [self._hash_of(sample) for sample in self.samples]
+        limit = max(share, min(hashes, default=0.0))
         sides = [], []
-        for sample, place in zip(self.samples, places, strict=True):
-            sides[place <= limit].append(sample)
+        for sample, value in zip(self.samples, hashes, strict=True):
+            sides[value <= limit].append(sample)
         return sides
 
-    def _place_of(self, sample: Sample) -> float:
-        """A number from 0 to 1, evenly spread, made of the texts and the names of the media."""
+    def _hash_of(self, sample: Sample) -> float:
+        """A hash of the texts and the names of the media, spread evenly over 0 to 1."""
         names = [path.rsplit("/", 1)[-1] if isinstance(path, Piece) else os.path.relpath(path, self.folder)
                  for path in sample.images + sample.audios]
         content = json.dumps([sample.messages, names]).encode()
         return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) / 2 ** 64
 
     def reasons(self) -> Counter:
+        """{reason: entries skipped for it}."""
         return Counter(reason for _, reason in self.skipped)
 
     def check(self, max_skipped: float) -> "Source":
-        """Itself, or a UserError if nothing or too little of it can be used."""
+        """The source itself. UserError if it's empty or more than the share `max_skipped` was skipped."""
         total = len(self.samples) + len(self.skipped)
         if not self.samples or len(self.skipped) > max_skipped * total:
             common = self.reasons().most_common(3)
             reasons = "; ".join(f"{n}x {reason}" for reason, n in common) or "it is empty"
             line = f" (first: {self.unit} {self.skipped[0][0]})" if self.skipped else ""
             raise UserError(f"{self.path} ({self.kind}): {len(self.skipped)} of {total} samples can't be used"
-                            f": {reasons}{line}. Mend them or raise max_skipped (now {max_skipped:g})")
+                            f": {reasons}{line}. Repair them or raise max_skipped (now {max_skipped:g})")
         return self
 
 
-def told(sources: list[Source]) -> str:
-    """What a source's files were recognised as, with the three counts of all of them."""
+def summary_line(sources: list[Source]) -> str:
+    """What the files of a source were recognised as, and their total samples, media and skipped entries."""
     kinds = " and ".join(dict.fromkeys(source.kind for source in sources))
     samples = [sample for source in sources for sample in source.samples]
     media = {path for sample in samples for path in sample.images + sample.audios}
@@ -82,33 +82,35 @@ def told(sources: list[Source]) -> str:
 
 
 def read(path: str, name: str = "", allow_outside_paths: bool = False, question: str = "") -> Source:
-    """Read the source at `path`, whatever its format. Media paths become absolute; files are looked for, not
-    opened. `question` is asked of the samples that ask nothing themselves.
+    """Read the source at `path`, a file or a folder. UserError if it can't be read or its format is unknown.
+
+    Media paths become absolute. Media must exist, but are not opened yet. `question` is used by samples that
+    have none.
     """
     form = formats.recognise(path, question)
-    source, kinds = Source(name or Path(path).stem, path, [], unit=form.unit, folder=form.folder), Counter()
-    gc.disable()  # samples stay: to look for garbage among ever more of them takes a sixth of the time
+    source, shapes = Source(name or Path(path).stem, path, [], unit=form.unit, folder=form.folder), Counter()
+    gc.disable()  # no sample becomes garbage, and searching them all again and again takes 1/6 of the time
     try:
         for number, entry in form.entries:
             try:
                 if isinstance(entry, ValueError):
                     raise entry
-                kind, entry = conversations.convert(entry, question, form.inline)
+                shape, entry = conversations.convert(entry, question, form.find_base64)
                 source.samples.append(_sample(entry, form.folder, allow_outside_paths))
-                kinds[kind] += 1
+                shapes[shape] += 1
             except ValueError as err:
                 source.skipped.append((number, str(err)))
     except OSError as err:
         raise UserError(f"{path}: can't be read ({err.strerror})") from None
     finally:
         gc.enable()
-    shapes = ", ".join(kind for kind, _ in kinds.most_common(3)) or "nothing usable"
-    source.kind = f"{form.name}: {shapes}"
+    common = ", ".join(shape for shape, _ in shapes.most_common(3)) or "nothing usable"
+    source.kind = f"{form.name}: {common}"
     return source
 
 
 def _sample(entry: dict, folder: Path, allow_outside: bool) -> Sample:
-    """The sample of a converted entry, or a ValueError that says why it can't be used."""
+    """The sample of a converted entry. ValueError with the reason if it can't be used."""
     untrained: tuple[int, ...] = ()
     if "messages" not in entry:  # plain text: all of it is trained on
         messages = (("assistant", entry["text"]),)
@@ -117,19 +119,19 @@ def _sample(entry: dict, folder: Path, allow_outside: bool) -> Sample:
     else:
         messages = _checked(entry["messages"], entry["untrained"])
         untrained = tuple(entry["untrained"])
-    length, marked = 0, False  # marked: a placeholder may stand in it
+    length, placeholders = 0, False  # whether there may be placeholders
     for _, content in messages:
         length += len(content)
-        marked = marked or "<" in content
+        placeholders = placeholders or "<" in content
         if not content.isascii() and _SURROGATE.search(content):
             raise ValueError("half a surrogate pair in a text")
     if length > MAX_TEXT:
         raise ValueError(f"longer than {MAX_TEXT} characters")
     images = _media(entry["images"], "images", folder, allow_outside) if "images" in entry else ()
     audios = _media(entry["audios"], "audios", folder, allow_outside) if "audios" in entry else ()
-    if marked or images or audios:
-        messages = _place(messages, IMAGE, len(images))
-        messages = _place(messages, AUDIO, len(audios))
+    if placeholders or images or audios:
+        messages = _match_placeholders(messages, IMAGE, len(images))
+        messages = _match_placeholders(messages, AUDIO, len(audios))
     if untrained:
         messages, images, audios = _trim(messages, images, audios, untrained)
         untrained = tuple(i for i in untrained if i < len(messages))
@@ -144,14 +146,14 @@ def _sample(entry: dict, folder: Path, allow_outside: bool) -> Sample:
 
 
 def _trim(messages, images, audios, untrained):
-    """Without what follows the last answer that is trained on: nothing is learned from it."""
+    """Drop the turns after the last answer that is trained on, since nothing is learned from them."""
     end = max(i for i, (role, _) in enumerate(messages) if role == "assistant" and i not in untrained) + 1
     pieces = [piece for _, content in messages[:end] for piece in split_placeholders(content)[1::2]]
     return messages[:end], images[:pieces.count(IMAGE)], audios[:pieces.count(AUDIO)]
 
 
 def _objects(raw) -> tuple[tuple[tuple[str, ...], tuple[float, ...]], ...]:
-    """What is where in a picture: [{"words": [...], "box": [left, top, right, bottom as shares]}]."""
+    """The objects in an image: [{"words": [...], "box": [left, top, right, bottom]}], 0 to 1 of the sides."""
     objects = []
     for item in raw if isinstance(raw, list) else [None]:
         words, box = (item.get("words"), item.get("box")) if isinstance(item, dict) else (None, None)
@@ -164,21 +166,21 @@ def _objects(raw) -> tuple[tuple[tuple[str, ...], tuple[float, ...]], ...]:
 
 
 def _checked(messages: list[tuple[str, str]], untrained: list[int]) -> tuple[tuple[str, str], ...]:
-    """The turns, in an order that the chat template knows and with an answer to learn."""
+    """The turns as a tuple. ValueError if the chat template can't hold them or no answer is trained on."""
     if not messages:
         raise ValueError('no "messages" list')
     last = ""
     for role, content in messages:
         if not isinstance(content, str):
             raise ValueError("a message needs a text as content")
-        if role not in AFTER[last]:
+        if role not in NEXT_ROLES[last]:
             raise ValueError("a system message that is not the first" if role == "system"
                              else "turns must go user, assistant, user, assistant, ...")
         last = role
     if last != "assistant":
         raise ValueError("turns must go user, assistant, user, assistant, ...")
     if len(messages) // 2 == len(untrained):
-        raise ValueError("no answer of it is to be trained on")
+        raise ValueError("no answer is to be trained on")
     if not content.strip():
         raise ValueError("the answer is empty")
     return tuple(messages)
@@ -189,7 +191,7 @@ def _media(raw, key: str, folder: Path, allow_outside: bool) -> tuple[str, ...]:
         raise ValueError(f'"{key}" must be a list of paths')
     paths = []
     for name in raw:
-        if isinstance(name, Piece):  # a part of the source itself
+        if isinstance(name, Piece):  # a piece of the source itself
             paths.append(name)
             continue
         if "://" in name:
@@ -197,14 +199,14 @@ def _media(raw, key: str, folder: Path, allow_outside: bool) -> tuple[str, ...]:
         path = (folder / name).resolve() if "\0" not in name else folder / "?"
         if not allow_outside and not path.is_relative_to(folder):
             raise ValueError(f'"{key}" leaves the manifest\'s folder (allow_outside_paths permits it)')
-        if not os.path.isfile(path):  # False where Path.is_file raises: a name too long
+        if not os.path.isfile(path):  # unlike Path.is_file it doesn't raise if the name is too long
             raise ValueError(f'a file of "{key}" is missing')
         paths.append(str(path))
     return tuple(paths)
 
 
-def _place(messages, placeholder: str, count: int):
-    """The messages, with as many placeholders as media: where there are none, before the first question."""
+def _match_placeholders(messages, placeholder: str, count: int):
+    """The messages with `count` placeholders; if there are none, they are put before the first question."""
     pieces = [piece for role, content in messages for piece in split_placeholders(content)[1::2]]
     found = pieces.count(placeholder)
     if found == 0 and count:

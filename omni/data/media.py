@@ -1,7 +1,7 @@
-"""Where a medium's bytes lie: in a file of its own, or in a piece of a file (a tar member, a data: URL).
+"""Where a medium's bytes are: a file of its own, or a piece of a file (a tar member, a data: URL).
 
-A piece is named `PATH@OFFSET+SIZE/NAME`, so it goes wherever a path goes, and nothing is ever unpacked to the
-disk. `PATH@OFFSET+SIZE~base64/NAME` is one whose bytes are written in base64.
+A piece is named `PATH@OFFSET+SIZE/NAME`, or `PATH@OFFSET+SIZE~base64/NAME` if its bytes are in base64. It can
+be used wherever a path can, so nothing is ever unpacked to the disk.
 """
 
 import base64
@@ -9,17 +9,19 @@ import binascii
 import io
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omni.errors import MediaError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-SOUNDS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au")
 _PIECE = re.compile(r"(?s)(.+)@(\d+)\+(\d+)(~base64)?/([^/]*)")
 
 
 class Piece(str):
-    """The name of a piece that a reader of ours made: a text out of a user's file never is one."""
+    """The name of a piece, made by our own readers. A path in a user's file stays a plain `str`."""
 
     @classmethod
     def at(cls, path: str | Path, offset: int, size: int, name: str, in_base64: bool = False) -> "Piece":
@@ -27,9 +29,27 @@ class Piece(str):
         return cls(f"{path}@{offset}+{size}{encoding}/{name.rsplit('/', 1)[-1]}")
 
 
-def source(path: str | Path) -> str | io.BytesIO:
-    """What a decoder opens: the path of a regular file, or the bytes of a piece. MediaError if there is none.
+@contextmanager
+def only_media_errors(what: str, path: str | Path) -> Iterator[None]:
+    """Turn every exception of the `with` block into a MediaError: "not readable as `what` (reason)".
+
+    Given a damaged file, a decoder may raise anything: ValueError, struct.error, MemoryError. All that opens
+    or decodes a medium goes through here, so callers need to expect MediaError alone.
     """
+    try:
+        yield
+    except MediaError:
+        raise
+    except MemoryError:
+        raise MediaError("decoding it takes too much memory") from None
+    except Exception as err:
+        text = " ".join(str(getattr(err, "strerror", None) or err).split())[:80]
+        reason = text if text and str(path) not in text else type(err).__name__
+        raise MediaError(f"not readable as {what} ({reason})") from None
+
+
+def source(path: str | Path) -> str | io.BytesIO:
+    """What a decoder opens: the path of a regular file, or the bytes of a piece; else a MediaError."""
     piece = None if os.path.isfile(path) else _PIECE.fullmatch(str(path))
     if piece is not None and os.path.isfile(piece[1]):
         return io.BytesIO(_read(*piece.groups()))
@@ -43,7 +63,7 @@ def _read(path: str, offset: str, size: str, encoding: str | None, name: str) ->
         f.seek(int(offset))
         content = f.read(int(size))
     if len(content) < int(size):
-        raise MediaError("cut short: the file that holds it ends before it does")
+        raise MediaError("cut short: the file that holds it ends too early")
     try:
         return base64.b64decode(content, validate=True) if encoding else content
     except binascii.Error:
@@ -51,7 +71,7 @@ def _read(path: str, offset: str, size: str, encoding: str | None, name: str) ->
 
 
 def size(path: str | Path) -> int:
-    """Bytes of a file, or of a piece as its name says; 0 of a file that is not there."""
+    """Bytes of a file, or of a piece as its name says; 0 if there is no such file."""
     if os.path.isfile(path):
         return os.path.getsize(path)
     piece = _PIECE.fullmatch(str(path))
@@ -59,15 +79,15 @@ def size(path: str | Path) -> int:
 
 
 def head(source: str | io.BytesIO, count: int) -> tuple[bytes, int]:
-    """The first `count` bytes of what `source` returned, and the number of all."""
+    """The first `count` bytes of what `source` returned, and its size in bytes."""
     with open(source, "rb") if isinstance(source, str) else source as f:
         f.seek(0)
         return f.read(count), f.seek(0, os.SEEK_END)
 
 
-def is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURES)
+def is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def is_sound(name: str) -> bool:
-    return name.lower().endswith(SOUNDS)
+def is_audio(name: str) -> bool:
+    return name.lower().endswith(AUDIO_SUFFIXES)

@@ -1,4 +1,4 @@
-"""Reads a picture or a clip as an encoder wants it, as it is or in a varied take."""
+"""Reads an image or a clip as its encoder wants it, plain or as an augmented take."""
 
 from zlib import crc32
 
@@ -9,33 +9,38 @@ from omni.data import audio, image
 
 
 class MediaReader:
-    """Reads a picture or a clip as an encoder wants it. Take 0 is the medium as it is, higher takes are
-    varied.
+    """Reads images and clips as the encoders want them. Take 0 is plain, higher takes are augmented.
 
-    A take is a pure function of (seed, take, file name), so any process gets the same one at any time.
+    A take is a pure function of (seed, take, file name), so every process gets the same one at any time. All
+    methods that read a file raise MediaError if it can't be used.
     """
 
     def __init__(self, image_size: int, seed: int = 0, level: str = "clip"):
         self.image_size, self.seed, self.level = image_size, seed, level
 
     def picture(self, path: str) -> torch.Tensor:
-        """(3, image_size, image_size) as it is."""
+        """The plain image: (3, image_size, image_size)."""
         return image.load(path, self.image_size)
 
     def power(self, path: str) -> torch.Tensor:
-        """(F, MELS) mel power as it is."""
+        """The plain clip's mel power: (F, MELS)."""
         return audio.mel_power(audio.load(path))
 
     def pixels(self, path: str, take: int = 0) -> torch.Tensor:
-        """(3, image_size, image_size)."""
+        """A take of an image: (3, image_size, image_size)."""
         picture = self.picture(path)
         return image.augment(picture, self.rng(path, take)) if take else picture
 
     def mel(self, path: str, take: int = 0) -> torch.Tensor:
-        """(F, MELS) log-mel."""
+        """The log-mel of a take of a clip: (F, MELS). F differs from take to take, see `frames`."""
         power = self.power(path)
         return audio.log_mel(audio.augment(power, self.rng(path, take)) if take else power, self.level)
 
+    def frames(self, path: str, take: int, plain_frames: int) -> int:
+        """len(mel(path, take)), without decoding the clip again. `plain_frames` is len(mel(path, 0))."""
+        return audio.augmented_frames(plain_frames, self.rng(path, take)) if take else plain_frames
+
     def rng(self, path: str, take: int) -> np.random.Generator:
-        name = path.rsplit("/", 1)[-1].encode("utf-8", "backslashreplace")  # a name may be no UTF-8
+        """The random numbers of a take of a medium, from the start."""
+        name = path.rsplit("/", 1)[-1].encode("utf-8", "backslashreplace")  # not every file name is UTF-8
         return np.random.default_rng([self.seed, take, crc32(name)])

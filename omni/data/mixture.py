@@ -95,7 +95,7 @@ def read_mix(config: SFTConfig) -> Mix:
         paths = {"train": train, "val": val} if isinstance(val, str) else {"train": train}
         sources = {split: manifest.read(path, name, config.allow_outside_paths, mix_question(config, name))
                    for split, path in paths.items()}
-        say(f"source {name}: {manifest.told(list(sources.values()))}")
+        say(f"source {name}: {manifest.summary_line(list(sources.values()))}")
         for split, source in sources.items():
             mix.files[f"{name}.{split}"] = source.path
             mix.skipped += [{"source": name, "split": split, "line": line, "reason": reason}

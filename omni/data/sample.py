@@ -1,29 +1,29 @@
-"""`Sample`: one checked conversation with its media, as every manifest becomes it."""
+"""`Sample`: one checked conversation with its media. Every format of manifest is read into samples."""
 
 import re
 from itertools import chain
 from typing import NamedTuple
 
 IMAGE, AUDIO = "<image>", "<audio>"  # placeholders in a message's content, and special tokens
-TASKS = ("text", "qa", "asr")  # how an answer is graded: omni.eval.grading
+TASKS = ("text", "qa", "asr")  # omni.eval.grading says how the answers of each are graded
 _TRANSCRIBE = re.compile(r"transcri|what is said|write down|was wird gesagt|speech to text", re.I)
 
 
-class Sample(NamedTuple):  # a list may hold millions, and a frozen dataclass is thrice as long in the making
-    """One conversation, checked: every placeholder has its medium, and some assistant turn has an answer."""
+class Sample(NamedTuple):  # three times as fast to make as a frozen dataclass, and there may be millions
+    """One checked conversation: every placeholder has its medium, and at least one answer is trained on."""
 
-    turns: tuple[str, ...]  # role, content, role, content, ...: `messages` without a tuple each
+    turns: tuple[str, ...]  # role, content, role, content, ...: smaller than a tuple for each message
     images: tuple[str, ...] = ()  # paths, in the order of their placeholders
     audios: tuple[str, ...] = ()
-    task: str = "text"  # text, qa or asr: how a held-out answer is graded
-    group: str = ""  # held-out samples of a named group are scored apart
-    transcript: str = ""  # what the clip says, where the answer is not that
-    untrained: tuple[int, ...] = ()  # numbers of the assistant's messages that are read, not trained on
-    objects: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = ()  # what is where: (words, box)
+    task: str = "text"  # one of TASKS
+    group: str = ""  # held-out samples of a named group are scored separately
+    transcript: str = ""  # the words spoken in the clip, if the answer is something else
+    untrained: tuple[int, ...] = ()  # indices of the assistant messages that are not trained on
+    objects: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = ()  # in an image: (words, box)
 
     @property
     def messages(self) -> tuple[tuple[str, str], ...]:
-        """(role, content) of each turn, with role system, user or assistant."""
+        """(role, content) of each turn; a role is system, user or assistant."""
         return tuple(zip(self.turns[::2], self.turns[1::2], strict=True))
 
     @property
@@ -38,7 +38,7 @@ def flat(messages) -> tuple[str, ...]:
 
 
 def guess_task(messages, images, audios) -> str:
-    """The task of a sample that names none: asr where sound is to be written, qa with media, else text."""
+    """The task of a sample that names none: asr to transcribe a clip, otherwise qa with media, else text."""
     if audios and not images:
         prompt = " ".join(content.replace(AUDIO, "") for role, content in messages if role == "user").strip()
         return "asr" if not prompt or _TRANSCRIBE.search(prompt) else "qa"

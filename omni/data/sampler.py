@@ -1,21 +1,20 @@
-"""The weighted multimodal sampler: draw `k` of the run is a pure function of `(seed, k)`.
+"""The weighted sampler: draw `k` of a run is a pure function of `(seed, k)`.
 
-What a weight weighs: samples drawn, not passes over a source. An epoch is `samples_per_epoch` draws. Within a
-source every sample is drawn once before any is drawn twice, each pass in a new order; a small source with a
-large weight is therefore passed over more often. Nothing is ever remembered, so a resume needs one integer,
-costs nothing and is exact.
+A weight is a source's share of the draws, not of the passes over it. An epoch is `samples_per_epoch` draws.
+Within a source every sample is drawn once before any is drawn twice, and each pass has a new order, so a
+small source with a large weight is passed over more often. The sampler has no state: a resumed run needs
+only the number of the next draw.
 """
 
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw: the source's name, the number of the sample in it, and how often it was drawn before."""
+    """One draw: the source's name, the sample's index in it, and the number of full passes before it."""
 
     source: str
     index: int
@@ -23,35 +22,37 @@ class Draw:
 
 
 class _Split:
-    """A node of the tree that deals the draws out: its `share` goes left, the rest right, evenly.
+    """An inner node of the tree: a fixed share of its draws goes left, the rest right, evenly spaced.
 
-    Of its first n draws floor(n * share + 1/2) go left: never more than half a draw off, and any window of n
-    draws is less than one draw off. Exact integer arithmetic: no drift, however long the run.
+    floor(n * share + 1/2) of the first n draws go left. So a prefix is never more than half a draw off, and
+    a window of draws less than one. The arithmetic is in exact integers, so nothing drifts in a long run.
     """
 
     def __init__(self, left, right, left_weight: Fraction, right_weight: Fraction):
         self.left, self.right = left, right
         share = left_weight / (left_weight + right_weight)
-        self.a, self.b = share.numerator, share.denominator
+        self.numerator, self.denominator = share.numerator, share.denominator
 
-    def lefts(self, n: int) -> int:
-        return (2 * n * self.a + self.b) // (2 * self.b)
+    def left_count(self, n: int) -> int:
+        """How many of the first n draws go left."""
+        return (2 * n * self.numerator + self.denominator) // (2 * self.denominator)
 
 
 class WeightedSampler:
-    """Deals draws out to sources by weight, and within a source by a seeded permutation a pass.
+    """Distributes draws over sources by weight; within a source each pass is a seeded permutation.
 
-    `sizes` and `weights` map a source's name to its number of samples and its weight (relative; 0 leaves it
-    out).
+    `sizes` and `weights` map a source's name to its number of samples and its relative weight. A source with
+    weight 0 is not drawn; ValueError if no weight is above 0.
     """
 
     def __init__(self, sizes: dict[str, int], weights: dict[str, float], seed: int):
         self.sizes, self.seed = sizes, seed
-        self.number = {name: i for i, name in enumerate(sorted(sizes))}  # of the source in its random streams
+        self.source_ids = {name: i for i, name in enumerate(sorted(sizes))}  # part of a permutation's seed
+        self._permutations: dict[str, dict[int, np.ndarray]] = {name: {} for name in sizes}
         used = [(Fraction(str(weights[name])), name) for name in sorted(sizes) if weights[name] > 0]
         if not used:
             raise ValueError("no source has a weight above 0")
-        # Huffman's tree over the weights: few splits a draw, and the small weights deepest.
+        # A Huffman tree over the weights: few splits per draw, and the small weights deepest.
         nodes = sorted(used, key=lambda node: node[0])
         while len(nodes) > 1:
             (a, left), (b, right), *rest = nodes
@@ -62,14 +63,28 @@ class WeightedSampler:
         """Draw `k` (0, 1, 2, ...)."""
         node, n = self.root, k
         while isinstance(node, _Split):
-            before = node.lefts(n)
-            if node.lefts(n + 1) > before:
+            before = node.left_count(n)
+            if node.left_count(n + 1) > before:
                 node, n = node.left, before
             else:
                 node, n = node.right, n - before
         passes, position = divmod(n, self.sizes[node])
-        return Draw(node, int(self._order(node, passes)[position]), passes)
+        return Draw(node, int(self._permutation(node, passes)[position]), passes)
 
-    @lru_cache(maxsize=16)  # noqa: B019 - one sampler lives as long as its run
-    def _order(self, source: str, passes: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, self.number[source], passes]).permutation(self.sizes[source])
+    def _permutation(self, source: str, passes: int) -> np.ndarray:
+        """The order of one pass: (size of the source,) int64.
+
+        Each source keeps its own newest two: making one takes time in proportion to the source's size, and
+        draws near the end of a pass need the next pass too.
+        """
+        newest = self._permutations[source]
+        if passes not in newest:
+            rng = np.random.default_rng([self.seed, self.source_ids[source], passes])
+            while len(newest) > 1:
+                del newest[next(iter(newest))]
+            newest[passes] = rng.permutation(self.sizes[source])
+        return newest[passes]
+
+    def __getstate__(self) -> dict:
+        """Without the permutations: a worker makes those that it needs."""
+        return {**self.__dict__, "_permutations": {name: {} for name in self.sizes}}

@@ -1,4 +1,4 @@
-"""Text to token ids and back, the chat template, and the special and placeholder tokens."""
+"""Text to token ids and back, the chat template, and the special tokens."""
 
 import re
 from functools import lru_cache
@@ -12,21 +12,22 @@ from omni.data.sample import AUDIO, IMAGE
 
 PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIALS = (PAD, SYSTEM, USER, ASSISTANT, END, IMAGE, AUDIO)
-MERGE = 2  # patches of a MERGE x MERGE square become one token of the Thinker
+MERGE = 2  # each MERGE x MERGE square of patches becomes one token of the Thinker
 ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 _PLACEHOLDER = re.compile(f"({re.escape(IMAGE)}|{re.escape(AUDIO)})")
 
 
 class Tokenizer:
-    """Byte-level BPE (any text goes in and comes out unchanged) with one special token a role.
+    """Byte-level BPE, so any text is decoded unchanged, with a special token for each role.
 
-    A turn reads `<|role|> content <|end|>`; the answer is trained on together with its `<|end|>`.
+    A turn is `<|role|> content <|end|>`; an answer is trained on together with its `<|end|>`. ValueError if
+    the tokenizer lacks a special token.
     """
 
     def __init__(self, json_text: str):
         self.json_text = json_text
         self.bpe = BPETokenizer.from_str(json_text)
-        self.bpe.encode_special_tokens = True  # a special token spelled out in a user's text stays text
+        self.bpe.encode_special_tokens = True  # special tokens written in a user's text are plain text
         self.ids = {name: self.bpe.token_to_id(name) for name in SPECIALS}
         missing = [name for name, token_id in self.ids.items() if token_id is None]
         if missing:
@@ -36,7 +37,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts, vocab_size: int) -> "Tokenizer":
-        """A byte-level BPE over `texts`; digits stay single, so that sums can be learned."""
+        """A byte-level BPE trained on `texts`. Each digit is one token, so that sums can be learned."""
         bpe = BPETokenizer(models.BPE())
         bpe.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
@@ -53,21 +54,21 @@ class Tokenizer:
         return self.bpe.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids) -> str:
-        """The text of `ids`; special tokens are left out."""
+        """The text of `ids` without special tokens."""
         return self.bpe.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def chat(self, messages, image_tokens, audio_tokens, untrained=()) -> tuple[list[int], list[int]]:
-        """Ids and next-token labels of a conversation.
+        """(ids, next-token labels) of a conversation, both of the same length.
 
-        `image_tokens` and `audio_tokens` give the number of features of each medium in order: its placeholder
-        is repeated that often. Labels are IGNORE except where the next token belongs to an answer (or ends
-        it); the answers whose numbers among the messages are `untrained` stay IGNORE too. If the last turn is
-        not the assistant's, the ids end with `<|assistant|>`, ready to be answered.
+        `image_tokens` and `audio_tokens` hold the number of tokens of each medium in order: its placeholder
+        is repeated that often. A label is the next token if that is part of an answer or ends it, otherwise
+        IGNORE. Answers whose message indices are in `untrained` are ignored too. If the last turn is not the
+        assistant's, the ids end with `<|assistant|>`, so that the model answers next.
         """
         images, audios = iter(image_tokens), iter(audio_tokens)
         ids: list[int] = []
         answer: list[bool] = []
-        for number, (role, content) in enumerate(messages):
+        for index, (role, content) in enumerate(messages):
             turn = [self.ids[ROLES[role]]]
             for i, piece in enumerate(split_placeholders(content)):
                 if piece == IMAGE and i % 2:
@@ -77,7 +78,7 @@ class Tokenizer:
                 elif piece:
                     turn += self._encode_cached(piece)
             ids += turn + [self.end]
-            answer += [False] + [role == "assistant" and number not in untrained] * len(turn)
+            answer += [False] + [role == "assistant" and index not in untrained] * len(turn)
         if not messages or messages[-1][0] != "assistant":
             ids.append(self.ids[ASSISTANT])
             answer.append(False)
@@ -90,28 +91,28 @@ class Tokenizer:
 
 
 def split_placeholders(content: str) -> list[str]:
-    """Text and placeholders by turns: "a<image>b" -> ["a", "<image>", "b"]; odd places hold placeholders."""
+    """"a<image>b" -> ["a", "<image>", "b"]: items of odd index are placeholders, the others text."""
     return _PLACEHOLDER.split(content) if "<" in content else [content]
 
 
 def image_tokens(arch: VisionArch) -> int:
-    """Tokens of the Thinker a picture."""
+    """Thinker tokens per image."""
     return (arch.image_size // arch.patch_size // MERGE) ** 2
 
 
 def audio_tokens(arch: AudioArch, mel_frames):
-    """Tokens of the Thinker of clips of so many mel frames, 100 a second (a tensor or an int)."""
+    """Thinker tokens of a clip of `mel_frames` frames, an int or a tensor of ints."""
     strides = round(MEL_FRAMES_PER_SECOND / arch.frames_per_second).bit_length() - 1
-    for _ in range(strides):  # each halves the frames, rounded up
+    for _ in range(strides):  # each stride halves the frames, rounding up
         mel_frames = (mel_frames + 1) // 2
     return mel_frames
 
 
 class SpeechPieces:
-    """The few pieces that an audio encoder names: a BPE of its own over lower-case transcripts.
+    """The small vocabulary of an audio encoder's CTC loss: a BPE over lower-case transcripts.
 
-    At 12.5 frames a second there are fewer frames than letters; some 190 pieces (the letters and 160 merges)
-    fit.
+    CTC needs at least one frame per piece. At 12.5 frames a second there are fewer frames than letters, but
+    enough for about 190 pieces: the letters and 160 merges.
     """
 
     def __init__(self, texts, size: int):
@@ -125,12 +126,12 @@ class SpeechPieces:
         return len(self.pieces)
 
     def encode(self, text: str) -> list[int]:
-        """Piece numbers of the text; a letter never seen when the pieces were made is left out."""
+        """The text as ids of pieces. Letters that were not in the training texts are dropped."""
         return self._bpe.encode(text).ids
 
-    def decode(self, numbers) -> str:
-        return self._bpe.decode([int(n) for n in numbers]).strip()
+    def decode(self, ids) -> str:
+        return self._bpe.decode([int(i) for i in ids]).strip()
 
-    def text(self, number: int) -> str:
-        """One piece as it stands in a text: with the space before it, if it begins a word."""
-        return self._bpe.decode([number])
+    def text(self, piece_id: int) -> str:
+        """One piece as text, with a space before it if it begins a word."""
+        return self._bpe.decode([piece_id])

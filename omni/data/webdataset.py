@@ -1,6 +1,6 @@
 """WebDataset: tar files in which a sample's files follow each other and share a name up to the first dot.
 
-Nothing is unpacked: a medium is a `Piece` of the shard, read from there whenever it is needed.
+Nothing is unpacked: a medium is a `Piece` of the shard, and is read from it whenever it's needed.
 """
 
 import json
@@ -10,14 +10,14 @@ from itertools import groupby
 from pathlib import Path
 
 from omni.data.conversations import ANSWER, KEPT, QUESTION
-from omni.data.media import Piece, is_picture, is_sound
+from omni.data.media import Piece, is_audio, is_image
 from omni.errors import UserError
 
 MAX_TEXT = 1_000_000  # bytes of a .txt or .json member
 
 
 def shards(paths: list[Path]) -> Iterator[tuple[int, object]]:
-    """Each shard's samples in order, numbered from 1."""
+    """(number from 1, entry) of each sample in order; a ValueError as the entry of one that can't be used."""
     number = 0
     for path in paths:
         for _, members in groupby(_members(path), key=lambda member: _split(member.name)[0]):
@@ -29,15 +29,15 @@ def shards(paths: list[Path]) -> Iterator[tuple[int, object]]:
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The files of a shard; folders, links and sparse files are none."""
+    """The regular files of a shard: no folders, links or sparse files. UserError if it isn't a plain tar."""
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if member.isreg() and not member.issparse() and _split(member.name)[1]:
                     yield member
     except tarfile.TarError as err:
-        raise UserError(f"{path}: not a readable tar file ({err}); a compressed one must be unpacked, since "
-                        "media are read from it by their place") from None
+        raise UserError(f"{path}: not a readable tar file ({err}); a compressed one must be "
+                        "decompressed first, because media are read from their place in it") from None
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -48,13 +48,13 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _sample(path: Path, members: list[tarfile.TarInfo]) -> dict:
-    """The entry of one sample: its .json, or its .txt, with its pictures and clips."""
+    """The entry of one sample: its .json or .txt, with its images and clips. ValueError if it's unusable."""
     images, audios, entry, text = [], [], {}, None
     for member in members:
         extension = _split(member.name)[1]
-        if is_picture("." + extension):
+        if is_image("." + extension):
             images.append(Piece.at(path, member.offset_data, member.size, member.name))
-        elif is_sound("." + extension):
+        elif is_audio("." + extension):
             audios.append(Piece.at(path, member.offset_data, member.size, member.name))
         elif extension.endswith(("txt", "json")):
             if member.size > MAX_TEXT:

@@ -1,4 +1,4 @@
-"""Files that data sets really hold: what can be used must be used rightly, the rest refused by reason."""
+"""Odd files that real data sets hold, each with the content or the reason for refusal that must come out."""
 
 import io
 import os
@@ -20,7 +20,7 @@ def picture(color=RED, size=(SIZE, SIZE), mode="RGB") -> Image.Image:
 
 
 def corner() -> Image.Image:
-    """White, with a red top left corner: what rotation is told by."""
+    """White with a red top left corner, which shows how it is rotated."""
     shown = picture("white")
     shown.paste(RED, (0, 0, 16, 24))
     return shown
@@ -68,13 +68,13 @@ def flipped(whole: bytes, place: int) -> bytes:
     return whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1:]
 
 
-def turned(turn: int) -> bytes:
+def rotated(orientation: int) -> bytes:
     T = Image.Transpose
     undo = {2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE, 6: T.ROTATE_90,
             7: T.TRANSVERSE, 8: T.ROTATE_270}
     exif = Image.Exif()
-    exif[0x0112] = turn
-    return packed(corner().transpose(undo[turn]), "PNG", exif=exif)
+    exif[0x0112] = orientation
+    return packed(corner().transpose(undo[orientation]), "PNG", exif=exif)
 
 
 def palette(**options) -> bytes:
@@ -90,7 +90,7 @@ def frames(form: str) -> bytes:
 WHITE, GREY = (255, 255, 255), (128, 128, 128)
 HTML = b"<!doctype html><html><script>alert(1)</script>404 Not Found</html>"
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9" onload="alert(1)"/></svg>'
-# name -> (content, the color in the middle that it must have, or the reason that it is refused with)
+# name -> (content, the color of its center, or a part of the reason why it must be refused)
 PICTURES: dict[str, tuple[bytes, tuple | str]] = {
     "zero.png": (b"", "not a picture"), "html.jpg": (HTML, "not a picture"),
     "svg.jpg": (SVG, "not a picture"),
@@ -136,9 +136,9 @@ PICTURES: dict[str, tuple[bytes, tuple | str]] = {
     "pages.tiff": (frames("TIFF"), RED), "one.png": (packed(picture(size=(1, 1)), "PNG"), RED),
     "thread.png": (packed(picture(size=(1, 9_000)), "PNG"), ""),
     "line.png": (packed(picture(size=(9_000, 1)), "PNG"), ""),
-    **{f"turned_{turn}.png": (turned(turn), "corner") for turn in range(2, 9)}}
+    **{f"exif_{orientation}.png": (rotated(orientation), "corner") for orientation in range(2, 9)}}
 
-# name -> (content, whether it is the tone, or the reason that it is refused with)
+# name -> (content, True if the tone must be read, or a part of the reason why it must be refused)
 SOUNDS: dict[str, tuple[bytes, bool | str]] = {
     "zero.wav": (b"", "not readable"), "html.wav": (HTML, "not readable"),
     "picture.wav": (noise("PNG"), "not readable"),
@@ -153,6 +153,7 @@ SOUNDS: dict[str, tuple[bytes, bool | str]] = {
         wav(np.zeros(3600 * 8_000, np.int16), 8_000, subtype="PCM_U8"), "limit"),
     "hour.flac": (wav(np.zeros(3600 * 8_000, np.int16), 8_000, "FLAC"), "limit"),
     "adpcm.wav": (wav(subtype="IMA_ADPCM"), "ADPCM"), "ms_adpcm.wav": (wav(subtype="MS_ADPCM"), "ADPCM"),
+    **{f"{sub.lower()}.wav": (wav(rate=8_000, subtype=sub), "not readable") for sub in ("GSM610", "G721_32")},
     "lying_length.wav": (wav()[:4] + struct.pack("<I", 2_000_000) + wav()[8:], "cut short"),
     "rate_0.wav": (wav()[:24] + struct.pack("<I", 0) + wav()[28:], ""),
     "rate_1.wav": (wav()[:24] + struct.pack("<I", 1) + wav()[28:], ""),
@@ -175,7 +176,7 @@ def loop(path: Path) -> None:
     path.symlink_to(path)
 
 
-# name -> what makes it: these are no files at all
+# name -> function that makes it; none of them is a regular file
 NO_FILES: dict[str, Callable[[Path], None]] = {
     "folder": Path.mkdir, "pipe": os.mkfifo, "missing": lambda path: None, "loop": loop,
     "dangling": lambda path: path.symlink_to("nowhere"), "endless": lambda path: path.symlink_to("/dev/zero"),

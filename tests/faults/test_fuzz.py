@@ -1,4 +1,4 @@
-"""Whatever a manifest, a config or a checkpoint's header holds: an answer or one line, and nothing else."""
+"""Any content of a manifest, config or checkpoint header is accepted or refused with a one-line UserError."""
 
 import json
 import os
@@ -36,7 +36,7 @@ entry = st.one_of(tree, st.fixed_dictionaries({}, optional={
 
 
 def fuzz(request, strategy, check) -> None:
-    """2,000 examples in full, 25 in short; the same ones every time."""
+    """Runs `check` on 25 examples, the same every time; on 2,000 with --full."""
     examples = 2_000 if request.config.getoption("--full") else 25
 
     @settings(max_examples=examples, deadline=10_000, derandomize=True, database=None,
@@ -52,7 +52,7 @@ def fuzz(request, strategy, check) -> None:
 
 @pytest.fixture
 def place(tmp_path) -> Path:
-    """A folder to be in, in which nothing but what a test writes may appear."""
+    """A folder for the test. Nothing may be written beside it."""
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"x")
     yield tmp_path / "in"

@@ -1,4 +1,4 @@
-"""Manifests as they come: what is wrong costs its line and no more, and what is shown of them stays text."""
+"""Malformed manifests: a bad line costs that line alone, and reports show manifest content as plain text."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from omni.train.metrics import MetricsFile
 
 
 def write(toy, tmp_path, lines: list[str | dict], **changes) -> dict:
-    """A config of a mix of text alone, whose training manifest holds `lines`."""
+    """The settings of a text-only mix whose training manifest holds `lines`."""
     text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
     (tmp_path / "train.jsonl").write_text(text, encoding="utf-8", newline="")
     source = {"weight": 1, "train": str(tmp_path / "train.jsonl"),
@@ -26,14 +26,14 @@ def write(toy, tmp_path, lines: list[str | dict], **changes) -> dict:
 GOOD = [talk(f"What is {n}?", f"It is {n}.") for n in range(40)]
 
 
-def test_a_long_prompt_loses_its_front_never_its_answer_and_is_counted(toy, tmp_path, capsys):
+def test_a_long_prompt_loses_its_start_but_never_its_answer_and_is_counted(toy, tmp_path, capsys):
     lines = [*GOOD, talk("the question " * 300 + "is red", "It is 7.")]
     out = train(toy, tmp_path, **write(toy, tmp_path, lines), num_epochs=1, max_length=64)
     assert "source text_only: 1 samples are longer than max_length" in capsys.readouterr().out
     assert rows(out, "epoch")[0]["cut"] == {"text_only": 1}
 
 
-def test_what_can_not_be_cut_is_skipped_with_its_reason(toy, tmp_path):
+def test_samples_that_cannot_be_cut_are_skipped_with_a_reason(toy, tmp_path):
     lines = [*GOOD, talk("What?", "word " * 300)]
     out = train(toy, tmp_path / "a", **write(toy, tmp_path, lines), num_epochs=1, max_length=64)
     assert rows(out, "epoch")[0]["skipped"] == {"text_only": {"its answer alone exceed max_length": 1}}
@@ -41,7 +41,7 @@ def test_what_can_not_be_cut_is_skipped_with_its_reason(toy, tmp_path):
         train(toy, tmp_path / "b", num_epochs=1, max_length=16, data_mix={"image_audio_text": 1})
 
 
-def test_carriage_returns_duplicates_and_odd_spaces_are_nothing(toy, tmp_path):
+def test_carriage_returns_duplicates_and_blank_lines_are_accepted(toy, tmp_path):
     lines = [json.dumps(line) + "\r" for line in GOOD] + ["", " \r", json.dumps(GOOD[0])]
     source = manifest.read(write(toy, tmp_path, lines)["data_mix"]["text_only"]["train"])
     assert len(source.samples) == 41 and not source.skipped
@@ -61,16 +61,17 @@ def test_a_broken_line_in_the_middle_costs_that_line(toy, tmp_path):
     (b'{"messages": [{"role": "user", "content": "<image>x"}, {"role": "assistant", "content": "y"}]}\n',
      ["1 <image> placeholders for 0 files"]),
     (b'{"messages": [], "images": []}\n', ["no \"messages\""]), (b"[1, 2]\n" * 3, ["not a JSON object"])])
-def test_a_manifest_of_no_use_ends_the_run_with_one_line(toy, tmp_path, content, words):
+def test_an_unusable_manifest_ends_the_run_with_a_one_line_error(toy, tmp_path, content, words):
     config = write(toy, tmp_path, [])
     (tmp_path / "train.jsonl").write_bytes(content)
     with pytest.raises(UserError) as caught:
         train(toy, tmp_path, **config)
-    said = str(caught.value)
-    assert "train.jsonl" in said and "\n" not in said and all(word in said for word in words), said
+    message = str(caught.value)
+    assert "train.jsonl" in message and "\n" not in message
+    assert all(word in message for word in words), message
 
 
-def test_a_manifest_that_is_no_file_is_refused_without_waiting(tmp_path):
+def test_a_manifest_that_is_no_regular_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     for path in (tmp_path / "pipe.jsonl", "/dev/zero", tmp_path):
         with pytest.raises(UserError, match="can't open"):
@@ -100,7 +101,7 @@ def test_a_line_of_50_mb_costs_that_line(tmp_path):
 
 
 def test_many_lines(tmp_path, full):
-    """A million in full; what a line costs is told, and must not grow with their number."""
+    """A million with --full. Prints the time per line, which must not grow with their number."""
     count = 1_000_000 if full else 20_000
     with open(tmp_path / "m.jsonl", "w") as file:
         file.writelines(json.dumps(talk(f"What is {n}?", f"{n}")) + "\n" for n in range(count))
@@ -114,7 +115,7 @@ def test_many_lines(tmp_path, full):
 EVIL = "<script>alert(1)</script>"
 
 
-def test_the_report_shows_what_a_manifest_says_as_text(toy, tmp_path):
+def test_the_report_shows_manifest_content_as_plain_text(toy, tmp_path):
     (tmp_path / "val.jsonl").write_text(json.dumps(
         talk(EVIL, f"'\"><img src=x onerror=alert(1)>{EVIL}", group=EVIL)) + "\n" + json.dumps(GOOD[0]))
     mix = {EVIL: {"weight": 1, "train": str(toy.root / "data" / "text_only" / "train.jsonl"),
@@ -124,7 +125,7 @@ def test_the_report_shows_what_a_manifest_says_as_text(toy, tmp_path):
     assert "<script" not in page and "<img src=x" not in page and "&lt;script&gt;" in page
 
 
-def test_the_report_escapes_what_a_model_answers_and_a_folder_is_called(tmp_path):
+def test_the_report_escapes_answers_and_folder_names(tmp_path):
     shown = {"question": EVIL, "answer": EVIL, "reference": EVIL, "right": False,
              "images": [f"/tmp/{EVIL}.png"], "audios": []}
     folder = tmp_path / "<b>run"

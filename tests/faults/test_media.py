@@ -1,4 +1,4 @@
-"""Every kind of bad file: used rightly or refused with its reason; never a crash, a hang or another mix."""
+"""Every kind of bad file is read correctly or refused with a reason: no crash, no hang, no other mix."""
 
 import json
 import multiprocessing
@@ -27,14 +27,14 @@ SIDE = 32
 
 
 def read(folder, files: dict, reader=None, method="pixels", timeout=20.0) -> dict:
-    """What the run's own way of reading makes of the files: {name: array or the reason}."""
+    """Reads the files as a run does: {name: array, or the reason why it was refused}."""
     requests = [(method, str(folder / name), 0) for name in files]
     got = Decoder(reader or MediaReader(SIDE), timeout).read(requests)
     return {name: str(medium) if isinstance(medium, audio.MediaError) else medium.numpy()
             for name, medium in zip(files, got, strict=True)}
 
 
-def test_pictures_are_used_rightly_or_refused(tmp_path):
+def test_images_are_read_correctly_or_refused(tmp_path):
     for name, (content, _) in PICTURES.items():
         (tmp_path / name).write_bytes(content)
     for name, got in read(tmp_path, PICTURES).items():
@@ -49,13 +49,13 @@ def test_pictures_are_used_rightly_or_refused(tmp_path):
             assert abs(shown[:, 4, 4] - RED).max() < 12 and shown[:, 24, 24].min() > 250, name
         elif isinstance(wanted, tuple):
             color = shown[:, SIDE // 2, SIDE // 2]
-            assert abs(color - wanted).max() <= 6, f"{name}: {color}, and {wanted} was wanted"
+            assert abs(color - wanted).max() <= 6, f"{name}: {color}, not {wanted}"
         else:
-            assert wanted == "", f"{name}: read, and it should have been refused ({wanted})"
+            assert wanted == "", f"{name}: should have been refused ({wanted})"
     print(f"{len(PICTURES)} pictures")
 
 
-def test_sounds_are_used_rightly_or_refused(tmp_path, monkeypatch):
+def test_sounds_are_read_correctly_or_refused(tmp_path):
     class Plain(MediaReader):
         def wave(self, path, take):
             return audio.load(path)
@@ -70,15 +70,15 @@ def test_sounds_are_used_rightly_or_refused(tmp_path, monkeypatch):
         assert got.dtype == np.float32 and np.isfinite(got).all(), name
         if wanted is True:
             power = abs(np.fft.rfft(got[1000:7000] * np.hanning(len(got[1000:7000]))))
-            assert abs(power.argmax() * 16_000 / len(got[1000:7000]) - SOUND) < 5, f"{name}: another tone"
+            assert abs(power.argmax() * 16_000 / len(got[1000:7000]) - SOUND) < 5, f"{name}: another pitch"
             assert abs(len(got) - 8_000) < 2_500, f"{name}: {len(got)} samples"
         else:
-            assert wanted == "", f"{name}: read, and it should have been refused ({wanted})"
+            assert wanted == "", f"{name}: should have been refused ({wanted})"
     print(f"{len(SOUNDS)} sounds")
 
 
 @pytest.mark.parametrize("method", ["pixels", "mel"])
-def test_what_is_no_file_is_refused_without_waiting(tmp_path, method):
+def test_a_path_that_is_no_regular_file_is_refused_at_once(tmp_path, method):
     for name, make in NO_FILES.items():
         make(tmp_path / name)
     begun = time.monotonic()
@@ -86,7 +86,7 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path, method):
     assert time.monotonic() - begun < 5
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become somebody who may not read")
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become a user without permission")
 def test_a_file_without_permission_is_skipped_and_named(toy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unreadable")
     for part in (folder, *folder.parents[:2], toy.root, toy.root.parent):
@@ -94,7 +94,7 @@ def test_a_file_without_permission_is_skipped_and_named(toy, tmp_path_factory):
     data = folder / "data"
     shutil.copytree(toy.root / "data", data)
     (data / "image_text" / "train_1.png").chmod(0)
-    train(toy, folder / "before", num_epochs=1)  # all that a run imports is imported while it may be read
+    train(toy, folder / "before", num_epochs=1)  # imports every module while that is still permitted
     (folder / "out").mkdir()
     (folder / "out").chmod(0o777)
     config = toy.write(folder, data_dir=str(data), max_skipped=0.5)
@@ -108,7 +108,7 @@ def test_a_file_without_permission_is_skipped_and_named(toy, tmp_path_factory):
 
 
 class Slow(MediaReader):
-    """Hangs on one file, crashes on another, wants all memory for a third."""
+    """Hangs on one file, crashes on another, and runs out of memory on a third."""
 
     def pixels(self, path, take=0):
         if path.endswith("hang.png"):
@@ -120,7 +120,7 @@ class Slow(MediaReader):
         return super().pixels(path, take)
 
 
-def test_a_decode_that_hangs_or_crashes_is_given_up_and_the_others_are_read(tmp_path):
+def test_media_that_hang_or_crash_are_refused_and_the_others_are_read(tmp_path):
     names = ["a.png", "hang.png", "b.png", "crash.png", "c.png", "memory.png", "d.png"]
     for name in names:
         (tmp_path / name).write_bytes(PICTURES["png_as.jpg"][0])
@@ -132,7 +132,7 @@ def test_a_decode_that_hangs_or_crashes_is_given_up_and_the_others_are_read(tmp_
 
 
 class Once(Slow):
-    """Hangs or crashes the first time that a file is read, as on a machine that sleeps."""
+    """Hangs or crashes the first time that a file is read, as after the machine was asleep."""
 
     def pixels(self, path, take=0):
         if not os.path.exists(path + ".read"):
@@ -141,7 +141,7 @@ class Once(Slow):
         return MediaReader.pixels(self, path, take)
 
 
-def test_what_failed_once_is_read_again(tmp_path):
+def test_a_medium_that_failed_once_is_tried_again(tmp_path):
     names = ["a hang.png", "b hang.png", "crash.png"]
     for name in names:
         (tmp_path / name).write_bytes(PICTURES["png_as.jpg"][0])
@@ -150,7 +150,7 @@ def test_what_failed_once_is_read_again(tmp_path):
 
 
 class Counting(MediaReader):
-    """Notes each picture that is decoded, in a file beside it."""
+    """Counts the decodings of each image in a file beside it."""
 
     def picture(self, path):
         with open(path + ".read", "a") as file:
@@ -169,7 +169,7 @@ def test_a_medium_is_decoded_once_for_all_its_takes(tmp_path):
         assert torch.equal(medium, MediaReader(SIDE).pixels(path, take))
 
 
-def test_neither_child_nor_thread_is_left_however_the_reading_ends(tmp_path):
+def test_child_and_thread_end_however_the_reading_ends(tmp_path):
     (tmp_path / "a.png").write_bytes(PICTURES["png_as.jpg"][0])
     requests = [("pixels", str(tmp_path / "a.png"), take) for take in range(999)]
     for wanted in (999, 3):
@@ -188,15 +188,15 @@ class Hanging(MediaReader):
         time.sleep(60)
 
 
-def test_a_child_that_cannot_be_killed_holds_nobody_up(tmp_path, monkeypatch):
-    """As one that waits for a disk that is gone. Its own alarm ends it after some six seconds."""
+def test_a_child_that_cannot_be_killed_is_not_waited_for(tmp_path, monkeypatch):
+    """Like one that waits for a lost network disk. Here its own alarm ends it after about six seconds."""
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "kill", lambda _: None)
     begun = time.monotonic()
     assert "took longer" in read(tmp_path, {"a.png": None}, Hanging(SIDE), timeout=0.2)["a.png"]
     assert time.monotonic() - begun < 9
 
 
-def test_reading_apart_gives_the_bits_of_reading_here(toy):
+def test_a_child_reads_the_same_bits_as_this_process(toy):
     reader = MediaReader(SIDE)
     for source, method in (("image_text", "pixels"), ("audio_text", "mel")):
         paths = [p for s in toy.samples(source) for p in s.images + s.audios]
@@ -213,7 +213,7 @@ def spoil(toy, tmp_path, *names: str):
     return data
 
 
-def test_what_is_skipped_is_listed_and_leaves_the_mix_of_the_others_as_it_was(toy, tmp_path):
+def test_skipped_samples_are_listed_and_the_mix_of_the_others_is_unchanged(toy, tmp_path):
     whole = train(toy, tmp_path / "whole")
     data = spoil(toy, tmp_path, "image_text/train_1.png", "image_text/val_0.png")
     out = train(toy, tmp_path, data_dir=str(data), max_skipped=0.5)
@@ -229,19 +229,19 @@ def test_what_is_skipped_is_listed_and_leaves_the_mix_of_the_others_as_it_was(to
     assert not (whole / "skipped.jsonl").exists()
 
 
-@pytest.mark.parametrize("workers, name, told", [
+@pytest.mark.parametrize("workers, name, message", [
     (0, "train_0", "readable when the run began.*not a picture.*image_text.*--resume"),
     (1, "train_0", "readable when the run began.*not a picture.*image_text.*--resume"),
     (0, "val_0", "image_text: a held-out medium.*readable at the start.*not a picture.*--resume")])
-def test_a_file_that_rots_while_the_run_goes_on_is_one_line_and_the_run_can_go_on(toy, tmp_path, monkeypatch,
-                                                                                 workers, name, told):
+def test_a_file_that_breaks_during_a_run_gives_a_one_line_error_and_the_run_can_resume(
+        toy, tmp_path, monkeypatch, workers, name, message):
     data = spoil(toy, tmp_path)
     settings = {"data_dir": str(data), "feature_cache_gb": 0, "save_every_steps": 1, "num_workers": workers}
     whole = train(toy, tmp_path / "whole", **settings)
     picture = data / "image_text" / f"{name}.png"
     good, next_step = picture.read_bytes(), Mix.drop_overlong
     monkeypatch.setattr(Mix, "drop_overlong", lambda *a: (picture.write_bytes(b"<html>"), next_step(*a)))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         train(toy, tmp_path, **settings)
     monkeypatch.undo()
     picture.write_bytes(good)
@@ -249,7 +249,7 @@ def test_a_file_that_rots_while_the_run_goes_on_is_one_line_and_the_run_can_go_o
     assert_same_run(tmp_path / "out", whole, 10)
 
 
-def test_more_than_max_skipped_of_a_source_stops_the_run_with_the_list(toy, tmp_path):
+def test_more_skipped_samples_than_max_skipped_stop_the_run_with_a_list(toy, tmp_path):
     data = spoil(toy, tmp_path, *(f"image_text/train_{i}.png" for i in range(3)))
     with pytest.raises(UserError, match="source image_text.*3 of 15.*not a picture.*jsonl lists") as caught:
         train(toy, tmp_path, data_dir=str(data), max_skipped=0.1)
@@ -258,8 +258,8 @@ def test_more_than_max_skipped_of_a_source_stops_the_run_with_the_list(toy, tmp_
 
 
 @pytest.mark.parametrize("feature_cache_gb", [0.1, 0.0])
-def test_a_file_name_that_is_no_utf8_is_a_name_like_any_other(toy, tmp_path, feature_cache_gb):
-    """As old disks and archives have them; one picture is broken, so that skipped.jsonl has to name it."""
+def test_a_file_name_that_is_not_utf8_works_like_any_other(toy, tmp_path, feature_cache_gb):
+    """Old disks and archives have such names. One image is broken, so skipped.jsonl must name it too."""
     pictures = sorted((toy.root / "data" / "image_text").rglob("*.png"))
     for i, kind in enumerate(["cat", "dog"] * 12):
         (tmp_path / "photos" / kind).mkdir(parents=True, exist_ok=True)
@@ -273,7 +273,7 @@ def test_a_file_name_that_is_no_utf8_is_a_name_like_any_other(toy, tmp_path, fea
     assert os.fsencode(skipped["media"][0]).endswith(b"na\xefve.png")
 
 
-def test_a_reason_may_quote_what_is_no_utf8(tmp_path):
+def test_a_reason_that_quotes_invalid_unicode_can_be_printed(tmp_path):
     line = '{"messages": [{"role": "user", "content": "a"}, {"role": "%s", "content": "b"}]}\n'
     (tmp_path / "m.jsonl").write_text(line % "assistant" + line % "\\ud800")
     done = subprocess.run([sys.executable, "-m", "omni.inspect", str(tmp_path / "m.jsonl")],
