@@ -7,14 +7,13 @@ import argparse
 from collections import Counter
 from collections.abc import Iterator
 
-from PIL import Image
 from tqdm import tqdm
 
 from omni import checkpoint
 from omni.config import AudioArch, SFTConfig, VisionArch, build
 from omni.config_file import load_config
 from omni.console import command
-from omni.data import audio, image, manifest, media
+from omni.data import audio, image, manifest
 from omni.data.sample import Sample
 from omni.data.tokenizer import Tokenizer, audio_tokens, image_tokens
 from omni.errors import MediaError
@@ -48,10 +47,8 @@ class SampleMeter:
                 self.unusable[path] = str(err)
 
     def _image(self, path: str) -> tuple[str, int]:
-        image.load(path, self.vision_arch.image_size)
-        with media.only_media_errors("a picture", path), \
-                Image.open(media.source(path), formats=image.FORMATS) as picture:
-            return f"{picture.width}x{picture.height}", image_tokens(self.vision_arch)
+        picture = image.load_rgb(path)
+        return f"{picture.width}x{picture.height}", image_tokens(self.vision_arch)
 
     def _clip(self, path: str) -> tuple[str, int]:
         samples = len(audio.load(path))

@@ -31,6 +31,12 @@ def load(path: str | Path, size: int) -> torch.Tensor:
         return pixels.float().div_(127.5).sub_(1)
 
 
+def load_rgb(path: str | Path) -> Image.Image:
+    """The image at `path` in its own size, upright and in RGB. MediaError if it can't be used."""
+    with media.only_media_errors("a picture", path):
+        return _decode(media.source(path))
+
+
 def _decode(source: str | io.BytesIO) -> Image.Image:
     try:
         with warnings.catch_warnings():

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from omni.chat import OmniModel, system_evaluator
 from omni.console import command
-from omni.data import audio, media
+from omni.data import audio, image
 from omni.data.mixture import read_mix
 from omni.data.sample import AUDIO, IMAGE, Sample
 from omni.eval.grading import correct, normalise_words
@@ -43,7 +43,7 @@ def draw_cell(sheet: Image.Image, x: int, y: int, sample: Sample, answer: str) -
     question = question or "(the question is spoken)"
     for path in sample.images:
         side = MEDIA - (MEDIA // 2 + 6) * bool(sample.audios)
-        sheet.paste(Image.open(media.source(path)).convert("RGB").resize((side, side)), (x + 10, top))
+        sheet.paste(image.load_rgb(path).resize((side, side)), (x + 10, top))
         top += side + 6
     for path in sample.audios:
         sheet.paste(spectrogram(path), (x + 10, top))

@@ -5,24 +5,19 @@ import io
 from html import escape
 
 import soundfile
-from PIL import Image
 
-from omni.data import audio, image, media
+from omni.data import audio, image
 from omni.data.sample import AUDIO, IMAGE
 from omni.errors import MediaError
 
 SIDE = 320  # the most pixels of a picture's longer side in a report
-# What a path or a file that is no longer what the run read may raise.
-UNUSABLE = (MediaError, OSError, ValueError, OverflowError, MemoryError)
 
 
 def image_tag(path: str) -> str:
     """The picture as an <img> with a data: URL, no larger than SIDE; a note if it can't be read."""
     try:
-        image.load(path, 16)  # raises for what a run refuses
-        with Image.open(media.source(path), formats=image.FORMATS) as original:
-            small = original.convert("RGB")
-    except UNUSABLE as err:
+        small = image.load_rgb(path)
+    except MediaError as err:
         return unusable_note(path, err)
     small.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
@@ -34,7 +29,7 @@ def audio_tag(path: str) -> str:
     """A player for the clip as the model hears it (mono, 16 kHz); a note if it can't be read."""
     try:
         wave = audio.load(path)
-    except UNUSABLE as err:
+    except MediaError as err:
         return unusable_note(path, err)
     buffer = io.BytesIO()
     soundfile.write(buffer, wave.clamp(-1, 1).numpy(), audio.SAMPLE_RATE, format="MP3")
