@@ -195,7 +195,7 @@ def test_inspect_shows_the_lengths_that_batches_have(toy, folder):
          "audios": ["wav/c.wav"]}])).samples
     meter = SampleMeter(build(SFTConfig, toy.config, "toy"))
     meter.measure([sample])
-    assert meter.length(sample) == int(toy.collator(toy.model())([sample]).lengths[0])
+    assert meter.length(sample) == int(toy.collator(toy.model())([sample]).layout.cu_seqlens[1])
 
 
 KEYS = ("messages", "conversations", "conversation", "instruction", "input", "output", "query", "response",
