@@ -102,7 +102,8 @@ def gain(name: str, before: float | None, now: float | None) -> str:
 
 def mix_table(run: Run) -> str:
     mix = run.epochs[-1].get("mix", {}) if run.epochs else {}
-    rows = [[name, f"{m['wanted']:.1%}", f"{m['samples']:.1%}", f"{m['tokens']:.1%}", f"{m['passes']:.2f}"]
+    rows = [[name, f"{m['wanted']:.1%}", f"{m['samples']:.1%}", f"{m['tokens']:.1%}",
+             "-" if m["passes"] is None else f"{m['passes']:.2f}"]  # None: no longer in the mix
             for name, m in mix.items()]
     head = ["source", "wanted", "samples drawn", "answer tokens", "passes so far"]
     return table("Mix of the last epoch", head, rows) if rows else ""

@@ -12,7 +12,7 @@ from harness import assert_same_run, next_try, start, wait
 from test_run import train
 
 from omni.train.metrics import MetricsFile
-from omni.train.run_dir import RunFolder
+from omni.train.run_dir import RunDir
 
 SETTINGS = {"save_every_steps": 2, "keep_checkpoints": 2}
 
@@ -119,9 +119,9 @@ def test_a_stop_to_the_whole_group_saves_the_step_and_leaves_within_10_s(toy, tm
 
 def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(toy, tmp_path, whole):
     def slow_saves():  # the first Ctrl-C is waiting for its save when the second one comes
-        save = RunFolder.save_step
-        RunFolder.save_step = lambda self, state, *rest: (
-            (time.sleep(60) if state["step"] == 3 else None), save(self, state, *rest))
+        save = RunDir.save_step
+        RunDir.save_step = lambda self, state, *rest: (
+            (time.sleep(60) if state.step == 3 else None), save(self, state, *rest))
     config = toy.write(tmp_path, **SETTINGS)
     child = start(["--config", config], tmp_path / "log", slow_saves)
     until(lambda: (tmp_path / "out" / "step_000002.pt").exists())
