@@ -37,7 +37,7 @@ def torchrun(ranks: int, toy, out: Path, *arguments, more=(), script=ROOT / "sft
 
 
 def finished(run: subprocess.Popen, seconds: float = WATCHDOG) -> str:
-    """What the run said; one that hangs is ended and fails the test."""
+    """The output of the run. One that hangs is killed and fails the test."""
     try:
         said, _ = run.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -47,7 +47,7 @@ def finished(run: subprocess.Popen, seconds: float = WATCHDOG) -> str:
 
 
 def trained(ranks: int, toy, out: Path, *arguments, **settings) -> list[dict]:
-    """The metrics of a run that ends well."""
+    """The metrics of a run, which must succeed."""
     run = torchrun(ranks, toy, out, *arguments, **settings)
     said = finished(run)
     assert run.returncode == 0, said
@@ -98,7 +98,7 @@ def test_another_number_of_ranks_goes_on_where_the_run_stopped(alone, toy, tmp_p
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_ranks_without_a_modality_never_hang(toy, tmp_path, request, parallel):
-    """A sample a rank and step, fewer at the end of an epoch: some have no picture, no sound, or nothing."""
+    """One sample per rank and step, fewer at an epoch's end: ranks lack pictures, sound, or any sample."""
     steps = 500 if request.config.getoption("--full") else 40
     rows = trained(4, toy, tmp_path / "out", parallel=parallel, num_epochs=2, eval_samples=1,
                    samples_per_epoch=2 * steps - 1, save_every_steps=10_000, log_every_steps=1)
@@ -224,7 +224,7 @@ distributed.stop()
 
 
 def test_a_child_forked_just_after_a_collective_lives():
-    """The decoder and the loader's workers are such children. One in some hundred hung."""
+    """The decoder and the loader's workers are such children. Without a wait, one in some hundred hung."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4",
                "--no-python", sys.executable, "-c", FORKS]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WATCHDOG,
@@ -233,7 +233,7 @@ def test_a_child_forked_just_after_a_collective_lives():
 
 
 class Thread(World):
-    """A rank that is a thread: what `gather` needs of a process group."""
+    """A rank that is a thread, with the one method that the feature store needs."""
 
     def gather(self, value):
         self.node["values"][self.rank] = value
@@ -268,7 +268,7 @@ def test_features_are_computed_once_over_all_ranks(toy, monkeypatch):
             assert torch.equal(store.image(path, take), whole.image(path, take))
 
 
-def test_shares_are_whole_and_apart():
+def test_each_item_is_in_exactly_one_share():
     items = list(range(11))
     parts = [World(rank, 4).share(items) for rank in range(4)]
     assert sorted(sum(parts, [])) == items

@@ -15,7 +15,7 @@ NAN = float("nan")
 
 
 def spoil(monkeypatch, steps: set[int], spoiled=lambda loss: loss * NAN) -> None:
-    """The loss of these steps (from 1, in training) is spoiled."""
+    """Replace the training loss of these steps (from 1) by `spoiled(loss)`."""
     forward, count = OmniNetwork.forward, 0
 
     def call(self, batch):
@@ -30,7 +30,7 @@ def spoil(monkeypatch, steps: set[int], spoiled=lambda loss: loss * NAN) -> None
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf")])
-def test_a_bad_step_is_left_out_counted_and_its_samples_are_named(toy, tmp_path, monkeypatch, capsys, value):
+def test_a_bad_step_is_skipped_and_its_samples_are_named(toy, tmp_path, monkeypatch, capsys, value):
     spoil(monkeypatch, {3}, lambda loss: loss * value)
     out = train(toy, tmp_path, save_every_steps=1, keep_checkpoints=20)
     (bad,) = rows(out, "bad_step")
@@ -40,7 +40,7 @@ def test_a_bad_step_is_left_out_counted_and_its_samples_are_named(toy, tmp_path,
     assert [row["bad_steps"] for row in rows(out, "epoch")] == [1, 0]
     before, after = read(out / "step_000002.pt"), read(out / "step_000004.pt")
     assert all(value.isfinite().all() for value in after["model"].values())
-    assert sum(n for n, _ in after["sums"]["mix"].values()) == 12  # of 16: four samples were not trained on
+    assert sum(n for n, _ in after["sums"]["mix"].values()) == 12  # not 16
     assert float(before["optimizer"]["state"][0]["step"]) + 1 == float(after["optimizer"]["state"][0]["step"])
     assert "step 3 is skipped" in capsys.readouterr().out
 
@@ -53,7 +53,7 @@ def test_too_many_in_a_row_stop_the_run_with_a_checkpoint_from_before_them(toy, 
     out = tmp_path / "out"
     assert max(p.name for p in out.glob("step_*")) == "step_000003.pt"
     monkeypatch.undo()
-    train(toy, tmp_path, "--resume")  # what was wrong is mended: nothing is missing
+    train(toy, tmp_path, "--resume")  # with the fault gone, nothing is missing
     assert losses(out) == losses(whole)
     assert_same_run(out, whole, 10)
 
