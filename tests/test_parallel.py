@@ -136,11 +136,28 @@ def test_an_error_that_only_rank_0_finds_ends_all_ranks_in_order(toy, tmp_path, 
     assert not any(f'File "{ROOT}' in line for line in said.splitlines()), "a traceback"
 
 
-def test_a_dry_run_leaves_the_process_group_in_order(toy, tmp_path):
-    run = torchrun(2, toy, tmp_path / "out", "--dry-run")
+LEAVING = """
+import os, sys
+sys.path.insert(0, {root!r})
+import sft_omni
+from omni import distributed
+leave = distributed.leave
+distributed.leave = lambda code: (os.write(1, b"rank %d left: %d\\n" % (distributed.dist.get_rank(), code)),
+                                  leave(code))
+sft_omni.command(sft_omni.main)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--dry-run"], []], ids=["dry run", "run"])
+def test_all_ranks_leave_the_process_group_together(toy, tmp_path, arguments):
+    """Else the interpreter destroys the group at exit: a warning with NCCL, perhaps a deadlock with Gloo."""
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING.format(root=str(ROOT)))
+    run = torchrun(2, toy, tmp_path / "out", *arguments, script=script, num_epochs=1)
     said = finished(run)
-    assert run.returncode == 0 and "dry run: no problems" in said, said
-    assert "destroy_process_group" not in said and not (tmp_path / "out").exists()
+    assert run.returncode == 0 and "destroy_process_group" not in said, said
+    assert "rank 0 left: 0" in said and "rank 1 left: 0" in said, said
+    assert (tmp_path / "out").exists() != bool(arguments)
 
 
 AUDITED = """
