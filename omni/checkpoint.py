@@ -1,4 +1,4 @@
-"""Save and load, atomic and safe: a file is whole or not there, says what it holds, and never runs code."""
+"""Checkpoints. A file is written completely or not at all, carries a checksum, and loading runs no code."""
 
 import contextlib
 import dataclasses
@@ -12,13 +12,13 @@ from torch import nn
 from omni.config import build
 from omni.errors import UserError
 
-FORMAT = "micro-omni-2"  # ends in a checksum of all that stands before
-MARK = b"sha256: "
-TAIL = len(MARK) + hashlib.sha256().digest_size  # bytes behind the zip archive, which zip readers pass over
+FORMAT = "micro-omni-2"  # a torch.save archive, then a checksum of it
+CHECKSUM_MARK = b"sha256: "
+TAIL_BYTES = len(CHECKSUM_MARK) + hashlib.sha256().digest_size  # zip readers ignore it
 
 
-class _Summed:
-    """A file that is written to, and the checksum of what it was given."""
+class _ChecksummedFile:
+    """A file open for writing, with the checksum of what was written to it."""
 
     def __init__(self, file):
         self.file, self.sum = file, hashlib.sha256()
@@ -32,40 +32,43 @@ class _Summed:
 
 
 def save(path: str | Path, kind: str, content: dict) -> None:
-    """Write `content` to `path` as a checkpoint of `kind`: wholly, proven, or not at all."""
-    def fill(file: _Summed) -> None:
+    """Write `content` to `path` as a checkpoint of `kind` ("step", "omni", ...), completely or not at all.
+
+    It is read back and compared before it replaces an older file. UserError if it can't be written.
+    """
+    def fill(file: _ChecksummedFile) -> None:
         torch.save({"format": FORMAT, "kind": kind, **content}, file)
-        file.write(MARK + file.sum.digest())
+        file.write(CHECKSUM_MARK + file.sum.digest())
     _write(Path(path), fill)
 
 
 def save_text(path: str | Path, text: str) -> None:
-    """Write a text in the same all-or-nothing way. What of a file's name is not UTF-8 becomes \\udcXX."""
+    """Write a text completely or not at all. Bytes of file names that are not UTF-8 become \\udcXX."""
     _write(Path(path), lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def _write(path: Path, fill) -> None:
-    """A temporary file, flushed to the disk and read back; then renamed, and the folder flushed."""
+    """Write a temporary file, flush it to the disk, read it back, rename it, and flush the folder."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as f:
-            summed = _Summed(f)
+            summed = _ChecksummedFile(f)
             fill(summed)
             f.flush()
             os.fsync(f.fileno())
-            if hasattr(os, "posix_fadvise"):  # so that the disk is read back, not the memory in front of it
+            if hasattr(os, "posix_fadvise"):  # so that the disk is read back, not the page cache
                 os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         with open(temporary, "rb") as f:
             if hashlib.file_digest(f, "sha256").digest() != summed.sum.digest():
-                raise OSError("what the disk holds is not what was written")
+                raise OSError("the file read back is not what was written")
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as err:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: can't be written ({_reason(err)}); what was there before is intact; make "
-                        "room or choose another folder") from None
+        raise UserError(f"{path}: can't be written ({_reason(err)}); an earlier file of this name is "
+                        "intact; make room or choose another folder") from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -80,40 +83,42 @@ def _reason(err: Exception) -> str:
     return (str(err).splitlines() or [type(err).__name__])[0][:100]
 
 
-def _sum_holds(path: str | Path) -> bool | None:
-    """Whether the checksum at the end of a file is that of what stands before; None where there is none."""
+def _checksum_matches(path: str | Path) -> bool | None:
+    """Whether the checksum at the end of a file matches its content; None if it has no checksum."""
     found = hashlib.sha256()
     with open(path, "rb") as f:
-        left = os.fstat(f.fileno()).st_size - TAIL
+        left = os.fstat(f.fileno()).st_size - TAIL_BYTES
         while left > 0:
             chunk = f.read(min(left, 1 << 20))
             found.update(chunk)
             left -= len(chunk) or left
         tail = f.read()
-    return tail == MARK + found.digest() if tail.startswith(MARK) else None
+    return tail == CHECKSUM_MARK + found.digest() if tail.startswith(CHECKSUM_MARK) else None
 
 
 def load(path: str | Path, kind: str, remedy: str) -> dict:
-    """Read a checkpoint and check that it is whole and of `kind`. UserError with `remedy` if it is not."""
+    """Read a checkpoint. UserError, ending in `remedy`, if it is missing, damaged or not of `kind`."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint; {remedy}")
     try:
-        holds = _sum_holds(path)
+        holds = _checksum_matches(path)
         content = torch.load(path, map_location="cpu", weights_only=True) if holds is not False else None
-    except Exception as err:  # torch raises a dozen types on broken files, and each means the same to a user
+    except Exception as err:  # torch raises a dozen types on broken files; to a user they mean the same
         raise UserError(f"{path}: not readable as a checkpoint ({_reason(err)}); {remedy}") from None
     written = content.get("format") if isinstance(content, dict) else None
     if holds is False or (written == FORMAT and not holds):
-        raise UserError(f"{path}: damaged: it is not what its checksum says was written; {remedy}")
+        raise UserError(f"{path}: damaged: its checksum does not match; {remedy}")
     if written != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this project ({FORMAT}); {remedy}")
     if content.get("kind") != kind:
-        raise UserError(f'{path}: holds a "{content.get("kind")}", and a "{kind}" is wanted; {remedy}')
+        raise UserError(f'{path}: holds a "{content.get("kind")}", not a "{kind}"; {remedy}')
     return content
 
 
-def file_print(path: str | Path) -> str:
-    """Size and hash of a file, to notice that it changed; of a folder, those of the list of its files."""
+def file_fingerprint(path: str | Path) -> str:
+    """Size and hash of a file, to notice a change. For a folder: number of files, and the hash of their names
+    and sizes.
+    """
     if os.path.isdir(path):
         files = sorted(p for p in Path(path).rglob("*") if p.is_file())
         listing = "".join(f"{p.relative_to(path)} {p.stat().st_size}\n" for p in files)
@@ -125,17 +130,17 @@ def file_print(path: str | Path) -> str:
 
 
 def load_state(module: nn.Module, state: dict, name: str, where: str | Path) -> str:
-    """Load a state dict strictly. Returns the line that says so; on any mismatch it is a UserError."""
+    """Load a state dict strictly; returns a line that counts its tensors. UserError on any mismatch."""
     line = _compare(module, state, name, where)
     try:
         module.load_state_dict(state)
-    except RuntimeError as err:  # of the right shape, and of a kind that can't be copied
+    except RuntimeError as err:  # of the right shape, but of a type that can't be copied
         raise UserError(f"{where}: {name}: {_reason(err)}") from None
     return line
 
 
 def _compare(module: nn.Module, state: dict, name: str, where: str | Path) -> str:
-    """The line that counts what fits; a UserError that counts and names what does not."""
+    """A line that counts the tensors that fit; UserError if one is missing, unexpected or mis-shaped."""
     if not isinstance(state, dict):
         raise UserError(f"{where}: lacks the weights of {name}")
     own = module.state_dict()
@@ -152,18 +157,21 @@ def _compare(module: nn.Module, state: dict, name: str, where: str | Path) -> st
         if first in misshaped:
             given = tuple(getattr(state[first], "shape", ()))
             shapes = f", {given} in the file and {tuple(own[first].shape)} here"
-        raise UserError(f"{where}: {line} (first: {first}{shapes}); it does not match the architecture it "
-                        "names")
+        raise UserError(f"{where}: {line} (first: {first}{shapes}); it does not match its own "
+                        "architecture")
     return line
 
 
 def build_part(module_type, arch_type, content: dict, name: str, where: str | Path) -> tuple[nn.Module, str]:
-    """A part of the architecture that its checkpoint names, with its weights, and the line that says so."""
+    """A part (encoder or Thinker) with the architecture and weights in `content`, and the line about them.
+
+    UserError if either is missing, malformed, or if the two don't fit each other.
+    """
     if not isinstance(content, dict) or "arch" not in content or not isinstance(content.get("state"), dict):
         raise UserError(f"{where}: lacks the architecture or the weights of {name}")
     arch = build(arch_type, content["arch"], f"{where} (arch)")
     try:
-        with torch.device("meta"):  # an architecture that its weights don't fit gets no memory
+        with torch.device("meta"):  # compare before memory is allocated: the architecture may be huge
             _compare(module_type(arch), content["state"], name, where)
         module = module_type(arch)
     except (RuntimeError, ValueError, ZeroDivisionError, AssertionError) as err:
@@ -173,12 +181,12 @@ def build_part(module_type, arch_type, content: dict, name: str, where: str | Pa
 
 
 def part(module: nn.Module) -> dict:
-    """What `build_part` reads."""
+    """Architecture and weights of a part, as `build_part` reads them."""
     return {"arch": dataclasses.asdict(module.arch), "state": module.state_dict()}
 
 
 def fingerprint(*modules: nn.Module) -> str:
-    """A hash over the names and bits of all weights, to show that frozen parts are as they were."""
+    """A hash of the names and bits of all weights, to show that frozen parts did not change."""
     digest = hashlib.sha256()
     for module in modules:
         for name, tensor in module.state_dict().items():

@@ -1,7 +1,7 @@
-"""The JSON configs as frozen dataclasses: every key's type, default and check live here and nowhere else.
+"""The configs as frozen dataclasses: the type, default and allowed range of every key.
 
-Anything wrong with a config is one line that names the key, what was given and what is allowed, before
-anything heavy is loaded.
+Whatever is wrong with a config is reported in one line, with the key, the value and what is allowed, before
+a model or data is loaded.
 """
 
 import dataclasses
@@ -31,43 +31,43 @@ class SFTConfig:
     thinker_ckpt: str = "checkpoints/thinker_tiny/thinker_best.pt"
     audio_ckpt: str = "checkpoints/audio_enc_tiny/audio_enc.pt"
     vision_ckpt: str = "checkpoints/vision_tiny/vision.pt"
-    # Data: name -> weight, or name -> {"weight": w, "train": PATH, "val": PATH or share, "question": TEXT}
+    # Data: source name -> weight, or -> {"weight": w, "train": PATH, "val": PATH or share, "question": TEXT}
     data_mix: dict = _key(factory=lambda: {"text_only": 0.4, "image_text": 0.3, "audio_text": 0.3})
     data_dir: str = "data/tiny"
-    samples_per_epoch: int | None = _key(None, low=1, high=10 ** 12)  # None: as many as the mix has
-    max_length: int = _key(512, low=16, high=2 ** 20)  # tokens a sample; a longer prompt loses its front
-    augment_takes: int = _key(2, low=1, high=100)  # versions of each medium: the first plain
-    allow_outside_paths: bool = False  # media outside the manifest's folder
-    max_skipped: float = _key(0.05, low=0.0, high=1.0)  # share of unusable samples a source may have
-    decode_timeout_s: float = _key(20.0, above=0.0, high=3600.0)  # a medium that takes longer is skipped
+    samples_per_epoch: int | None = _key(None, low=1, high=10 ** 12)  # None: as many as all sources have
+    max_length: int = _key(512, low=16, high=2 ** 20)  # tokens per sample; longer prompts lose their front
+    augment_takes: int = _key(2, low=1, high=100)  # versions of each medium; the first is the original
+    allow_outside_paths: bool = False  # allow media outside the manifest's folder
+    max_skipped: float = _key(0.05, low=0.0, high=1.0)  # largest share of unusable samples in a source
+    decode_timeout_s: float = _key(20.0, above=0.0, high=3600.0)  # a medium that takes longer is unusable
     # Optimisation
     freeze_encoders: bool = True
-    batch_size: int = _key(8, low=1, high=2 ** 16)  # samples a step, over all micro-batches
-    gradient_accumulation_steps: int = _key(1, low=1, high=2 ** 16)  # micro-batches a step
+    batch_size: int = _key(8, low=1, high=2 ** 16)  # samples per step, over all micro-batches and ranks
+    gradient_accumulation_steps: int = _key(1, low=1, high=2 ** 16)  # micro-batches per step
     num_epochs: int = _key(5, low=1, high=10 ** 6)
     learning_rate: float = _key(1e-4, above=0.0, high=1.0)
     projector_learning_rate: float = _key(1e-3, above=0.0, high=1.0)
     encoder_learning_rate: float = _key(1e-5, above=0.0, high=1.0)  # with freeze_encoders: false
     warmup_steps: int = _key(100, low=0, high=10 ** 9)
-    min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # the cosine's end, as a share of the peak
+    min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # last rate as a share of the peak
     weight_decay: float = _key(0.01, low=0.0, high=100.0)
     grad_clip: float = _key(1.0, above=0.0)
-    label_smoothing: float = _key(0.0, low=0.0, high=0.9)  # keeps "never seen together" from becoming "never"
-    max_bad_steps: int = _key(10, low=1, high=10 ** 6)  # steps in a row without finite loss and gradients
+    label_smoothing: float = _key(0.0, low=0.0, high=0.9)  # of the training loss
+    max_bad_steps: int = _key(10, low=1, high=10 ** 6)  # skipped steps in a row that end the run
     # Evaluation
     eval_batch_size: int = _key(64, low=1, high=2 ** 16)
-    eval_samples: int | None = _key(None, low=1)  # held-out samples a source; None: all
+    eval_samples: int | None = _key(None, low=1)  # held-out samples per source; None: all
     max_new_tokens: int = _key(48, low=1, high=2 ** 16)
     # The run
     save_dir: str | None = None  # None: checkpoints/<config name>
     save_every_steps: int = _key(500, low=1)
-    save_every_minutes: float = _key(10.0, above=0.0)  # besides: whichever comes first
+    save_every_minutes: float = _key(10.0, above=0.0)  # whichever of the two comes first
     keep_checkpoints: int = _key(2, low=1)
     log_every_steps: int = _key(20, low=1)
-    feature_cache_gb: float = _key(1.0, low=0.0, high=1e6)  # memory for frozen features; 0: none are kept
+    feature_cache_gb: float = _key(1.0, low=0.0, high=1e6)  # for features of frozen encoders; 0: no cache
     num_workers: int = _key(0, low=0, high=256)
-    parallel: str = _key("auto", choices=("auto", "ddp", "fsdp"))  # under torchrun; auto is ddp
-    activation_checkpointing: bool = False  # less memory, more time: blocks are computed again going back
+    parallel: str = _key("auto", choices=("auto", "ddp", "fsdp"))  # under torchrun; auto: ddp
+    activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
     device: str = _key("auto", choices=("auto", "cpu", "cuda"))
     precision: str = _key("auto", choices=("auto", "fp32", "bf16"))
     seed: int = _key(0, low=0, high=2 ** 63)
@@ -75,9 +75,9 @@ class SFTConfig:
 
 @dataclass(frozen=True)
 class ThinkerArch:
-    """Shape of the Thinker. Maps by name on Llama (qk_norm false) and Qwen3 (qk_norm true)."""
+    """Shape of the Thinker: that of Llama (qk_norm false) or Qwen3 (qk_norm true)."""
 
-    vocab_size: int = _key(0, low=0, high=2 ** 24)  # 0 in a pretraining config: as the tokenizer has it
+    vocab_size: int = _key(0, low=0, high=2 ** 24)  # 0 in a pretraining config: that of its tokenizer
     width: int = _key(256, low=8, high=2 ** 18)
     layers: int = _key(4, low=1, high=1024)
     heads: int = _key(8, low=1, high=1024)
@@ -100,7 +100,7 @@ class AudioArch:
     stem_channels: int = _key(32, low=1, high=2 ** 18)
     conv_kernel: int = _key(9, low=1, high=1025)  # depthwise convolution inside each layer, in frames
     frames_per_second: float = _key(12.5, choices=(12.5, 25.0))
-    level: str = _key("clip", choices=("clip", "speech"))  # what log-mels are normalised by
+    level: str = _key("clip", choices=("clip", "speech"))  # log-mels are normalised over
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class VisionArch:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Stages A, B and C, `python -m omni.pretrain`: what the three have in common."""
+    """Stages A (Thinker), B (audio encoder) and C (vision encoder), `python -m omni.pretrain`."""
 
     stage: str = _key("thinker", choices=("thinker", "audio", "vision"))
     train: str | list = ""  # a manifest, or several
@@ -139,11 +139,11 @@ class PretrainConfig:
     seed: int = _key(0, low=0, high=2 ** 63)
     # Stages A and C
     vocab_size: int = _key(1200, low=300)  # of the byte-level BPE trained on `train`
-    reading_share: float = _key(0.3, low=0.0, high=1.0)  # Stage A: noisy pieces of speech -> the words
-    # Stages A and B: pieces of words that the audio encoder names and the Thinker learns to read
+    reading_share: float = _key(0.3, low=0.0, high=1.0)  # Stage A: of samples that read speech pieces
+    # Stages A and B: pieces of words, which the audio encoder outputs and the Thinker learns to read
     speech_pieces: int = _key(192, low=30)
-    decoder: dict = _key(factory=dict)  # Stage C: the throw-away decoder that captions
-    photographs: list = _key(factory=list)  # Stage C: those of `train` with pictures to mirror, move, hide
+    decoder: dict = _key(factory=dict)  # Stage C: the captioning decoder, not kept afterwards
+    photographs: list = _key(factory=list)  # Stage C: manifests of `train` to augment as photographs
 
 
 def _type_name(kind) -> str:
@@ -153,7 +153,7 @@ def _type_name(kind) -> str:
 
 
 def _check_value(f: dataclasses.Field, kind, value):
-    """The value converted to the field's type, or a ValueError that says what is allowed."""
+    """`value` converted to the field's type; ValueError with what is allowed if it is not."""
     allowed = typing.get_args(kind) or (kind,)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1e300 else math.inf
@@ -173,14 +173,14 @@ def _check_value(f: dataclasses.Field, kind, value):
     return value
 
 
-def _shown(value) -> str:  # a checkpoint's header may hold what JSON has no word for
+def _shown(value) -> str:  # a checkpoint's header may hold values that JSON lacks
     return json.dumps(value, default=lambda other: type(other).__name__, skipkeys=True)
 
 
 def build(cls, values, where: str):
-    """An instance of the dataclass `cls` from the dict `values`; all problems in one UserError line."""
+    """The dataclass `cls` made of the dict `values`, read from `where`; UserError with all problems."""
     if not isinstance(values, dict):
-        raise UserError(f"{where}: must be an object {{...}}, and it is {_shown(values)[:60]}")
+        raise UserError(f"{where}: must be an object {{...}}, not {_shown(values)[:60]}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     kinds = typing.get_type_hints(cls)
     checked, problems = {}, []
@@ -193,7 +193,7 @@ def build(cls, values, where: str):
         try:
             checked[name] = _check_value(fields[name], kinds[name], value)
         except ValueError as err:
-            problems.append(f'"{name}" {err}, and {_shown(value)[:80]} was given')
+            problems.append(f'"{name}" {err}, not {_shown(value)[:80]}')
     if problems:
         raise UserError(f"{where}: " + "; ".join(problems))
     return cls(**checked)

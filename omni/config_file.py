@@ -1,4 +1,4 @@
-"""A config file -> a config: JSON with comments, `--set` overrides, and the checks of the data mix."""
+"""Reads config files: JSON with comments, `--set` overrides, and checks of the data mix."""
 
 import json
 import re
@@ -9,9 +9,12 @@ from omni.errors import UserError
 
 
 def parse_json(text: str, where: str):
-    """JSON with `//`, `/* */` and trailing commas; duplicate keys and NaN hide mistakes: errors."""
+    """Parse JSON that may hold `//` and `/* */` comments and trailing commas.
+
+    UserError if it is malformed, or holds duplicate keys, NaN or Infinity, since these hide mistakes.
+    """
     token = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.S)
-    # Comments become blanks of their own length, so that the line and column of an error stay true.
+    # A comment becomes as many blanks, so that errors name the right line and column.
     text = text.removeprefix("\ufeff")
     blank = token.sub(lambda m: m[0] if m[0][0] == '"' else re.sub(r"[^\n]", " ", m[0]), text)
     comma = re.compile(r'"(?:\\.|[^"\\\n])*"|,(?=\s*[}\]])', re.S)
@@ -21,11 +24,11 @@ def parse_json(text: str, where: str):
         names = [name for name, _ in pairs]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise UserError(f'{where}: the key "{twice}" stands twice; keep one of them')
+            raise UserError(f'{where}: the key "{twice}" occurs twice; keep one of them')
         return dict(pairs)
 
     def not_a_number(name):
-        raise UserError(f"{where}: {name} is not a number that can be used; give a finite one")
+        raise UserError(f"{where}: {name} is not allowed; give a finite number")
 
     try:
         return json.loads(plain, object_pairs_hook=unique, parse_constant=not_a_number)
@@ -38,7 +41,7 @@ def parse_json(text: str, where: str):
 
 
 def apply_override(values: dict, setting: str) -> None:
-    """One `--set key=value` (dotted for nested keys) put into `values`; the value is JSON, or else a text."""
+    """Apply one `--set key=value` to `values`. Dots in the key nest; a value that is not JSON is a text."""
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise UserError(f"--set {setting}: write it as key=value, for example --set batch_size=16")
@@ -55,13 +58,13 @@ def apply_override(values: dict, setting: str) -> None:
 
 
 def load_config(path: str, cls, overrides: list[str] = ()):
-    """Read the config file at `path` as the dataclass `cls`, with `--set` overrides applied on top."""
+    """Read the config file at `path` as the dataclass `cls`, with `--set` overrides. UserError if bad."""
     try:
-        if Path(path).stat().st_size > 1_000_000 or not Path(path).is_file():  # a pipe would be waited for
+        if Path(path).stat().st_size > 1_000_000 or not Path(path).is_file():  # reading a pipe would wait
             raise OSError("not a regular file of at most 1 MB")
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such config file; the ones that come along are in configs/") from None
+        raise UserError(f"{path}: no such config file; the shipped ones are in configs/") from None
     except (OSError, ValueError) as err:
         raise UserError(f"{path}: can't be read as text ({err})") from None
     values = parse_json(text, path)
@@ -70,7 +73,7 @@ def load_config(path: str, cls, overrides: list[str] = ()):
             apply_override(values, setting)
     odd = re.search("[\0\ud800-\udfff]", json.dumps(values, ensure_ascii=False).replace("\\u0000", "\0"))
     if odd:
-        raise UserError(f"{path}: holds the character {ascii(odd[0])}, which no path or name can hold")
+        raise UserError(f"{path}: holds the character {ascii(odd[0])}, which paths and names can't hold")
     config = build(cls, values, path)
     if cls is SFTConfig:
         check_mix(config, path)
@@ -81,13 +84,13 @@ SOURCE_KEYS = ("weight", "train", "val", "image_folder", "question")
 
 
 def check_mix(config: SFTConfig, where: str) -> None:
-    """Every source of data_mix has a weight >= 0 and known keys, and some weight is above 0."""
+    """UserError unless every source has a weight >= 0 and known keys, and some weight is above 0."""
     problems, total = [], 0.0
     for name, entry in config.data_mix.items():
         weight = entry.get("weight") if isinstance(entry, dict) else entry
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 1e9:
             given = json.dumps(entry)[:60]
-            problems.append(f'"data_mix.{name}" needs a weight of 0 or more, and {given} was given')
+            problems.append(f'"data_mix.{name}" needs a weight of 0 or more, not {given}')
             continue
         total += weight
         if isinstance(entry, dict):
@@ -99,29 +102,29 @@ def check_mix(config: SFTConfig, where: str) -> None:
 
 
 def _source_problems(where: str, entry: dict) -> list[str]:
-    """What is wrong with a source of data_mix, besides its weight."""
+    """Problems with a source of data_mix, apart from its weight."""
     problems = []
     for key, value in entry.items():
         if key not in SOURCE_KEYS:
             problems.append(f'unknown key "{where}.{key}"; known keys: {", ".join(SOURCE_KEYS)}')
         elif key == "val" and isinstance(value, int | float) and not isinstance(value, bool):
             if not 0 < value < 1:
-                problems.append(f'"{where}.val" as a number is the share that is held out: above 0, below 1, '
-                                f"and {value:g} was given")
+                problems.append(f'"{where}.val" as a number is the held-out share: above 0 and below 1, '
+                                f"not {value:g}")
         elif key != "weight" and not isinstance(value, str):
-            what = {"question": "a text", "val": "a path, or the share that is held out"}
+            what = {"question": "a text", "val": "a path or the held-out share"}
             problems.append(f'"{where}.{key}" must be {what[key] if key in what else "a path"}')
     if "image_folder" in entry and "train" in entry:
         problems.append(f'"{where}" has both train and image_folder; keep one of them')
     if "image_folder" in entry and "question" not in entry:
         problems.append(f'"{where}.image_folder" needs "question", such as "What is in the picture?"')
     if "image_folder" in entry and "val" not in entry:
-        problems.append(f'"{where}.image_folder" needs "val": a folder, or the share that is held out')
+        problems.append(f'"{where}.image_folder" needs "val": a folder or the held-out share')
     return problems
 
 
 def mix_entry(config: SFTConfig, name: str) -> tuple[float, str, str | float]:
-    """Weight, train path, and val path (or the share of train to hold out) of the source `name`."""
+    """(weight, train path, val path or held-out share) of the source `name`."""
     entry = config.data_mix[name]
     entry = entry if isinstance(entry, dict) else {"weight": entry}
     folder = Path(config.data_dir) / name
@@ -130,6 +133,6 @@ def mix_entry(config: SFTConfig, name: str) -> tuple[float, str, str | float]:
 
 
 def mix_question(config: SFTConfig, name: str) -> str:
-    """What the source `name` asks of samples that ask nothing themselves; "" for what their format asks."""
+    """The question for samples of the source `name` that have none; "" for that of their format."""
     entry = config.data_mix[name]
     return entry.get("question", "") if isinstance(entry, dict) else ""

@@ -1,4 +1,4 @@
-"""What a run says: a line on the screen, and a row in metrics.jsonl."""
+"""What a command prints, and the exit code it ends with."""
 
 import contextlib
 import os
@@ -11,26 +11,32 @@ from tqdm import tqdm
 from omni import distributed
 from omni.errors import UserError
 
-QUIET = os.environ.get("RANK", "0") != "0"  # of the processes that torchrun starts, the first one speaks
+QUIET = os.environ.get("RANK", "0") != "0"  # under torchrun only rank 0 prints
 
 
 def open_streams() -> None:
-    """Stand in for closed streams, whose numbers would go to the next files opened: a checkpoint, say."""
+    """Open standard streams that are closed. Otherwise the next file opened, such as a checkpoint, would get
+    the stream's number, and what is printed would go into it.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number: this one
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8"))
 
 
 def command(main: Callable[[], object]) -> None:
-    """Run a command: what its user has to mend is one line and exit 2, Ctrl-C is exit 130."""
-    with contextlib.suppress(AttributeError):  # a terminal may know no arrows, a file's name be no UTF-8
+    """Run `main` as a command. A UserError is printed as one line with exit code 2; Ctrl-C is exit code 130.
+
+    However `main` ends, the process group of `torchrun` is left in order.
+    """
+    with contextlib.suppress(AttributeError):  # a terminal may lack arrows; a file name may not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
+        distributed.stop()
     except UserError as err:
         print(f"error: {err}", file=sys.stderr)
         distributed.leave(2)
@@ -44,11 +50,16 @@ def command(main: Callable[[], object]) -> None:
 
 
 def say(line: str) -> None:
-    """A line on the screen, above the progress bar if there is one. A screen that is gone ends no run."""
+    """Print a line, above the progress bar if there is one. If stdout is gone, the run goes on silently."""
     if QUIET:
         return
     try:
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
-    except (OSError, ValueError):  # a pipe nobody reads, a full disk, or closed
+    except (OSError, ValueError):  # the pipe's reader has left, the disk is full, or stdout is closed
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
+
+
+def progress(items=None, **options) -> tqdm:
+    """A progress bar over `items`, drawn only on a terminal and by rank 0; `options` are those of tqdm."""
+    return tqdm(items, mininterval=1, disable=QUIET or None, leave=False, **options)

@@ -1,4 +1,4 @@
-"""Where and in which precision a run computes."""
+"""The device and precision that a run computes in, and the memory it uses."""
 
 import contextlib
 import ctypes
@@ -11,27 +11,28 @@ import torch
 
 from omni.errors import UserError
 
-# oneDNN keeps the code that it makes for each shape of a matrix product, 1,024 of them unless told otherwise:
-# with batches of many lengths that is a gigabyte. It reads this when the first one is made.
+# oneDNN caches compiled code for each shape of a matrix product, by default for 1,024 shapes. With batches of
+# many lengths that takes a gigabyte. It reads this variable at the first product.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what tensors of up to 32 MB leave behind, where it is glibc.
+    """Make glibc reuse the memory of freed tensors of up to 32 MB.
 
-    Otherwise it may give the memory back and fetch it again with each operation, page by page, which can cost
-    many times what the operation itself does.
+    By default it may return the memory to the system and request it again for each operation, page by page,
+    which can take much longer than the operation itself. Does nothing on other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(-3, 2 ** 25)  # M_MMAP_THRESHOLD: larger pieces are always given back
+        mallopt(-3, 2 ** 25)  # M_MMAP_THRESHOLD: larger blocks are always returned
         mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for a config's `device`: "auto" is CUDA if there is one, else the CPU."""
+    """The device for a config's `device`: "auto" is CUDA if available, else the CPU. UserError if it is not.
+    """
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError('"device" is cuda, and no CUDA device is available here; use "auto" or "cpu"')
+        raise UserError('"device" is cuda, but no CUDA device is available; use "auto" or "cpu"')
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
@@ -42,13 +43,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """bf16 autocast where a run computes in bf16; otherwise plain fp32."""
+    """A context of bf16 autocast if `computes_in_bf16`; otherwise one that does nothing."""
     on = computes_in_bf16(device, precision)
     return torch.autocast(device.type, torch.bfloat16) if on else contextlib.nullcontext()
 
 
 def computes_in_bf16(device: torch.device, precision: str) -> bool:
-    """For "bf16", and for "auto" where the device computes in bf16."""
+    """Whether `precision` is "bf16", or "auto" on a device with native bf16."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported()
     else:
@@ -57,14 +58,14 @@ def computes_in_bf16(device: torch.device, precision: str) -> bool:
 
 
 def gpu_memory_gb(device: torch.device) -> float:
-    """Peak memory allocated on the GPU so far; 0 on a CPU."""
+    """Peak memory that tensors took on the GPU so far, in GiB; 0 on a CPU."""
     return torch.cuda.max_memory_allocated() / 2 ** 30 if device.type == "cuda" else 0.0
 
 
 def peak_memory_gb() -> float:
-    """Peak main memory of this process so far.
+    """Peak main memory of this process so far, in GiB.
 
-    On Linux not by ru_maxrss, which begins at that of the process that started this one.
+    Linux has it in /proc: its ru_maxrss starts at the value of the parent process.
     """
     status = Path("/proc/self/status")
     peak = status.read_text(encoding="utf-8").partition("VmHWM:")[2].split() if status.exists() else []

@@ -1,8 +1,8 @@
-"""Several processes: `torchrun` starts them; PyTorch's own DDP or FSDP2 keeps their models alike.
+"""Several processes (ranks): `torchrun` starts them, PyTorch's DDP or FSDP2 keeps their models equal.
 
-Every process (rank) takes its share of each global step. What must be the same on all of them (the tokens
-that the loss is divided by, when to save, when to stop) is agreed on by small sums, so no rank ever waits for
-another that went a different way.
+Every rank takes its share of each step. What all ranks must decide alike (the number of answer tokens that
+the loss is divided by, when to save, when to stop) is agreed on by small collectives, so that no rank waits
+for one that took another path.
 """
 
 import contextlib
@@ -21,33 +21,38 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from omni.errors import UserError
+
 
 @dataclass(frozen=True)
 class World:
-    """This process among all of them. One alone needs no `torchrun`, and pays nothing for any of this."""
+    """This process among the ranks of a run. With a size of 1 no method communicates.
+
+    All ranks must call the methods that communicate in the same order: all but `share`.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # on its machine
-    node: Any = None  # the group of the processes on this machine
+    node: Any = None  # process group of the ranks on this machine
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that prints and writes."""
+        """Whether this is rank 0, the only one that prints and writes files."""
         return self.rank == 0
 
     def share(self, items: Sequence) -> Sequence:
-        """This rank's part of `items`; every item is some rank's."""
+        """This rank's part of `items`. Each item belongs to exactly one rank."""
         return items[self.rank::self.size]
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks."""
+        """`values` summed over all ranks, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def any(self, *flags: bool) -> list[bool]:
-        """For each flag, whether it is up on some rank."""
+        """For each flag, whether it is set on any rank."""
         return [bool(n) for n in self.total(torch.tensor(flags, dtype=torch.int64))]
 
     def gather(self, value: Any) -> list:
@@ -59,17 +64,26 @@ class World:
         return values
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns on rank 0, which alone calls it."""
-        found = [make() if self.first else None]
-        if self.size > 1:
-            dist.broadcast_object_list(found, src=0)
-        return found[0]
+        """What `make` returns on rank 0; the others don't call it. Its UserError is raised on all ranks."""
+        return self._from(0, make, None)
 
-    def once_a_node(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns on the first rank of each machine, which alone calls it there."""
-        found = [make() if self.local_rank == 0 else None]
-        if self.size > 1:
-            dist.broadcast_object_list(found, src=self.rank - self.local_rank, group=self.node)
+    def once_per_node(self, make: Callable[[], Any]) -> Any:
+        """As `from_first`, but `make` is called on the first rank of each machine."""
+        return self._from(self.rank - self.local_rank, make, self.node)
+
+    def _from(self, source: int, make: Callable[[], Any], group: Any) -> Any:
+        if self.size == 1:
+            return make()
+        value = error = None
+        if self.rank == source:
+            try:
+                value = make()
+            except UserError as err:
+                error = str(err)
+        found = [value, error]
+        dist.broadcast_object_list(found, src=source, group=group)
+        if found[1] is not None:
+            raise UserError(found[1])
         return found[0]
 
 
@@ -77,7 +91,7 @@ ALONE = World()
 
 
 def start(device: torch.device) -> World:
-    """Join the processes that `torchrun` started, if it did; each takes a GPU of its own."""
+    """Join the process group if `torchrun` started this process; each rank takes the GPU of its number."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
@@ -85,8 +99,8 @@ def start(device: torch.device) -> World:
                                     for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     if device.type == "cuda":
         torch.cuda.set_device(local_rank)
-    # Just after a collective Gloo's threads take a lock of CPython's to put things away. A child forked at
-    # that moment never gets it (before Python 3.12: python/cpython#112275). Let them finish first.
+    # Right after a collective, Gloo's threads hold a lock of the interpreter for a moment. A child forked at
+    # that moment waits for it forever (before Python 3.12: python/cpython#112275). So wait before each fork.
     os.register_at_fork(before=lambda: time.sleep(0.05))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     nodes = [list(range(begin, begin + local_size)) for begin in range(0, size, local_size)]
@@ -95,17 +109,17 @@ def start(device: torch.device) -> World:
 
 
 def stop() -> None:
-    """The end of a run: all ranks have arrived, and leave."""
+    """End the process group, once all ranks have come here. One of several ranks ends its process here."""
     if dist.is_initialized():
         dist.barrier()
         leave(0)
 
 
 def leave(code: int) -> NoReturn:
-    """End this process. One of several ends at once, before its process groups are taken apart.
+    """End this process with exit code `code`, as one of several ranks without destroying its process groups.
 
-    Gloo's destructor (PyTorch 2.11) waits for its worker while it holds the interpreter's lock; if the worker
-    needs that lock just then, neither ever ends.
+    Gloo's destructor (PyTorch 2.11) holds the interpreter's lock while it waits for its worker thread. If the
+    worker needs the lock at that moment, both wait forever.
     """
     if dist.is_initialized():
         for stream in (sys.stdout, sys.stderr):
@@ -116,7 +130,10 @@ def leave(code: int) -> NoReturn:
 
 
 def wrap(model: nn.Module, kind: str, world: World, bf16: bool) -> nn.Module:
-    """The module to train: `model` itself, in DDP, or sharded by block (FSDP2); "auto" is DDP."""
+    """The module to train: `model` itself for one rank, else in DDP ("auto", "ddp") or FSDP2 ("fsdp").
+
+    FSDP2 shards each block of the Thinker and computes in bf16 if `bf16` is set; gradients stay in fp32.
+    """
     if world.size == 1:
         return model
     if kind != "fsdp":
@@ -130,27 +147,27 @@ def wrap(model: nn.Module, kind: str, world: World, bf16: bool) -> nn.Module:
 
 
 @contextlib.contextmanager
-def reducing(module: nn.Module, now: bool) -> Iterator[None]:
-    """Gradients are added up over ranks with the last micro-batch of a step, and not before."""
+def gradient_sync(module: nn.Module, on: bool) -> Iterator[None]:
+    """Average gradients over ranks in this backward pass only if `on`: for a step's last micro-batch."""
     if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(now)
-    with contextlib.nullcontext() if now or not isinstance(module, DistributedDataParallel) \
+        module.set_requires_gradient_sync(on)
+    with contextlib.nullcontext() if on or not isinstance(module, DistributedDataParallel) \
             else module.no_sync():
         yield
 
 
-def twin(model: nn.Module, kind: str, world: World) -> nn.Module:
-    """What evaluation runs: the model itself, or a whole copy of one that is going to be sharded.
+def evaluation_copy(model: nn.Module, kind: str, world: World) -> nn.Module:
+    """The model to evaluate: `model` itself, or a whole copy of it if training will shard it.
 
-    In evaluation ranks go their own ways (a rank may have no sample of a set), which shards don't allow.
+    In evaluation ranks run different numbers of batches, which a sharded model doesn't allow.
     """
     return copy.deepcopy(model) if world.size > 1 and kind == "fsdp" else model
 
 
-def refresh(twin: nn.Module, model: nn.Module) -> None:
-    """Give the whole copy the weights that the sharded model has now. All ranks call it together."""
-    if twin is not model:
-        twin.load_state_dict(gathered(model.state_dict()))
+def update_evaluation_copy(evaluated: nn.Module, model: nn.Module) -> None:
+    """Copy the trained weights to what `evaluation_copy` returned. All ranks call it together."""
+    if evaluated is not model:
+        evaluated.load_state_dict(gathered(model.state_dict()))
 
 
 def gathered(state: Any) -> Any:
@@ -161,12 +178,12 @@ def gathered(state: Any) -> Any:
 
 
 def sharded_like(own: dict, whole_state: dict) -> dict:
-    """The tensors of `whole_state` cut as those of `own` are."""
-    return {key: cut_like(own[key], value) if key in own else value for key, value in whole_state.items()}
+    """The tensors of `whole_state`, sharded like those of `own`."""
+    return {key: shard_like(own[key], value) if key in own else value for key, value in whole_state.items()}
 
 
-def cut_like(own: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of `value`, if `own` is one; all ranks hold the same `value`."""
+def shard_like(own: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of `value` if `own` is sharded, else `value`. All ranks hold the same `value`."""
     if not isinstance(own, DTensor) or value.shape != own.shape:
         return value
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, never code, and one line for whatever does not fit."""
+"""Checkpoints: written completely or not at all, run no code, and one line for whatever is wrong."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Configs: what is welcome in them, and one line for whatever is wrong."""
+"""Configs: what they may hold, and one line for whatever is wrong."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_the_shipped_configs_are_read(path):
     ('\ufeff{"a": 1}', {"a": 1}), ('{"a": "q\\" // not, } a comment"}', {"a": 'q" // not, } a comment'}),
     ('{"a": ",}", "b": ",]"}', {"a": ",}", "b": ",]"}), ('{"a": 1, // x\n // y\n}', {"a": 1}),
     ('{"a": "\\\\", "b": 1} // "', {"a": "\\", "b": 1}), ('{"a": 1 /**/}', {"a": 1})])
-def test_comments_and_trailing_commas_are_welcome(text, value):
+def test_comments_and_trailing_commas_are_allowed(text, value):
     assert parse_json(text, "here") == value
 
 

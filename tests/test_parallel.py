@@ -1,4 +1,4 @@
-"""Several ranks: the same curve as one, any mix without a hang, another number of ranks on resume."""
+"""Several ranks: the same curve as one, no hang whatever the mix, resume on another number, one writer."""
 
 import json
 import os
@@ -23,20 +23,21 @@ WATCHDOG = 240  # seconds after which a run counts as hung
 CURVE = {"samples_per_epoch": 100}  # 50 steps in two epochs
 
 
-def torchrun(ranks: int, toy, out: Path, *arguments, more=(), **settings) -> subprocess.Popen:
+def torchrun(ranks: int, toy, out: Path, *arguments, more=(), script=ROOT / "sft_omni.py",
+             **settings) -> subprocess.Popen:
     """Start the toy's run on so many ranks; `more` are arguments of torchrun itself."""
     (toy.root / "config.json").write_text(json.dumps(toy.config))
     sets = [f"--set={key}={json.dumps(value)}" for key, value in (settings | {"save_dir": str(out)}).items()]
     where = more or ["--standalone"]
     command = [sys.executable, "-m", "torch.distributed.run", *where, f"--nproc-per-node={ranks}",
-               str(ROOT / "sft_omni.py"), "--config", str(toy.root / "config.json"), *arguments, *sets]
+               str(script), "--config", str(toy.root / "config.json"), *arguments, *sets]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                             start_new_session=True)
 
 
 def finished(run: subprocess.Popen, seconds: float = WATCHDOG) -> str:
-    """What the run said; one that hangs is ended and fails the test."""
+    """The output of the run. One that hangs is killed and fails the test."""
     try:
         said, _ = run.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -45,9 +46,9 @@ def finished(run: subprocess.Popen, seconds: float = WATCHDOG) -> str:
     return said
 
 
-def trained(ranks: int, toy, out: Path, *arguments, more=(), **settings) -> list[dict]:
-    """The metrics of a run that ends well."""
-    run = torchrun(ranks, toy, out, *arguments, more=more, **settings)
+def trained(ranks: int, toy, out: Path, *arguments, **settings) -> list[dict]:
+    """The metrics of a run, which must succeed."""
+    run = torchrun(ranks, toy, out, *arguments, **settings)
     said = finished(run)
     assert run.returncode == 0, said
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -97,7 +98,7 @@ def test_another_number_of_ranks_goes_on_where_the_run_stopped(alone, toy, tmp_p
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_ranks_without_a_modality_never_hang(toy, tmp_path, request, parallel):
-    """A sample a rank and step, fewer at the end of an epoch: some have no picture, no sound, or nothing."""
+    """One sample per rank and step, fewer at an epoch's end: ranks lack pictures, sound, or any sample."""
     steps = 500 if request.config.getoption("--full") else 40
     rows = trained(4, toy, tmp_path / "out", parallel=parallel, num_epochs=2, eval_samples=1,
                    samples_per_epoch=2 * steps - 1, save_every_steps=10_000, log_every_steps=1)
@@ -117,10 +118,96 @@ def test_a_rank_that_dies_ends_all(toy, tmp_path):
     assert run.returncode != 0
 
 
-def test_an_error_is_told_once_and_ends_all(toy, tmp_path):
+def test_an_error_is_reported_and_ends_all_ranks(toy, tmp_path):
     run = torchrun(2, toy, tmp_path / "out", thinker_ckpt="nowhere.pt")
     said = finished(run, 60)
     assert run.returncode != 0 and "error: nowhere.pt: no such checkpoint" in said
+
+
+@pytest.mark.parametrize("changes, word", [({}, "already holds a run"), ({"data_dir": "nowhere"}, "nowhere")])
+def test_an_error_that_only_rank_0_finds_ends_all_ranks_in_order(toy, tmp_path, changes, word):
+    """Rank 0 alone looks into the output folder, and the first rank of a machine alone reads manifests."""
+    if not changes:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "omni_final.pt").write_text("")
+    run = torchrun(2, toy, tmp_path / "out", **changes)
+    said = finished(run, 60)
+    assert run.returncode != 0 and word in said
+    assert not any(f'File "{ROOT}' in line for line in said.splitlines()), "a traceback"
+
+
+LEAVING = """
+import os, sys
+sys.path.insert(0, {root!r})
+import sft_omni
+from omni import distributed
+leave = distributed.leave
+distributed.leave = lambda code: (os.write(1, b"rank %d left: %d\\n" % (distributed.dist.get_rank(), code)),
+                                  leave(code))
+sft_omni.command(sft_omni.main)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--dry-run"], []], ids=["dry run", "run"])
+def test_all_ranks_leave_the_process_group_together(toy, tmp_path, arguments):
+    """Else the interpreter destroys the group at exit: a warning with NCCL, perhaps a deadlock with Gloo."""
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING.format(root=str(ROOT)))
+    run = torchrun(2, toy, tmp_path / "out", *arguments, script=script, num_epochs=1)
+    said = finished(run)
+    assert run.returncode == 0 and "destroy_process_group" not in said, said
+    assert "rank 0 left: 0" in said and "rank 1 left: 0" in said, said
+    assert (tmp_path / "out").exists() != bool(arguments)
+
+
+AUDITED = """
+import os, sys, types
+sys.path.insert(0, {root!r})
+log = os.open({log!r} + os.environ["RANK"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+def audit(event, arguments):
+    changes = event in ("os.rename", "os.remove", "os.mkdir", "os.truncate", "os.link", "os.symlink")
+    if changes or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES):
+        path = os.fsdecode(arguments[0]) if not isinstance(arguments[0], int) else ""
+        if path.startswith({out!r}):
+            os.write(log, (event + " " + path + "\\n").encode())
+
+class SummaryWriter:  # TensorBoard's, which may not be installed
+    def __init__(self, folder, purge_step):
+        os.makedirs(folder, exist_ok=True)
+        open(folder + "/events", "a").close()
+    def add_scalar(self, *arguments): pass
+    def flush(self): pass
+
+sys.modules["torch.utils.tensorboard"] = types.SimpleNamespace(SummaryWriter=SummaryWriter)
+sys.addaudithook(audit)
+import sft_omni
+sft_omni.command(sft_omni.main)
+"""
+WRITTEN = ("run.lock", "skipped.jsonl", "before.json", "metrics.jsonl", "tensorboard", "config.json",
+           "report.html", "step_000005.pt", "omni_best.pt", "omni_final.pt")
+
+
+def test_only_rank_0_writes(toy, tmp_path):
+    """All files of a run with skipped samples, and of one that is resumed."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(toy.root / "data", data)
+    (data / "image_text" / "train_1.png").write_bytes(b"<html>404</html>")
+    with open(data / "text_only" / "train.jsonl", "a") as manifest:
+        manifest.write("not JSON\n")
+    script = tmp_path / "audited.py"
+    script.write_text(AUDITED.format(root=str(ROOT), log=str(tmp_path / "writes_"), out=str(out)))
+    settings = {"data_dir": str(data), "max_skipped": 0.5, "script": script, "save_every_steps": 1,
+                "keep_checkpoints": 2}
+    trained(2, toy, out, num_epochs=1, **settings)
+    (out / "step_000099.pt.tmp").write_text("left by a run that was killed")
+    trained(2, toy, out, "--resume", num_epochs=2, **settings)
+    first, second = ((tmp_path / f"writes_{rank}").read_text() for rank in (0, 1))
+    assert second == ""
+    for name in WRITTEN:
+        assert f"{out}/{name}" in first and (out / name).exists() or "step" in name, name
+    assert len((out / "skipped.jsonl").read_text().splitlines()) == 2 and not list(out.glob("*.tmp"))
 
 
 def test_two_machines(alone, toy, tmp_path):
@@ -154,7 +241,7 @@ distributed.stop()
 
 
 def test_a_child_forked_just_after_a_collective_lives():
-    """The decoder and the loader's workers are such children. One in some hundred hung."""
+    """The decoder and the loader's workers are such children. Without a wait, one in some hundred hung."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4",
                "--no-python", sys.executable, "-c", FORKS]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WATCHDOG,
@@ -163,7 +250,7 @@ def test_a_child_forked_just_after_a_collective_lives():
 
 
 class Thread(World):
-    """A rank that is a thread: what `gather` needs of a process group."""
+    """A rank that is a thread, with the one method that the feature store needs."""
 
     def gather(self, value):
         self.node["values"][self.rank] = value
@@ -198,7 +285,7 @@ def test_features_are_computed_once_over_all_ranks(toy, monkeypatch):
             assert torch.equal(store.image(path, take), whole.image(path, take))
 
 
-def test_shares_are_whole_and_apart():
+def test_each_item_is_in_exactly_one_share():
     items = list(range(11))
     parts = [World(rank, 4).share(items) for rank in range(4)]
     assert sorted(sum(parts, [])) == items

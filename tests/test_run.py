@@ -42,7 +42,7 @@ def read(path: Path) -> dict:
 
 
 def assert_same(a, b, where="") -> None:
-    """Equal to the bit, all the way down."""
+    """Equal to the bit, also within containers."""
     assert type(a) is type(b), where
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), where
@@ -87,7 +87,7 @@ def test_epoch_loss_is_the_sum_over_answer_tokens_over_their_number(toy, tmp_pat
     sums = read(out / "step_000005.pt")["sums"]
     epoch = rows(out, "epoch")[0]
     assert epoch["loss"] == pytest.approx(float(sums["loss"]) / sums["tokens"], rel=1e-6)
-    # The mean of the steps' means weighs a step of short answers too much: the two differ.
+    # The mean of the steps' means differs: it gives steps with few answer tokens too much weight.
     assert epoch["loss"] != pytest.approx(sum(losses(out)) / 5, rel=1e-7)
 
 
@@ -112,7 +112,7 @@ def test_resume_equals_uninterrupted_to_the_bit(toy, tmp_path, whole, step):
     shutil.copy(whole / f"step_{step:06d}.pt", out)
     lines = (whole / "metrics.jsonl").read_text().splitlines()
     kept = [line for line in lines if json.loads(line)["step"] <= step]
-    (out / "metrics.jsonl").write_text("\n".join(kept) + "\n" + '{"event": "step", "st')  # a kill in mid-line
+    (out / "metrics.jsonl").write_text("\n".join(kept) + "\n" + '{"event": "step", "st')  # cut by a kill
     train(toy, tmp_path, "--resume", keep_checkpoints=20)
     assert losses(out) == losses(whole)
     assert_same_end(out, whole)
@@ -134,7 +134,7 @@ def test_the_best_so_far_is_remembered_across_a_resume(toy, tmp_path):
     assert (out / "omni_best.pt").read_bytes() == best
 
 
-def test_a_broken_newest_checkpoint_is_passed_over(toy, tmp_path, whole):
+def test_a_broken_newest_checkpoint_is_ignored(toy, tmp_path, whole):
     out = tmp_path / "out"
     out.mkdir()
     for step in (3, 4):
@@ -284,7 +284,7 @@ def test_chat_answers_and_names_a_bad_picture(toy, tmp_path, whole, command):
 
 
 def test_golden_losses(toy, tmp_path):
-    """20 steps stay as they were. After a change that is meant to move them: UPDATE_GOLDEN=1 python -m pytest
+    """The losses of 20 steps. After a change that is meant to move them: UPDATE_GOLDEN=1 python -m pytest
     tests/test_run.py -k golden, and say why in the commit."""
     found = losses(train(toy, tmp_path, samples_per_epoch=40))
     if os.environ.get("UPDATE_GOLDEN"):

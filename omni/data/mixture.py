@@ -1,7 +1,7 @@
-"""The data mix of a run: every source read, what was skipped and why, what the run is made from."""
+"""The data mix of a run: its sources, the samples that were skipped, and fingerprints of its files."""
 
-import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,17 +20,17 @@ PARTS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt")
 
 @dataclass
 class Mix:
-    """All sources of a data mix: training and held-out samples by name, weights, and what was skipped."""
+    """The sources of a data mix by name: training and held-out samples, weights, skipped samples."""
 
     train: dict[str, list[Sample]] = field(default_factory=dict)
     val: dict[str, list[Sample]] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # "NAME.train", "NAME.val" -> the manifest
     skipped: list[dict] = field(default_factory=list)  # a row a sample: source, split, line or media, reason
-    cut: dict[str, int] = field(default_factory=dict)  # source -> samples that lose the front of their prompt
+    cut: dict[str, int] = field(default_factory=dict)  # source -> number of samples whose prompt is cut
 
-    def drop(self, why) -> None:
-        """Take the samples out for which `why(source, sample)` gives a reason."""
+    def drop(self, why: Callable[[str, Sample], str | None]) -> None:
+        """Drop the samples for which `why(source, sample)` returns a reason, and add them to `skipped`."""
         for split, sources in (("train", self.train), ("val", self.val)):
             for name, samples in sources.items():
                 reasons = [why(name, sample) for sample in samples]
@@ -41,12 +41,15 @@ class Mix:
                 sources[name] = [s for s, reason in zip(samples, reasons, strict=True) if reason is None]
 
     def drop_unreadable(self, bad: dict[str, str]) -> None:
-        """Take the samples out whose media turned out to be unusable: {path: reason}."""
+        """Drop the samples with a medium in `bad`, which is {path: reason}."""
         if bad:
             self.drop(lambda _, s: next((bad[path] for path in s.images + s.audios if path in bad), None))
 
     def drop_overlong(self, collate: Collator, frames: dict[str, int]) -> None:
-        """Take the samples out that can't be cut to max_length; count those that are cut."""
+        """Drop the samples that can't be cut to max_length; count those that are cut.
+
+        `frames` is {path: mel frames} of all clips, each of its longest take.
+        """
         def why(name: str, sample: Sample) -> str | None:
             longer, reason = collate.cut(sample, frames)
             if longer and reason is None:
@@ -55,18 +58,15 @@ class Mix:
         self.drop(why)
 
     def reasons(self) -> dict[str, dict[str, int]]:
-        """{source: {reason: samples skipped}}."""
+        """{source: {reason: number of skipped samples}}."""
         return {name: dict(Counter(row["reason"] for row in self.skipped if row["source"] == name))
                 for name in self.train}
 
     def check(self, max_skipped: float, listed: Path | None) -> None:
         """A UserError if a source lost more than `max_skipped` of its samples, or all of a split.
 
-        What was skipped is written to the file `listed`, a line a sample.
+        `listed` is the file that lists the skipped samples, for the message; None if there is no such file.
         """
-        if listed is not None and (self.skipped or listed.exists()):
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.skipped)
-            checkpoint.save_text(listed, text)
         for name, reasons in self.reasons().items():
             kept, lost = len(self.train[name]) + len(self.val[name]), sum(reasons.values())
             if not self.train[name] or not self.val[name] or lost > max_skipped * (kept + lost):
@@ -76,17 +76,17 @@ class Mix:
                 where = f" ({listed} lists them)" if listed is not None and lost else ""
                 paths = " and ".join(self.files[key] for key in self.files if key.startswith(f"{name}."))
                 raise UserError(f"source {name}, {paths}: {lost} of {kept + lost} samples can't be used: "
-                                f"{what}{first}{where}. Mend them or raise max_skipped (now {max_skipped:g})")
+                                f"{what}{first}{where}. Fix them or raise max_skipped (now {max_skipped:g})")
 
     def name(self, draw: Draw) -> str:
-        """A training sample as a person finds it again: source, media or else the question."""
+        """A training sample so that a user can find it: its source and media, or else its question."""
         sample = self.train[draw.source][draw.index]
         media = " ".join((*sample.images, *sample.audios))
         return f"{draw.source} {media or repr(sample.messages[0][1][:60])}"
 
 
 def read_mix(config: SFTConfig) -> Mix:
-    """Read every source of the mix whose weight is above 0, with a line said for each."""
+    """Read every source of the mix whose weight is above 0, and print a line about each."""
     mix = Mix()
     for name in config.data_mix:
         weight, train, val = mix_entry(config, name)
@@ -105,26 +105,26 @@ def read_mix(config: SFTConfig) -> Mix:
         else:
             mix.train[name], mix.val[name] = sources["train"].split(val)
             if mix.val[name] and not mix.train[name]:
-                raise UserError(f'{train}: nothing is left to train on when "val" {val:g} of '
-                                f"{len(mix.val[name])} samples is held out; lower it or give a file")
-        say_shared(name, mix)
+                raise UserError(f'{train}: no sample is left to train on: "val" {val:g} holds out all '
+                                f"{len(mix.val[name])}; lower it or give a file")
+        report_shared_media(name, mix)
         mix.val[name] = mix.val[name][:config.eval_samples]
         mix.weights[name] = weight
     return mix
 
 
-def say_shared(name: str, mix: Mix) -> None:
-    """Say how many held-out samples have a medium that is trained on too."""
+def report_shared_media(name: str, mix: Mix) -> None:
+    """Print how many held-out samples of a source share a medium with training, if any do."""
     trained = {path for sample in mix.train[name] for path in sample.images + sample.audios}
     shared = sum(not trained.isdisjoint(sample.images + sample.audios) for sample in mix.val[name])
     if shared:
         say(f"source {name}: {shared:,} of {len(mix.val[name]):,} held-out samples share a picture or clip "
-            'with training; to measure on media never seen, give "val" a file of its own')
+            'with training; for figures on unseen media, give "val" a file of its own')
 
 
-def inputs(config: SFTConfig, mix: Mix) -> dict[str, str]:
-    """What a run is made from, by size and hash: a resumed run is told where one changed."""
-    found = {key: checkpoint.file_print(getattr(config, key)) for key in PARTS}
-    found |= {f"data_mix.{key}": checkpoint.file_print(path) for key, path in mix.files.items()}
+def input_fingerprints(config: SFTConfig, mix: Mix) -> dict[str, str]:
+    """Size and hash of each part's checkpoint and each manifest, so that a resume notices a change."""
+    found = {key: checkpoint.file_fingerprint(getattr(config, key)) for key in PARTS}
+    found |= {f"data_mix.{key}": checkpoint.file_fingerprint(path) for key, path in mix.files.items()}
     usable = {f"data_mix.{name}.usable": f"{len(samples)} samples" for name, samples in mix.train.items()}
     return found | usable

@@ -21,7 +21,7 @@ _STEP = dict.fromkeys(("step", "loss", "lr", "grad_norm", "samples_per_s", "toke
 _BEFORE = {"counts?": {"*": float}}
 _EPOCH = _BEFORE | {
     "epoch": float, "seconds?": float, "swapped?": {"*": float}, "skipped?": {"*": {"*": float}},
-    "mix?": {"*": {"wanted": float, "samples": float, "tokens": float, "passes": float}}}
+    "mix?": {"*": {"wanted": float, "samples": float, "tokens": float, "passes?": float}}}
 _EXAMPLE = {"question": str, "answer": str, "reference": str, "right": bool, "images": [str],
             "audios": [str], "before?": [(str, str)], "why?": str}
 _FORMS = {"step": _STEP, "epoch": _EPOCH, "answers": {"samples": {"*": [_EXAMPLE]}}}

@@ -104,8 +104,8 @@ def change_cell(name: str, before: float | None, now: float | None) -> str:
 
 def mix_table(run: Run) -> str:
     mix = run.epochs[-1].get("mix", {}) if run.epochs else {}
-    rows = [[name, f"{m['wanted']:.1%}", f"{m['samples']:.1%}", f"{m['tokens']:.1%}", f"{m['passes']:.2f}"]
-            for name, m in mix.items()]
+    rows = [[name, f"{m['wanted']:.1%}", f"{m['samples']:.1%}", f"{m['tokens']:.1%}",
+             f"{m['passes']:.2f}" if "passes" in m else "no longer in the mix"] for name, m in mix.items()]
     head = ["source", "wanted", "samples drawn", "answer tokens", "passes so far"]
     return table("Mix of the last epoch", head, rows) if rows else ""
 

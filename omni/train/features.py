@@ -1,11 +1,11 @@
-"""Frozen features: what frozen encoders make of each medium, computed once and kept."""
+"""Every medium is read once before training: to find unusable ones, and to keep what frozen encoders give."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import torch
-from tqdm import tqdm
 
-from omni.console import QUIET
+from omni.console import progress
 from omni.data import media
 from omni.data.collate import pad_mels
 from omni.data.decoding import Decoder
@@ -18,32 +18,51 @@ from omni.model.omni import OmniNetwork
 GROUP = 32  # media encoded together
 
 
-def unusable_media(samples: Iterable[Sample], decoder: Decoder, what: str,
+def unusable_media(samples: Iterable[Sample], takes: int, decoder: Decoder, what: str,
                    world: World = ALONE) -> dict[str, str]:
-    """Read every medium of `samples` once; returns {path: reason} of those that can't be used."""
+    """Read every medium of `samples` once; returns {path: reason} of those that can't be used.
+
+    `takes` is the number of augmented versions that training draws from (1: only the plain one). The longest
+    of them is recorded in `decoder.frames`, since a faster or slower take of a clip has another length.
+    """
     requests = [("pixels", p, 0) for p in dict.fromkeys(p for s in samples for p in s.images)]
     requests += [("mel", p, 0) for p in dict.fromkeys(p for s in samples for p in s.audios)]
     requests = world.share(requests)
-    bar = tqdm(decoder.read(requests), desc=f"checking {what}", total=len(requests), mininterval=2,
-               disable=QUIET or None, leave=False)
-    bad = {path: str(medium) for (_, path, _), medium in zip(requests, bar, strict=True)
-           if isinstance(medium, MediaError)}
-    return share_out(bad, decoder, world)
+    bad: dict[str, str] = {}
+    bar = progress(decoder.read(requests), desc=f"checking {what}", total=len(requests))
+    for (method, path, _), medium in zip(requests, bar, strict=True):
+        if isinstance(medium, MediaError):
+            bad[path] = str(medium)
+        elif method == "mel":
+            longest = max(decoder.reader.frames(path, take, len(medium)) for take in range(takes))
+            decoder.frames[path] = max(longest, decoder.frames[path])
+    return _exchange(bad, decoder, world)
 
 
-def share_out(bad: dict[str, str], decoder: Decoder, world: World = ALONE) -> dict[str, str]:
-    """What each rank found about its share of the media, made known to all."""
+def _exchange(bad: dict[str, str], decoder: Decoder, world: World) -> dict[str, str]:
+    """Give every rank the unusable media and the lengths of clips that the others found."""
     for failed, frames in world.gather((bad, decoder.frames)):
         bad |= failed
         decoder.frames |= {path: max(n, decoder.frames.get(path, 0)) for path, n in frames.items()}
     return bad
 
 
-class FeatureStore:
-    """Features of pictures and clips by (path, take), in half precision in main memory.
+@contextlib.contextmanager
+def one_thread_less() -> Iterator[None]:
+    """Let PyTorch use one thread less, and so leave a core to the decoder's process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
-    They are computed in groups of a fixed make-up, so they come out the same to the bit whenever a run is
-    resumed. Of several ranks each computes its share and gives it to the others.
+
+class FeatureStore:
+    """What frozen encoders give for pictures and clips, by (path, take): in half precision in main memory.
+
+    Media are encoded in groups whose members never change, so a resumed run gets the same bits. Each rank
+    encodes its share and sends it to the others.
     """
 
     def __init__(self, model: OmniNetwork, decoder: Decoder, limit_gb: float, precision: str = "fp32",
@@ -62,41 +81,48 @@ class FeatureStore:
         """(S, audio width) in half precision."""
         return self._audios[path, take]
 
-    @torch.no_grad()  # under inference_mode autocast would cast each weight again at each use
+    @torch.no_grad()  # in inference_mode, autocast would cast each weight again at each use
     def add(self, samples: Iterable[Sample], takes: int, what: str) -> dict[str, str]:
-        """Read and encode the media of `samples` in `takes` versions; returns {path: reason} of the bad."""
+        """Read and encode the media of `samples`, each in `takes` versions; returns {path: reason} of those
+        that can't be used. UserError if the features don't fit into `limit_gb`.
+        """
         bad: dict[str, str] = {}
-        threads = torch.get_num_threads()
-        torch.set_num_threads(max(1, threads - 1))  # the decoder has the other core
-        for store, method, paths in (
-                (self._images, "pixels", dict.fromkeys(p for s in samples for p in s.images)),
-                (self._audios, "mel", dict.fromkeys(p for s in samples for p in s.audios))):
-            if method == "mel":  # clips of like length are encoded together: less padding
-                paths = sorted(paths, key=media.size)
-            todo = [(method, p, t) for p in paths for t in range(takes) if (p, t) not in store]
-            groups = self.world.share([todo[i:i + GROUP] for i in range(0, len(todo), GROUP)])
-            todo = [request for group in groups for request in group]
-            bar = tqdm(self.decoder.read(todo), desc=f"features of {what}", total=len(todo), unit="media",
-                       mininterval=2, disable=QUIET or None, leave=False)
-            group: dict[tuple[str, int], torch.Tensor] = {}
-            for number, ((_, path, take), medium) in enumerate(zip(todo, bar, strict=True), 1):
-                if isinstance(medium, MediaError):
-                    bad[path] = str(medium)
-                else:
-                    group[path, take] = medium
-                if number % GROUP == 0 or number == len(todo):
-                    self._encode(store, group)
-                    group = {}
-            if self.world.size > 1:
-                mine = {(path, take): store[path, take] for _, path, take in todo if (path, take) in store}
-                for theirs in self.world.gather(mine):
-                    store |= theirs
-            self.bytes = sum(f.nbytes for kept in (self._images, self._audios) for f in kept.values())
-            self._check()
-        torch.set_num_threads(threads)
-        return share_out(bad, self.decoder, self.world)
+        with one_thread_less():
+            for store, method, paths in (
+                    (self._images, "pixels", dict.fromkeys(p for s in samples for p in s.images)),
+                    (self._audios, "mel", dict.fromkeys(p for s in samples for p in s.audios))):
+                if method == "mel":  # clips of similar length are encoded together: less padding
+                    paths = sorted(paths, key=media.size)
+                wanted = [(method, p, t) for p in paths for t in range(takes) if (p, t) not in store]
+                groups = self.world.share([wanted[i:i + GROUP] for i in range(0, len(wanted), GROUP)])
+                bad |= self._add_groups(store, groups, what)
+        return _exchange(bad, self.decoder, self.world)
 
-    def _encode(self, store, group: dict[tuple[str, int], torch.Tensor]) -> None:
+    def _add_groups(self, store: dict, groups: list[list[tuple[str, str, int]]], what: str) -> dict[str, str]:
+        """Encode this rank's `groups` into `store` and exchange them; returns {path: reason} of the bad."""
+        bad: dict[str, str] = {}
+        requests = [request for group in groups for request in group]
+        bar = progress(self.decoder.read(requests), desc=f"features of {what}", total=len(requests),
+                       unit="media")
+        group: dict[tuple[str, int], torch.Tensor] = {}
+        for number, ((_, path, take), medium) in enumerate(zip(requests, bar, strict=True), 1):
+            if isinstance(medium, MediaError):
+                bad[path] = str(medium)
+            else:
+                group[path, take] = medium
+            if number % GROUP == 0 or number == len(requests):
+                self._encode(store, group)
+                group = {}
+        if self.world.size > 1:
+            mine = {(path, take): store[path, take] for _, path, take in requests if (path, take) in store}
+            for theirs in self.world.gather(mine):
+                store |= theirs
+        self.bytes = sum(f.nbytes for kept in (self._images, self._audios) for f in kept.values())
+        self._check()
+        return bad
+
+    def _encode(self, store: dict, group: dict[tuple[str, int], torch.Tensor]) -> None:
+        """Encode a group of read media into `store`."""
         device = next(self.model.parameters()).device
         if not group:
             return

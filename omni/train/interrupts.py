@@ -1,68 +1,81 @@
-"""What ends a run early, and leaves it so that it can go on: signals, bad steps, a GPU that is full."""
+"""What can interrupt training: signals, steps that are not finite, a GPU without memory left."""
 
 import contextlib
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from omni.config import SFTConfig
 from omni.console import say
 from omni.data.batch import Batch
 from omni.errors import UserError
 from omni.train.metrics import MetricsFile
+from omni.train.state import TrainState
 
-SHOWN = 8  # samples of a bad step that are named on the screen; the metrics name all
+NAMES_SHOWN = 8  # samples of a bad step that are named on the screen; metrics.jsonl names all
 
 
 class StopSignal:
-    """SIGINT and SIGTERM let the step finish and be saved. Outside the loop, or asked twice, it ends at once.
+    """SIGINT and SIGTERM. In `deferred` blocks the first one only sets `asked`; otherwise the process ends.
 
-    All that a run writes is written whole or not at all, so leaving at once harms nothing.
+    Ending at once is safe: every file of a run is written completely or not at all.
     """
 
     def __init__(self):
-        self.asked = self.training = False
+        self.asked = self._deferred = False
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.ask)
+            signal.signal(number, self._handle)
 
-    def ask(self, number, frame) -> None:
-        if self.asked or not self.training:
-            say("stopped; go on with: --resume")
-            os._exit(130)  # not sys.exit: whatever is under way (workers, a save) is not waited for
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """For the training loop, which looks at `asked` after each step and saves before it stops."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _handle(self, number, frame) -> None:
+        if self.asked or not self._deferred:
+            say("stopped; continue with: --resume")
+            os._exit(130)  # sys.exit would wait for workers and for a save that is being written
         self.asked = True
 
 
-def leave_out(state: dict, names: list[str], epoch: int, metrics: MetricsFile, save,
-              config: SFTConfig) -> None:
-    """Count a step whose loss or gradients are not finite, and name its samples. It was not applied.
+def skip_bad_step(state: TrainState, samples: list[str], epoch: int, max_in_a_row: int, metrics: MetricsFile,
+                  save: Callable[[], None]) -> None:
+    """Count and report a step that was not applied because its loss or gradients are not finite.
 
-    Too many in a row end the run; what `save` writes is from before them.
+    `samples` names the samples of the step. After `max_in_a_row` such steps the state before them is saved
+    and a UserError ends the run.
     """
-    if not state["bad"]:
-        state["held"] = state["sums"]  # before the first of them, even if an epoch ends between
-    state["bad"] += 1
-    metrics.add("bad_step", epoch=epoch + 1, step=state["step"], in_a_row=state["bad"], samples=names)
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    say(f"step {state['step']:,} is left out, its loss or gradients are not finite ({state['bad']} in a row, "
-        f"{config.max_bad_steps} end the run): {', '.join(names[:SHOWN])}{more}")
-    if state["bad"] == config.max_bad_steps:
+    state.add_bad_step()
+    bad = state.bad_steps_in_a_row
+    metrics.add("bad_step", epoch=epoch + 1, step=state.step, in_a_row=bad, samples=samples)
+    more = f" and {len(samples) - NAMES_SHOWN} more" if len(samples) > NAMES_SHOWN else ""
+    say(f"step {state.step:,} is skipped: its loss or gradients are not finite ({bad} in a row, "
+        f"{max_in_a_row} end the run): {', '.join(samples[:NAMES_SHOWN])}{more}")
+    if bad == max_in_a_row:
         save()
-        raise UserError(f"{state['bad']} steps in a row had no finite loss and gradients; step "
-                        f"{state['step'] - state['bad']:,}, before them, is saved: mend the samples that "
-                        "metrics.jsonl names, lower learning_rate, or raise max_bad_steps, and --resume")
+        raise UserError(f"{bad} steps in a row had no finite loss and gradients. Step {state.step - bad:,}, "
+                        "before them, is saved. Fix the samples named in metrics.jsonl, lower learning_rate "
+                        "or raise max_bad_steps, then --resume")
 
 
 @contextlib.contextmanager
-def memory_told(batches: Iterable[Batch], lower: str, save=None) -> Iterator[None]:
-    """A full GPU becomes one line with the batches' shapes and what to lower; `save` keeps what there is."""
+def explain_out_of_memory(remedy: str, batches: Iterable[Batch] = (),
+                          save: Callable[[], None] | None = None) -> Iterator[None]:
+    """Turn a GPU's out-of-memory error into a UserError with the shapes of `batches` and the `remedy`.
+
+    Without `batches` it is said to be in evaluation. `save`, if given, is called first.
+    """
     try:
         yield
     except torch.cuda.OutOfMemoryError:
         if save is not None:
             save()
         shapes = ", ".join(batch.shape for batch in batches)
-        given = f"a step of {shapes}" if shapes else "evaluation"
-        raise UserError(f"out of GPU memory in {given}: {lower}; what was saved stays, go on with "
-                        "--resume") from None
+        where = f"a step of {shapes}" if shapes else "evaluation"
+        raise UserError(f"out of GPU memory in {where}: {remedy}, then continue from the last checkpoint "
+                        "with --resume") from None

@@ -1,25 +1,26 @@
-"""metrics.jsonl: what a run measures, an event a line; and the same for TensorBoard where it is installed."""
+"""metrics.jsonl: what a run measures, one event per line. TensorBoard gets the same where it is installed."""
 
 import contextlib
 import json
 import os
+import time
 from pathlib import Path
 
 from omni import checkpoint
-from omni.console import QUIET
+from omni.distributed import ALONE, World
 from omni.errors import UserError
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, an event each."""
+    """The metrics.jsonl of a run: one JSON object per line, each with its "event". Only rank 0 writes."""
 
-    def __init__(self, folder: str | Path):
-        self.path = Path(folder) / "metrics.jsonl"
-        self.step, self.board = 0, None  # TensorBoard's writer, which is made with the first event
+    def __init__(self, folder: str | Path, world: World = ALONE):
+        self.path, self.world = Path(folder) / "metrics.jsonl", world
+        self._resumed_at, self._tensorboard = 0, None  # the SummaryWriter, made with the first event
 
     def add(self, event: str, **values) -> None:
-        """Append one event; it is on the disk when this returns."""
-        if QUIET:
+        """Append one event; it is on the disk when this returns. UserError if it can't be written."""
+        if not self.world.first:
             return
         try:
             with open(self.path, "a", encoding="utf-8") as f:
@@ -27,25 +28,26 @@ class MetricsFile:
                 f.flush()
                 os.fsync(f.fileno())
         except OSError as err:
-            raise UserError(f"{self.path}: can't be written ({err.strerror}); make room, then go on from the "
-                            "last step checkpoint: --resume") from None
-        self._mirror(event, values)
+            raise UserError(f"{self.path}: can't be written ({err.strerror}); make room, then continue from "
+                            "the last step checkpoint: --resume") from None
+        self._add_to_tensorboard(event, values)
 
-    def _mirror(self, event: str, values: dict) -> None:
-        """The numbers as TensorBoard events besides, in `tensorboard/`, where it is installed."""
+    def _add_to_tensorboard(self, event: str, values: dict) -> None:
+        """Write the event's numbers to `tensorboard/` too, if TensorBoard is installed."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        if self.board is None:
-            self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.step + 1)
+        if self._tensorboard is None:
+            self._tensorboard = SummaryWriter(str(self.path.parent / "tensorboard"),
+                                              purge_step=self._resumed_at + 1)
         for name, value in values.items():
             if isinstance(value, float) and "step" in values:
-                self.board.add_scalar(f"{event}/{name}", value, values["step"])
-        self.board.flush()
+                self._tensorboard.add_scalar(f"{event}/{name}", value, values["step"])
+        self._tensorboard.flush()
 
     def rows(self) -> list[dict]:
-        """All whole rows. A line that a kill cut short is left out."""
+        """All events. A line that a kill cut short is ignored."""
         rows = []
         if self.path.exists():
             for line in self.path.read_bytes().splitlines():
@@ -56,13 +58,38 @@ class MetricsFile:
         return rows
 
     def rewind(self, step: int) -> list[dict]:
-        """Forget what happened after `step` of a run that is resumed from there; returns what stays.
+        """Remove the events after `step`, from which the run resumes; returns those that remain.
 
-        The row of an epoch is the last thing its evaluation writes: without it, the rest is done again.
+        The evaluation of an epoch writes its "epoch" row last. If that row is missing, the evaluation is
+        repeated, so its other rows are removed too. All ranks call it together.
         """
+        return self.world.from_first(lambda: self._rewind(step))
+
+    def _rewind(self, step: int) -> list[dict]:
         rows = [row for row in self.rows() if row.get("step", 0) <= step]
-        whole = {row["epoch"] for row in rows if row["event"] == "epoch"}
-        rows = [row for row in rows if row["event"] != "answers" or row["epoch"] in whole]
-        self.step = step
+        evaluated = {row["epoch"] for row in rows if row["event"] == "epoch"}
+        rows = [row for row in rows if row["event"] != "answers" or row["epoch"] in evaluated]
+        self._resumed_at = step
         checkpoint.save_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
+
+
+class Throughput:
+    """Samples and answer tokens per second, since it was made or last read."""
+
+    def __init__(self):
+        self._restart()
+
+    def _restart(self) -> None:
+        self.started, self.samples, self.tokens = time.time(), 0, 0
+
+    def add(self, samples: int, tokens: int) -> None:
+        self.samples += samples
+        self.tokens += tokens
+
+    def read(self) -> dict[str, float]:
+        """{"samples_per_s", "tokens_per_s"}, then count anew."""
+        seconds = time.time() - self.started
+        rates = {"samples_per_s": self.samples / seconds, "tokens_per_s": self.tokens / seconds}
+        self._restart()
+        return rates

@@ -1,4 +1,4 @@
-"""Parameter groups, and the learning rate as a function of the step."""
+"""The optimizer, its learning rate at each step, and gradient clipping."""
 
 import math
 from pathlib import Path
@@ -12,8 +12,8 @@ from omni.errors import UserError
 
 
 def lr_factor(step: int, total: int, warmup: int, floor: float) -> float:
-    """The factor of the peak learning rate at `step` (from 0): linear warm-up, then cosine to `floor`."""
-    warmup = min(warmup, total // 2)  # a short run warms up for at most half of its steps
+    """Learning rate at `step` (from 0) as a share of its peak: linear warm-up, then a cosine to `floor`."""
+    warmup = min(warmup, total // 2)  # a short run warms up for half of its steps at most
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -21,9 +21,9 @@ def lr_factor(step: int, total: int, warmup: int, floor: float) -> float:
 
 
 def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.Module) -> torch.optim.AdamW:
-    """Fused AdamW over (module, learning rate) groups; matrices are decayed, norms and biases are not.
+    """Fused AdamW over (module, learning rate) groups. Weight decay is for matrices, not norms and biases.
 
-    Every trainable parameter of `root` is in exactly one group and no frozen one is in any, or it raises.
+    AssertionError unless the groups hold every trainable parameter of `root` exactly once.
     """
     parameter_groups = []
     for module, rate in groups:
@@ -41,24 +41,24 @@ def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.M
 
 
 def clip(params: list[nn.Parameter], limit: float) -> torch.Tensor:
-    """Scale the gradients down to a norm of `limit`; returns the norm that they had."""
+    """Scale the gradients so that their norm is at most `limit`; returns the norm they had before."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
     whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    if whole.is_cuda or whole > limit:  # a GPU multiplies by 1 sooner than it could be asked
+    if whole.is_cuda or whole > limit:  # multiplying by 1 on a GPU is faster than waiting for `whole`
         torch.nn.utils.clip_grads_with_norm_(params, limit, norm)
     return whole
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Every group's learning rate is its peak times `factor`."""
+    """Set every group's learning rate to its peak times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
 
 
 def restore(optimizer: torch.optim.Optimizer, saved: dict, where: str | Path) -> None:
-    """Put the moments of a checkpoint back. Rates and decay stay as the config has them.
+    """Load the moments of a checkpoint. Learning rates and weight decay stay those of the config.
 
-    Every shape is checked: the fused kernel trusts them, and would write past the end of a moment too small.
+    UserError if a shape differs: the fused kernel doesn't check, and would write past the end of a tensor.
     """
     own = optimizer.state_dict()
     params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -70,7 +70,7 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict, where: str | Path) ->
     except (KeyError, TypeError, AttributeError, IndexError):
         fits = False
     if not fits:
-        raise UserError(f"{where}: its optimizer state is not one of the parameters that are trained here")
+        raise UserError(f"{where}: its optimizer state does not fit the parameters that are trained")
     state = {number: distributed.sharded_like(dict.fromkeys(moments, params[number]), moments)
              for number, moments in state.items()}
     optimizer.load_state_dict({**own, "state": state})

@@ -1,4 +1,4 @@
-"""What a run tells before it trains: what is trained on what, what `--dry-run` tries, what is known."""
+"""What a run prints before it trains, and the check that `--dry-run` makes."""
 
 import torch
 
@@ -13,7 +13,7 @@ from omni.model.omni import OmniNetwork
 
 def describe(model: OmniNetwork, mix: Mix, schedule: Schedule, config: SFTConfig,
              device: torch.device) -> None:
-    """Say what is trained, on how many samples a source, for how many steps."""
+    """Print which parameters are trained, on how many samples of each source, for how many steps."""
     parts = {"thinker": [model.thinker], "projectors": [model.audio_projector, model.vision_projector],
              "encoders": model.encoders()}
     for name, modules in parts.items():
@@ -31,7 +31,7 @@ def describe(model: OmniNetwork, mix: Mix, schedule: Schedule, config: SFTConfig
 
 
 def skipped_lines(mix: Mix) -> list[str]:
-    """A line a source on what was skipped and why, and one on what is cut."""
+    """Per source, a line with the skipped samples by reason, and one with the shortened ones if any."""
     lines = [f"source {name}: {sum(reasons.values())} samples skipped"
              + "".join(f"; {count}x {reason}" for reason, count in reasons.items())
              for name, reasons in mix.reasons().items()]
@@ -39,8 +39,21 @@ def skipped_lines(mix: Mix) -> list[str]:
                     "prompt" for name, count in mix.cut.items()]
 
 
+def mix_lines(shares: dict[str, dict[str, float]]) -> list[str]:
+    """A line per source on the mix of an epoch, from `EpochTotals.mix_shares`."""
+    lines = []
+    for name, share in shares.items():
+        drawn = f"{share['samples']:.1%} of samples, {share['tokens']:.1%} of answer tokens"
+        if "passes" in share:
+            lines.append(f"    mix {name}: wanted {share['wanted']:.1%}, got {drawn}; "
+                         f"{share['passes']:.2f} passes so far")
+        else:
+            lines.append(f"    mix {name}: no longer in the mix, got {drawn} before it was removed")
+    return lines
+
+
 def dry_run(model: OmniNetwork, mix: Mix, collate: Collator, config: SFTConfig, device: torch.device) -> None:
-    """One batch of each source through forward and backward."""
+    """Run one batch of each source forward and backward, and print its loss per answer token."""
     for name, samples in mix.train.items():
         batch = collate(samples[:config.batch_size]).to(device)
         with autocast(device, config.precision):
@@ -50,4 +63,4 @@ def dry_run(model: OmniNetwork, mix: Mix, collate: Collator, config: SFTConfig, 
         say(f"dry run of {name}: batch of {batch.shape}, "
             f"{batch.answer_tokens} of them answers, loss {loss.item() / batch.answer_tokens:.3f}")
     gpu = f", {gpu_memory_gb(device):.2f} GB on the GPU" if device.type == "cuda" else ""
-    say(f"dry run: all is well; peak memory {peak_memory_gb():.2f} GB{gpu}")
+    say(f"dry run: no problems; peak memory {peak_memory_gb():.2f} GB{gpu}")

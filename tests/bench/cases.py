@@ -30,7 +30,7 @@ from omni.eval.evaluate import Evaluator
 from omni.model.load import load_system
 from omni.train import optim
 from omni.train.features import FeatureStore
-from omni.train.run_dir import RunFolder
+from omni.train.run_dir import RunDir
 from tests.bench import machine, workload
 from tests.bench.padded import hidden
 
@@ -195,8 +195,8 @@ def run(bench: Bench) -> dict:
                 spent[name] += time.perf_counter() - begun
         return wrapper
     parts = {"features": (FeatureStore, "add"), "evaluation": (Evaluator, "score"),
-             "training": (sft_omni, "train_epoch"), "checkpoints of steps": (RunFolder, "save_step"),
-             "the whole system's file": (RunFolder, "save_system")}
+             "training": (sft_omni, "train_epoch"), "checkpoints of steps": (RunDir, "save_step"),
+             "the whole system's file": (RunDir, "save_system")}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as patches:
         for name, (owner, method) in parts.items():
             patches.enter_context(patch.object(owner, method, timed(name, getattr(owner, method))))

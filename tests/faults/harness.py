@@ -14,12 +14,12 @@ from test_run import assert_same
 import sft_omni
 from omni.errors import UserError
 
-# What no two runs have in common.
+# Measured values, which differ between runs that are otherwise the same.
 CLOCK = {"seconds", "samples_per_s", "tokens_per_s", "gpu_mem_gb", "main_mem_gb"}
 
 
 def start(arguments: list, log: Path, before=None) -> int:
-    """Fork a run that first calls `before`; returns its process id. What it says goes to `log`."""
+    """Fork a run that first calls `before`; returns its process id. Its output is appended to `log`."""
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -47,7 +47,7 @@ def start(arguments: list, log: Path, before=None) -> int:
 
 
 def wait(child: int, seconds: float = 60.0) -> int:
-    """The exit code of a child (minus the signal that ended it). One that does not end fails the test."""
+    """The exit code of a child, or minus the signal that ended it. AssertionError if it doesn't end."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -60,7 +60,7 @@ def wait(child: int, seconds: float = 60.0) -> int:
 
 
 def rows(out: Path) -> list[dict]:
-    """The metrics without what the clock says; every line must be whole."""
+    """The metrics without measured times and memory. Every line must be complete JSON."""
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in CLOCK} for line in lines]
 
@@ -80,5 +80,5 @@ def assert_same_run(out: Path, whole: Path, step: int) -> None:
 
 
 def next_try(out: Path) -> list[str]:
-    """How a person goes on: --resume, once there is a step checkpoint to resume from."""
+    """What a user passes next: --resume once there is a step checkpoint."""
     return ["--resume"] if list(out.glob("step_*.pt")) else []

@@ -1,4 +1,4 @@
-"""Malformed configs, through the command: one line that names the key, exit 2, soon, and no folder made."""
+"""Malformed configs through the command: one line that names the key, exit code 2, no folder created."""
 
 import json
 import time
@@ -49,7 +49,7 @@ ALL = MALFORMED | MORE
 
 
 def refused_here(arguments: list, log: Path) -> int:
-    """As `start` and `wait` do it, in this process: for the short form."""
+    """The exit code, as of `start` and `wait` but in this process: for the short form."""
     with pytest.raises(UserError) as caught:
         sft_omni.main([str(a) for a in arguments])
     log.write_text(f"error: {caught.value}\n")
@@ -57,7 +57,7 @@ def refused_here(arguments: list, log: Path) -> int:
 
 
 def test_all_of_them(toy, tmp_path, full):
-    """What is said, how it ends, how long it takes and what it leaves; in full in a child each."""
+    """Message, exit code, time and files left of each. In the full form each is a process of its own."""
     assert len(ALL) >= 60
     slowest = 0.0
     for number, (text, words) in enumerate(ALL.items()):

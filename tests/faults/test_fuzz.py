@@ -17,7 +17,7 @@ from omni.errors import UserError
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
-from omni.train.run_dir import HOLDS, RunFolder
+from omni.train.run_dir import CHECKPOINT_KEYS, RunDir
 
 odd = st.one_of(st.none(), st.booleans(), st.integers(-2 ** 70, 2 ** 70), st.floats(), st.text(max_size=20),
                 st.sampled_from(["", "\0", "..", "/", "<image>", "<audio>", "NaN", "a" * 300]))
@@ -109,17 +109,17 @@ def test_headers_of_parts(request, place):
 
 
 def test_headers_of_steps(request, place):
-    folder = RunFolder(place)
+    folder = RunDir(place)
 
     def check(value):
         checkpoint.save(place / "a.pt", "step", value)
         content = folder._load(place / "a.pt")
-        assert all(isinstance(content[key], kind) for key, kind in HOLDS.items())
+        assert all(isinstance(content[key], kind) for key, kind in CHECKPOINT_KEYS.items())
         folder._compare(place / "a.pt", content, SFTConfig(), {"thinker_ckpt": "1 byte"}, [])
     sums = st.fixed_dictionaries({}, optional={"loss": header, "tokens": header, "mix": header})
     inner = st.dictionaries(st.one_of(st.text(max_size=9), st.integers(0, 9)), header, max_size=3)
-    good = {key: inner if kind is dict else st.integers(0, 99) for key, kind in HOLDS.items()}
-    some = st.fixed_dictionaries({}, optional=dict.fromkeys(HOLDS, header))
+    good = {key: inner if kind is dict else st.integers(0, 99) for key, kind in CHECKPOINT_KEYS.items()}
+    some = st.fixed_dictionaries({}, optional=dict.fromkeys(CHECKPOINT_KEYS, header))
     fuzz(request, st.one_of(st.fixed_dictionaries(good | {"sums": sums}), some), check)
 
 

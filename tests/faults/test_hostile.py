@@ -1,4 +1,4 @@
-"""Checkpoints made to harm: no file that is read may run code, whatever is hidden where in it."""
+"""Hostile checkpoints: no file that is read may run code, wherever in it the code is hidden."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from omni.errors import UserError
 
 
 class Evil:
-    """Unpickled by plain pickle, it makes the folder that tells that code was run."""
+    """When unpickled without protection, it creates a folder, which shows that code was run."""
 
     def __init__(self, folder: Path):
         self.folder = str(folder)
@@ -34,7 +34,7 @@ KINDS = ["thinker_ckpt", "audio_ckpt", "vision_ckpt", "resume", "newest", "omni"
 
 
 def victim(toy, out: Path, tmp_path: Path, kind: str) -> tuple[Path, object]:
-    """A good checkpoint of a kind, copied, and what reads it."""
+    """(copy of a good checkpoint of a kind, a function that reads it)."""
     if kind.endswith("_ckpt"):
         path = tmp_path / "part.pt"
         shutil.copy(toy.config[kind], path)
@@ -48,7 +48,7 @@ def victim(toy, out: Path, tmp_path: Path, kind: str) -> tuple[Path, object]:
 
 
 def places(content: dict) -> list[tuple]:
-    """Where a thing can be hidden: every key, and those one and two levels below."""
+    """Places to hide an object: every key, and those one and two levels below."""
     found = []
     for key, value in content.items():
         found.append((key,))
@@ -68,7 +68,7 @@ def refused(call, path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_code_hidden_anywhere_in_a_checkpoint_is_refused_before_it_runs(toy, out, tmp_path, kind, full):
-    """With a checksum that is right: whoever hides code can compute one."""
+    """The checksum is right: an attacker can compute it."""
     path, read = victim(toy, out, tmp_path, kind)
     good = path.read_bytes()
     whole = torch.load(path, weights_only=True)

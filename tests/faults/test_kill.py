@@ -1,4 +1,4 @@
-"""A run killed at any moment and resumed ends in the bits of the run that was never stopped."""
+"""A run that is killed at any moment and resumed ends with the same bits as one that is not."""
 
 import os
 import random
@@ -12,7 +12,7 @@ from harness import assert_same_run, next_try, start, wait
 from test_run import train
 
 from omni.train.metrics import MetricsFile
-from omni.train.run_dir import RunFolder
+from omni.train.run_dir import RunDir
 
 SETTINGS = {"save_every_steps": 2, "keep_checkpoints": 2}
 
@@ -23,7 +23,7 @@ def whole(toy, tmp_path_factory) -> Path:
 
 
 def test_sigkill_at_random_moments(toy, tmp_path, whole, full):
-    """Some are killed several times before they end: each attempt starts where the last one was killed."""
+    """Some runs are killed several times; each attempt resumes from the one before."""
     luck, wanted, kills, attempts = random.Random(0 if not full else time.time_ns()), 20 if full else 3, 0, 0
     begun = time.monotonic()
     assert wait(start(["--config", toy.write(tmp_path / "timed", **SETTINGS)], tmp_path / "log")) == 0
@@ -48,7 +48,7 @@ FILE_OPERATIONS = ((torch, "save"), (os, "fsync"), (os, "replace"), (os, "unlink
 
 
 def die_at(number: int, counted: Path | None = None):
-    """Count what a run does to files: end the process, as a kill would, at operation `number`."""
+    """Count a run's file operations, and end the process at operation `number`, as a kill would."""
     done = 0
 
     def counting(operation):
@@ -66,7 +66,7 @@ def die_at(number: int, counted: Path | None = None):
 
 
 def test_death_at_every_file_operation(toy, tmp_path, whole, full):
-    """A kill in the middle of a save, between its parts, and between two files: one by one, not by luck."""
+    """A kill in the middle of a save, between its parts and between two files: each place in turn."""
     config, log = toy.write(tmp_path / "counted", **SETTINGS), tmp_path / "log"
     assert wait(start(["--config", config], log, lambda: die_at(-1, tmp_path / "count"))) == 0
     operations = int((tmp_path / "count").read_text())
@@ -103,8 +103,8 @@ def stepping(out: Path) -> bool:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stop_to_the_whole_group_saves_the_step_and_leaves_within_10_s(toy, tmp_path, workers):
-    """As a terminal's Ctrl-C or a cluster's SIGTERM arrive: at the run and its workers alike."""
+def test_a_signal_to_the_whole_group_saves_the_step_and_ends_within_10_s(toy, tmp_path, workers):
+    """Ctrl-C in a terminal and SIGTERM of a cluster reach both the run and its workers."""
     settings = {"num_workers": workers, "samples_per_epoch": 4000, "num_epochs": 1, "save_every_steps": 10**6}
     child = start(["--config", toy.write(tmp_path, **settings)], tmp_path / "log", os.setsid)
     until(lambda: stepping(tmp_path / "out"))
@@ -117,11 +117,11 @@ def test_a_stop_to_the_whole_group_saves_the_step_and_leaves_within_10_s(toy, tm
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_a_second_ctrl_c_leaves_at_once_and_harms_nothing(toy, tmp_path, whole):
-    def slow_saves():  # the first Ctrl-C is waiting for its save when the second one comes
-        save = RunFolder.save_step
-        RunFolder.save_step = lambda self, state, *rest: (
-            (time.sleep(60) if state["step"] == 3 else None), save(self, state, *rest))
+def test_a_second_ctrl_c_ends_the_run_at_once_and_harms_nothing(toy, tmp_path, whole):
+    def slow_saves():  # so that the second Ctrl-C comes during the save that the first one caused
+        save = RunDir.save_step
+        RunDir.save_step = lambda self, state, *rest: (
+            (time.sleep(60) if state.step == 3 else None), save(self, state, *rest))
     config = toy.write(tmp_path, **SETTINGS)
     child = start(["--config", config], tmp_path / "log", slow_saves)
     until(lambda: (tmp_path / "out" / "step_000002.pt").exists())

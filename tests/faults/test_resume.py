@@ -1,4 +1,4 @@
-"""What changed since the checkpoint is shown; what would bend the run needs leave. One run a folder."""
+"""A resume shows what changed, and refuses what would change the training run. One run per folder."""
 
 import os
 import shutil
@@ -25,12 +25,12 @@ def folder(tmp_path, half) -> Path:
     return tmp_path
 
 
-BENDING = [{"batch_size": 2}, {"seed": 7}, {"samples_per_epoch": 12}, {"data_mix": {"text_only": 1.0}},
+FIXED = [{"batch_size": 2}, {"seed": 7}, {"samples_per_epoch": 12}, {"data_mix": {"text_only": 1.0}},
            {"augment_takes": 1}, {"max_length": 128}]
 
 
-@pytest.mark.parametrize("changes", BENDING, ids=lambda c: next(iter(c)))
-def test_a_key_that_bends_the_run_is_shown_and_needs_leave(toy, folder, changes, capsys, full):
+@pytest.mark.parametrize("changes", FIXED, ids=lambda c: next(iter(c)))
+def test_a_change_of_a_fixed_key_is_shown_and_must_be_allowed(toy, folder, changes, capsys, full):
     key = next(iter(changes))
     with pytest.raises(UserError, match=rf'"{key}" .* -> .*--allow-change {key}') as caught:
         train(toy, folder, "--resume", **changes)
@@ -42,7 +42,7 @@ def test_a_key_that_bends_the_run_is_shown_and_needs_leave(toy, folder, changes,
     assert rows(folder / "out", "epoch")[-1]["epoch"] == 2
 
 
-def test_keys_that_may_change_do_and_are_shown(toy, folder, capsys):
+def test_other_keys_may_change_and_are_shown(toy, folder, capsys):
     train(toy, folder, "--resume", num_workers=1, log_every_steps=2, eval_samples=2, save_every_steps=7)
     said = capsys.readouterr().out
     for key in ("num_workers", "log_every_steps", "eval_samples", "num_epochs"):
@@ -73,7 +73,7 @@ def test_changed_files_are_noticed_by_size_and_hash(toy, folder, changed):
     train(toy, folder, *arguments, "--allow-change", key, data_dir=str(data), **parts)
 
 
-def test_a_sample_that_got_lost_since_is_noticed(toy, folder):
+def test_a_sample_that_became_unusable_is_noticed(toy, folder):
     data = folder / "data"
     shutil.copytree(toy.root / "data", data)
     (data / "image_text" / "train_1.png").write_text("<html>404</html>")
@@ -81,7 +81,7 @@ def test_a_sample_that_got_lost_since_is_noticed(toy, folder):
         train(toy, folder, "--resume", "--allow-change", "data_dir", data_dir=str(data), max_skipped=0.5)
 
 
-def test_allowing_no_key_or_without_a_resume_is_one_line(toy, folder):
+def test_allow_change_with_a_wrong_key_or_without_resume_is_one_line(toy, folder):
     with pytest.raises(UserError, match="--resume"):
         train(toy, folder, "--overwrite", "--allow-change", "batch_size")
     with pytest.raises(UserError, match="batchsize.*no such key.*batch_size"):
@@ -97,7 +97,7 @@ def test_a_resume_on_another_number_of_workers_keeps_the_bits(toy, tmp_path):
     assert_same_run(out, whole, 10)
 
 
-def test_a_second_run_is_told_who_has_the_folder_and_a_dead_ones_lock_is_taken_over(toy, tmp_path):
+def test_a_second_run_is_refused_with_the_holder_and_the_lock_of_a_killed_run_is_free(toy, tmp_path):
     settings = {"samples_per_epoch": 4000, "num_epochs": 1}
     config = toy.write(tmp_path, **settings)
     child = start(["--config", config], tmp_path / "log")

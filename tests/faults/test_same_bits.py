@@ -1,4 +1,4 @@
-"""What must change nothing: workers, locale, time zone, width of the terminal, a screen that is gone."""
+"""Workers, locale, time zone, the width of the terminal and a closed stdout change no bit of a run."""
 
 import os
 import subprocess
@@ -38,8 +38,8 @@ ODD = {
                                           "LC_ALL": "tr_TR.UTF-8"}}
 
 
-def test_the_world_around_it(toy, tmp_path, whole, full):
-    """In short two at once, that broke runs before; each is a process of its own."""
+def test_the_environment(toy, tmp_path, whole, full):
+    """In the short form only two at once, which broke runs before."""
     ODD["in short"] = ODD["a reader that leaves"] | ODD["a locale of 1990"]
     for name in ODD if full else ("in short",):
         folder = tmp_path / name.replace(" ", "_")

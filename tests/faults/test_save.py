@@ -1,4 +1,4 @@
-"""Saves that fail, and files that rot: the earlier checkpoint stays, and the damaged one is recognised."""
+"""Saves that fail and files that are damaged: an earlier checkpoint stays, the damaged one is recognised."""
 
 import os
 import random
@@ -30,7 +30,7 @@ def flip(path: Path, whole: bytes, bit: int) -> None:
 
 
 def test_every_flipped_bit_is_recognised(tmp_path, full):
-    """At random, and all of the last 60 bytes: what the checksum is told by."""
+    """Random bits, and all of the last 60 bytes, which hold the checksum."""
     path, luck = tmp_path / "a.pt", random.Random(0)
     checkpoint.save(path, "thing", {"x": torch.randn(300), "y": {"z": [1, 2.5, "text"]}})
     good = path.read_bytes()
@@ -58,7 +58,7 @@ def test_zip_readers_and_torch_read_a_file_with_its_checksum(tmp_path):
     assert torch.load(tmp_path / "a.pt", weights_only=True)["x"] == 1
 
 
-def test_a_newest_checkpoint_with_a_flipped_bit_is_passed_over_or_refused(toy, tmp_path, whole, capsys):
+def test_a_newest_checkpoint_with_a_flipped_bit_is_ignored_or_refused(toy, tmp_path, whole, capsys):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     newest = out / "step_000010.pt"
@@ -66,13 +66,13 @@ def test_a_newest_checkpoint_with_a_flipped_bit_is_passed_over_or_refused(toy, t
     with pytest.raises(UserError, match=r"step_000010.pt: damaged"):
         train(toy, tmp_path, "--resume", str(newest), **SETTINGS)
     train(toy, tmp_path, "--resume", **SETTINGS)
-    assert "passed over" in capsys.readouterr().out
+    assert "ignored" in capsys.readouterr().out
     assert_same_run(out, whole, 10)
 
 
 @pytest.mark.parametrize("at", [3_000, 100_000])
-def test_a_full_disk_is_one_line_that_names_the_checkpoint_that_is_kept(toy, tmp_path, whole, at):
-    """A limit on the size of files stands for the disk: every write beyond it fails, as ENOSPC does."""
+def test_a_full_disk_is_one_line_that_names_the_checkpoint_kept(toy, tmp_path, whole, at):
+    """A limit on the size of files stands in for a full disk: every write beyond it fails."""
     def little_room():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (at, at))
@@ -108,7 +108,7 @@ def test_a_folder_without_permission_is_one_line(toy, tmp_path_factory, whole, r
     assert "Traceback" not in said and str(folder / "out") in said and "ermission denied" in said
 
 
-def test_a_save_that_reads_back_wrong_is_no_save(tmp_path, monkeypatch):
+def test_a_save_that_reads_back_wrong_fails(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "a.pt", "thing", {"x": 1})
     before = (tmp_path / "a.pt").read_bytes()
     fsync = os.fsync

@@ -15,22 +15,22 @@ NAN = float("nan")
 
 
 def spoil(monkeypatch, steps: set[int], spoiled=lambda loss: loss * NAN) -> None:
-    """The loss of these steps (from 1, in training) is spoiled."""
+    """Replace the training loss of these steps (from 1) by `spoiled(loss)`."""
     forward, count = OmniNetwork.forward, 0
 
     def call(self, batch):
         nonlocal count
-        loss, tokens, hits = forward(self, batch)
+        loss, *rest = forward(self, batch)
         if torch.is_grad_enabled():
             count += 1
             if count in steps:
                 loss = spoiled(loss)
-        return loss, tokens, hits
+        return loss, *rest
     monkeypatch.setattr(OmniNetwork, "forward", call)
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf")])
-def test_a_bad_step_is_left_out_counted_and_its_samples_are_named(toy, tmp_path, monkeypatch, capsys, value):
+def test_a_bad_step_is_skipped_and_its_samples_are_named(toy, tmp_path, monkeypatch, capsys, value):
     spoil(monkeypatch, {3}, lambda loss: loss * value)
     out = train(toy, tmp_path, save_every_steps=1, keep_checkpoints=20)
     (bad,) = rows(out, "bad_step")
@@ -40,20 +40,20 @@ def test_a_bad_step_is_left_out_counted_and_its_samples_are_named(toy, tmp_path,
     assert [row["bad_steps"] for row in rows(out, "epoch")] == [1, 0]
     before, after = read(out / "step_000002.pt"), read(out / "step_000004.pt")
     assert all(value.isfinite().all() for value in after["model"].values())
-    assert sum(n for n, _ in after["sums"]["mix"].values()) == 12  # of 16: four samples were not trained on
+    assert sum(n for n, _ in after["sums"]["mix"].values()) == 12  # not 16
     assert float(before["optimizer"]["state"][0]["step"]) + 1 == float(after["optimizer"]["state"][0]["step"])
-    assert "step 3 is left out" in capsys.readouterr().out
+    assert "step 3 is skipped" in capsys.readouterr().out
 
 
 def test_too_many_in_a_row_stop_the_run_with_a_checkpoint_from_before_them(toy, tmp_path, monkeypatch):
     whole = train(toy, tmp_path / "whole")
     spoil(monkeypatch, {4, 5, 6, 7})
-    with pytest.raises(UserError, match=r"4 steps in a row.*step 3, before them, is saved.*--resume"):
+    with pytest.raises(UserError, match=r"4 steps in a row.*Step 3, before them, is saved.*--resume"):
         train(toy, tmp_path, save_every_steps=2, max_bad_steps=4)
     out = tmp_path / "out"
     assert max(p.name for p in out.glob("step_*")) == "step_000003.pt"
     monkeypatch.undo()
-    train(toy, tmp_path, "--resume")  # what was wrong is mended: nothing is missing
+    train(toy, tmp_path, "--resume")  # with the fault gone, nothing is missing
     assert losses(out) == losses(whole)
     assert_same_run(out, whole, 10)
 
@@ -70,7 +70,7 @@ def full_gpu(*_):
 def test_a_full_gpu_is_one_line_and_the_run_goes_on_from_that_step(toy, tmp_path, monkeypatch):
     whole = train(toy, tmp_path / "whole")
     spoil(monkeypatch, {7}, full_gpu)
-    with pytest.raises(UserError, match=r"GPU memory in a step of 4 x \d+ tokens: raise grad") as caught:
+    with pytest.raises(UserError, match=r"GPU memory in a step of 4 samples, \d+ tokens with padding: raise grad") as caught:
         train(toy, tmp_path)
     assert "\n" not in str(caught.value) and "--resume" in str(caught.value)
     assert (tmp_path / "out" / "step_000006.pt").exists()

@@ -1,0 +1,36 @@
+"""What the training loop works with."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from omni.config import SFTConfig
+from omni.data.loader import StepDataset
+from omni.distributed import World
+from omni.model.omni import OmniNetwork
+from omni.train.interrupts import StopSignal
+from omni.train.metrics import MetricsFile
+from omni.train.run_dir import RunDir
+from omni.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class Run:
+    """The objects that stay the same for a whole run. What changes between steps is in `TrainState`."""
+
+    config: SFTConfig
+    device: torch.device
+    world: World
+    model: OmniNetwork
+    wrapped: nn.Module  # what is trained: the model itself, in DDP, or sharded by FSDP2
+    optimizer: torch.optim.Optimizer
+    dataset: StepDataset
+    metrics: MetricsFile
+    run_dir: RunDir
+    stop: StopSignal
+    fingerprints: dict[str, str]  # of the parts and the data, stored to notice a change at a resume
+
+    def save_step(self, state: TrainState) -> None:
+        """Write a step checkpoint. All ranks call it together."""
+        self.run_dir.save_step(state, self.model, self.optimizer, self.config, self.fingerprints)
