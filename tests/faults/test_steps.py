@@ -70,7 +70,8 @@ def full_gpu(*_):
 def test_a_full_gpu_is_one_line_and_the_run_goes_on_from_that_step(toy, tmp_path, monkeypatch):
     whole = train(toy, tmp_path / "whole")
     spoil(monkeypatch, {7}, full_gpu)
-    with pytest.raises(UserError, match=r"GPU memory in a step of 4 samples, \d+ tokens with padding: raise grad") as caught:
+    wanted = r"GPU memory in a step of 4 samples, \d+ tokens with padding: raise grad"
+    with pytest.raises(UserError, match=wanted) as caught:
         train(toy, tmp_path)
     assert "\n" not in str(caught.value) and "--resume" in str(caught.value)
     assert (tmp_path / "out" / "step_000006.pt").exists()
