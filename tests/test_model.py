@@ -143,7 +143,7 @@ def test_many_logits_are_computed_in_pieces_to_the_same_figures(toy, mixed, monk
     batch, logits, rows = toy.collator(model)(mixed), model.thinker.logits, []
     monkeypatch.setattr(model.thinker, "logits", lambda hidden: rows.append(len(hidden)) or logits(hidden))
     whole, wanted = model(batch), gradient(model, batch)
-    monkeypatch.setattr("omni.model.omni.MAX_LOGITS", 7 * model.thinker.arch.vocab_size + 1)
+    monkeypatch.setattr("omni.model.loss.MAX_LOGITS", 7 * model.thinker.arch.vocab_size + 1)
     assert torch.allclose(torch.stack(model(batch)), torch.stack(whole))
     torch.testing.assert_close(gradient(model, batch), wanted, rtol=1e-4, atol=1e-4)
     assert rows[0] > 7 and {7, rows[0] % 7} == set(rows[2:])
@@ -295,3 +295,15 @@ def test_label_smoothing_changes_the_gradient_and_not_the_reported_loss(toy, mod
     (-0.8 * right - 0.2 * logs.mean(-1)).sum().backward()
     torch.testing.assert_close(smoothed.thinker.norm.weight.grad, model.thinker.norm.weight.grad, rtol=1e-3,
                                atol=1e-4)
+
+
+@pytest.mark.parametrize("source, absent", [
+    ("text_only", {"audio_projector", "vision_projector"}), ("image_text", {"audio_projector"}),
+    ("audio_text", {"vision_projector"}), ("image_audio_text", set())])
+def test_a_step_reaches_every_trained_weight(toy, model, source, absent):
+    """With a gradient of 0 where a kind of media is absent: alone, a process trains as several ranks do."""
+    model(toy.collator(model)(toy.samples(source)[:3]))[0].backward()
+    for name, p in model.named_parameters():
+        assert (p.grad is not None) == p.requires_grad, name
+        if name.split(".")[0] in absent:
+            assert not p.grad.any(), name

@@ -1,26 +1,22 @@
-"""`OmniNetwork`: Thinker, encoders and projectors in one; how media are fused with text, and the loss."""
+"""`OmniNetwork`: Thinker, encoders and projectors in one; how media are fused with text."""
 
 import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint as recomputed
 
 from omni import checkpoint
-from omni.data.batch import IGNORE, Batch
+from omni.data.batch import Batch
 from omni.data.tokenizer import MERGE, Tokenizer, image_tokens
 from omni.model.audio_encoder import AudioEncoder
+from omni.model.loss import answer_loss
 from omni.model.projector import Projector
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
-
-MAX_LOGITS = 2 ** 26  # at once: 256 MB in float32, and as much again of their gradient
 
 
 class OmniNetwork(nn.Module):
     """A Thinker that also reads images and sound. Without an encoder (None) its kind of media is refused.
 
-    `label_smoothing` (Szegedy et al. 2016) is the share of the training target that is spread over the whole
-    vocabulary.
+    `label_smoothing` is the share of the training target that is spread over the whole vocabulary.
     """
 
     def __init__(self, tokenizer: Tokenizer, thinker: Thinker, audio_encoder: AudioEncoder | None = None,
@@ -96,35 +92,12 @@ class OmniNetwork(nn.Module):
         return self.vision_projector(squares.to(self.vision_projector.up_proj.weight.dtype))
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss summed over the batch's answer tokens, and how many of them are predicted exactly.
-
-        Logits are computed at answer tokens only. Where even those are too many for the memory, they are
-        computed in pieces, and again in the backward pass.
-        """
+        """The loss summed over the batch's answer tokens, and how many of them are predicted exactly."""
         hidden = self.thinker.hidden(self.embed(batch), batch.layout, keep=batch.answers)
         labels = batch.labels.index_select(0, batch.answers)
-        rows = max(1, MAX_LOGITS // self.thinker.arch.vocab_size)
-        if len(labels) <= rows:
-            loss, right = self._predict(hidden, labels)
-        else:
-            pieces = zip(hidden.split(rows), labels.split(rows), strict=True)
-            loss, right = map(sum, zip(*(recomputed(self._predict, *piece, use_reentrant=False)
-                                         for piece in pieces), strict=True))
+        smoothing = self.label_smoothing if self.training else 0.0
+        loss, right = answer_loss(self.thinker, hidden, labels, smoothing)
         return loss + self._zero_of_absent(batch), right
-
-    def _predict(self, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss summed over (n, D), and how many of them are right.
-
-        Label smoothing changes the gradient alone: the loss that is reported is the plain one.
-        """
-        logits = self.thinker.logits(hidden).float()  # (n, V)
-        logs = logits.log_softmax(-1)
-        loss = F.nll_loss(logs, labels, reduction="sum", ignore_index=IGNORE)
-        if self.training and self.label_smoothing:
-            even = -(logs.mean(-1) * (labels != IGNORE)).sum()
-            smooth = torch.lerp(loss, even, self.label_smoothing)
-            loss = loss.detach() + (smooth - smooth.detach())  # exactly the plain value
-        return loss, (logits.detach().argmax(-1) == labels).sum()
 
     def _zero_of_absent(self, batch: Batch) -> torch.Tensor | float:
         """0, with a gradient of 0 for the trained weights of a kind of media that the batch lacks.

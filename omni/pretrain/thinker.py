@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from omni import checkpoint
 from omni.config import PretrainConfig, ThinkerArch, build
@@ -11,6 +10,7 @@ from omni.data.packing import pack
 from omni.data.sample import AUDIO, Sample
 from omni.data.tokenizer import ASSISTANT, USER, SpeechPieces, Tokenizer
 from omni.eval.grading import normalise_words
+from omni.model.loss import answer_loss
 from omni.model.thinker import Thinker
 from omni.pretrain.stage import Stage
 
@@ -93,13 +93,12 @@ class ThinkerStage(Stage):
         return pack([self.encoded[i] for i in numbers], self.tok.pad)
 
     def loss(self, batch: Batch, device) -> tuple[torch.Tensor, int]:
-        logits, labels = self._predict(batch.to(device))
-        return F.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE), batch.answer_tokens
+        return self._score(batch.to(device))[0], batch.answer_tokens
 
-    def _predict(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (A, V) and labels (A,) of the answer tokens, padding included."""
+    def _score(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss summed over answer tokens, and how many of them are predicted exactly."""
         hidden = self.model.hidden(self.model.embed_tokens(batch.ids), batch.layout, batch.answers)
-        return self.model.logits(hidden).float(), batch.labels[batch.answers]
+        return answer_loss(self.model, hidden, batch.labels[batch.answers])
 
     def evaluate(self, device) -> dict:
         """Next-token accuracy on held-out text, and on reading samples never seen."""
@@ -109,8 +108,7 @@ class ThinkerStage(Stage):
             hits = count = 0
             for start in range(0, len(rows), 64):
                 batch = pack(rows[start:start + 64], self.tok.pad).to(device)
-                logits, labels = self._predict(batch)
-                hits, count = hits + int((logits.argmax(-1) == labels).sum()), count + batch.answer_tokens
+                hits, count = hits + int(self._score(batch)[1]), count + batch.answer_tokens
             if count:
                 figures[name] = hits / count
         return figures
