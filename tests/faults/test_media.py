@@ -230,8 +230,8 @@ def test_skipped_samples_are_listed_and_the_mix_of_the_others_is_unchanged(toy, 
 
 
 @pytest.mark.parametrize("workers, name, message", [
-    (0, "train_0", "readable when the run began.*not a picture.*image_text.*--resume"),
-    (1, "train_0", "readable when the run began.*not a picture.*image_text.*--resume"),
+    (0, "train_0", "read when the run began.*not a picture.*image_text.*--resume"),
+    (1, "train_0", "read when the run began.*not a picture.*image_text.*--resume"),
     (0, "val_0", "image_text: a held-out medium.*readable at the start.*not a picture.*--resume")])
 def test_a_file_that_breaks_during_a_run_gives_a_one_line_error_and_the_run_can_resume(
         toy, tmp_path, monkeypatch, workers, name, message):

@@ -81,7 +81,7 @@ def test_a_full_gpu_is_one_line_and_the_run_goes_on_from_that_step(toy, tmp_path
 
 
 def test_a_full_gpu_in_the_evaluation_says_what_to_lower(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(OmniNetwork, "generate", full_gpu)
+    monkeypatch.setattr("omni.eval.evaluate.generate", full_gpu)
     with pytest.raises(UserError, match="out of GPU memory in evaluation: lower eval_batch_size"):
         train(toy, tmp_path)  # before training
     monkeypatch.setattr(sft_omni, "before_training", lambda *_: 0.0)
