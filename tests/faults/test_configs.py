@@ -56,7 +56,7 @@ def run_in_process(arguments: list, log: Path) -> int:
     return 2
 
 
-def test_all_of_them(toy, tmp_path, full):
+def test_every_malformed_config_is_a_one_line_error(toy, tmp_path, full):
     """Checks message, exit code, time and files of each. With --full each runs in a process of its own."""
     assert len(ALL) >= 60
     slowest = 0.0
@@ -88,7 +88,7 @@ def test_all_of_them(toy, tmp_path, full):
 @pytest.mark.parametrize("setting", [
     "seed=" + "[" * 100_000, "save_dir=a\udcffb", "data_mix.text_only.x.y=1", "=", "batch_size=1e3",
     'data_mix={"a": NaN}'])
-def test_overrides_too(tmp_path, setting, toy):
+def test_a_malformed_override_is_an_error(tmp_path, setting, toy):
     config = toy.write(tmp_path)
     assert wait(start(["--config", config, "--set", setting], tmp_path / "log")) == 2
     assert (tmp_path / "log").read_text().startswith("error: ") and not (tmp_path / "out").exists()
