@@ -1,4 +1,4 @@
-"""Stage E: multimodal supervised fine-tuning. Teach a Thinker to see and to hear.
+"""Stage E: multimodal supervised fine-tuning, which teaches a Thinker to use images and sound.
 
     python sft_omni.py --config configs/omni_sft_tiny.json
 
@@ -41,7 +41,7 @@ from omni.train.summary import describe, dry_run, mix_lines, skipped_lines
 
 
 def main(arguments: list[str] | None = None) -> None:
-    started, evaluating = time.time(), 0.0
+    started, evaluation_s = time.time(), 0.0
     open_streams()
     args, stop = parse_arguments(arguments), StopSignal()
     config = load_config(args.config, SFTConfig, args.set)
@@ -110,10 +110,10 @@ def main(arguments: list[str] | None = None) -> None:
                               default=state.best_val_loss)
 
     # Epochs
-    gc.freeze()  # all objects so far stay alive: the garbage collector need not search them again and again
+    gc.freeze()  # these objects live until the end, so the garbage collector need not scan them
     if state.step == 0:
         with explain_out_of_memory("lower eval_batch_size or max_new_tokens"):
-            evaluating += before_training(evaluator, mix.val, run_dir.path)
+            evaluation_s += before_training(evaluator, mix.val, run_dir.path)
         if world.first:
             run_report.write(run_dir.path)
     for epoch in range(max(0, state.step - 1) // schedule.steps_per_epoch, config.num_epochs):
@@ -123,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
             begun = time.time()
             distributed.update_evaluation_copy(evaluated, model)
             evaluate_epoch(run, state, epoch, evaluator, begun - started)
-            evaluating += time.time() - begun
+            evaluation_s += time.time() - begun
         if world.first:
             run_report.write(run_dir.path)
         state.totals = EpochTotals()
@@ -133,17 +133,17 @@ def main(arguments: list[str] | None = None) -> None:
         same = checkpoint.fingerprint(*model.encoders())
         verdict = "equal" if same == frozen_hash else "CHANGED"
         say(f"frozen encoders: {frozen_hash} before, {same} after: {verdict}")
-    figures = [row for row in metrics.rows() if row["event"] == "epoch"]
-    run_dir.save_system("omni_final.pt", model, config, figures[-1] if figures else {})
+    epochs = [row for row in metrics.rows() if row["event"] == "epoch"]
+    run_dir.save_system("omni_final.pt", model, config, epochs[-1] if epochs else {})
     for line in skipped_lines(mix):
         say(line)
     minutes = (time.time() - started) / 60
-    say(f"wrote {run_dir.path / 'omni_final.pt'} after {minutes:.1f} minutes, {evaluating / 60:.1f} of "
-        f"them evaluation; peak memory {peak_memory_gb():.2f} GB")
+    say(f"wrote {run_dir.path / 'omni_final.pt'} after {minutes:.1f} minutes, {evaluation_s / 60:.1f} of "
+        f"them for evaluation; peak memory {peak_memory_gb():.2f} GB")
 
 
 def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
-    """Train from where `state` stands to the end of `epoch` (from 0)."""
+    """Train from `state.step` to the end of `epoch` (counted from 0)."""
     config, world, schedule = run.config, run.world, run.dataset.schedule
     begin, end = epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch
     trained = [p for p in run.wrapped.parameters() if p.requires_grad]
@@ -190,7 +190,7 @@ def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
             run.metrics.add("step", **row)
             bar.set_postfix(loss=f"{state.totals.mean_loss:.3f}", lr=f"{row['lr']:.1e}",
                             samples_s=f"{row['samples_per_s']:.0f}", refresh=False)
-        save_due, stopping = world.any(run.run_dir.save_due(state.step, config), run.stop.asked)
+        save_due, stopping = world.any(run.run_dir.save_due(state.step, config), run.stop.requested)
         if save_due or stopping or state.step == end:
             save()
         if stopping:
@@ -201,27 +201,26 @@ def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
 
 
 def evaluate_epoch(run: Run, state: TrainState, epoch: int, evaluator: Evaluator, seconds: float) -> None:
-    """Score the held-out samples after `epoch` (from 0): print, save the model if it is the best, record.
-
-    `seconds` is the time from the start of the run to this evaluation.
+    """Score the held-out samples after `epoch` (counted from 0): print and record the metrics, and save the
+    model if it is the best so far. `seconds` is the time from the start of the run to this evaluation.
     """
     mix, loss = run.dataset.mix, state.totals.mean_loss
     with explain_out_of_memory("lower eval_batch_size or max_new_tokens"):
         scores = evaluator.score(mix.val)
         swapped = summarise(evaluator.score(mix.val, swapped=True))
-    figures = summarise(scores)
+    scored = summarise(scores)
     swapped.pop("val_loss", None)
     shares = state.totals.mix_shares(mix, epoch)
-    for line in epoch_lines(epoch + 1, run.config.num_epochs, loss, figures, swapped) + mix_lines(shares):
+    for line in epoch_lines(epoch + 1, run.config.num_epochs, loss, scored, swapped) + mix_lines(shares):
         say(line)
-    if figures["val_loss"] < state.best_val_loss:
-        state.best_val_loss = figures["val_loss"]
-        run.run_dir.save_system("omni_best.pt", evaluator.model, run.config, figures)
+    if scored["val_loss"] < state.best_val_loss:
+        state.best_val_loss = scored["val_loss"]
+        run.run_dir.save_system("omni_best.pt", evaluator.model, run.config, scored)
     run.metrics.add("answers", epoch=epoch + 1, step=state.step, samples={
         ", ".join(filter(None, key)): score.examples for key, score in scores.items()})
     bad = [row for row in run.metrics.rows() if row["event"] == "bad_step" and row["epoch"] == epoch + 1]
-    # The row of the epoch comes last. If the run is killed before it, the whole evaluation is repeated.
-    run.metrics.add("epoch", epoch=epoch + 1, step=state.step, loss=loss, **figures, swapped=swapped,
+    # The "epoch" row comes last. If the run is killed before it, the whole evaluation is repeated.
+    run.metrics.add("epoch", epoch=epoch + 1, step=state.step, loss=loss, **scored, swapped=swapped,
                     counts=sample_counts(scores), mix=shares, skipped=mix.reasons(), cut=mix.cut,
                     bad_steps=len(bad), seconds=seconds)
 

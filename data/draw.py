@@ -1,4 +1,4 @@
-"""Draws the animals, shapes and things of `world.py` as cartoons, and the lettering of digits and signs.
+"""Draws the animals, shapes and things of `world.py` as cartoons, and the text of digits and signs.
 
 A figure is drawn facing right on a large layer, in coordinates from -1 to 1 with y downwards. Then it is
 tilted, mirrored, cropped and shrunk to its size in the picture, which also smooths its edges.
@@ -44,10 +44,10 @@ class Pen:
         self.image = Image.new("RGBA", (LAYER, LAYER))
         self.draw = ImageDraw.Draw(self.image)
         self.unit = LAYER * 0.36
-        self.width = max(3, round(1.5 * 2 * self.unit / extent))  # about 1.5 pixels once shrunk
+        self.width = max(3, round(1.5 * 2 * self.unit / extent))  # about 1.5 pixels after shrinking
         self.color = color
         dark = sum(color) < 150
-        # A dark figure gets lighter lines, or they would not be seen.
+        # A dark figure gets lighter lines, so that they are visible.
         self.line = (140, 140, 146) if dark else mix(color, (15, 12, 20), 0.75)
         self.light = mix(color, (255, 255, 255), 0.22 if dark else 0.4)
         self.shade = mix(color, (255, 255, 255), 0.15) if dark else mix(color, (0, 0, 0), 0.25)

@@ -95,7 +95,7 @@ DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday Monday".split()
 
 
 class Relation(NamedTuple):
-    """Facts of one kind. Only the held-out split uses the last question."""
+    """Facts of one kind. The last question is used only in the held-out split."""
 
     name: str
     facts: dict[str, str]
@@ -104,12 +104,12 @@ class Relation(NamedTuple):
     questions: tuple[str, ...]
 
     def held_out(self) -> frozenset[str]:
-        """Subjects never asked about in training, an eighth. If a fact holds both ways, both are held out."""
+        """An eighth of the subjects, which training never asks about; both sides of a symmetric fact."""
         groups = {frozenset((s, a)) for s, a in self.facts.items()}
         spoken = {frozenset((s, self.facts[s])) for s in self.spoken}
         order = sorted(groups - spoken, key=lambda g: crc32(f"{self.name} {sorted(g)}".encode()))
-        kept = order[: max(1, round(len(groups) / 8))]
-        return frozenset(s for s, a in self.facts.items() if frozenset((s, a)) in kept)
+        chosen = order[: max(1, round(len(groups) / 8))]
+        return frozenset(s for s, a in self.facts.items() if frozenset((s, a)) in chosen)
 
 
 def fill(template: str, s: str, a: str) -> str:

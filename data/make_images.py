@@ -1,7 +1,7 @@
 """Draws the shipped pictures and writes the questions about them: `python data/make_images.py`.
 
-First a scene is made up. The picture, the answers and the description all follow from it. Each sample has its
-own random stream, so the same seed gives the same files for any `--procs`.
+First a random scene is made. The picture, the answers and the description are made from it. Each sample has
+its own random stream, so the same seed gives the same files for any `--procs`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SETS = {  # name -> folder, number of the random stream, pictures, percent of ea
     "spoken_train": ("image_audio_text", 2, 1000, {"objects": 75, "counting": 25}),
     "spoken_val": ("image_audio_text", 3, 200, {"objects": 75, "counting": 25}),
 }
-VAL_DESCRIPTIONS = 5  # one in so many held-out pictures is to be described; the others get a question
+VAL_DESCRIPTIONS = 5  # one in this many held-out pictures is to be described; the others get a question
 
 
 def pick(rng, options):
@@ -65,7 +65,7 @@ def objects(rng, held):
     """1 to 4 objects, big or small. In a held-out scene at least one has its held-out color."""
     n = int(rng.choice(4, p=(0.26, 0.34, 0.24, 0.16))) + 1
     kinds = [pick_kind(rng) for _ in range(n)]
-    if rng.random() < (1, 0.9, 0.6, 0.6)[n - 1]:  # mostly all different, which allows more questions
+    if rng.random() < (1, 0.9, 0.6, 0.6)[n - 1]:  # mostly different kinds, which allow more questions
         while len(set(kinds)) < n:
             kinds = [pick_kind(rng) for _ in range(n)]
     rare = [held and (i == 0 or rng.random() < 0.4) for i in range(n)]
@@ -149,7 +149,7 @@ def render(rng, scene):
     image, objects = GROUNDS[scene.place](rng), []
     for item in scene.items:
         box = paste(image, figure(rng, item.kind, item.color, item.extent), item.x, item.y)
-        size = [item.size] if scene.sort == "objects" else []  # only there are sizes distinct
+        size = [item.size] if scene.sort == "objects" else []  # only there is an item clearly big or small
         objects.append({"words": [*size, item.color, item.kind], "box": box})
     if scene.sort == "digit":
         fill, extent = jitter(rng, COLORS[scene.color]), rng.uniform(48, 96)
@@ -216,11 +216,12 @@ def lines(name, seed, samples):
     rng, turns = np.random.default_rng((seed, SETS[name][1])), {}
     for index, (path, shown, description, asked) in enumerate(samples):
         if name == "val" or name.startswith("spoken"):
-            told = index % VAL_DESCRIPTIONS == VAL_DESCRIPTIONS - 1 or not asked
-            text, answer = (DESCRIBE, description) if told else settle(asked[0], turns)
-            kind = "describe" if told else asked[0].kind
+            describing = index % VAL_DESCRIPTIONS == VAL_DESCRIPTIONS - 1 or not asked
+            text, answer = (DESCRIBE, description) if describing else settle(asked[0], turns)
+            kind = "describe" if describing else asked[0].kind
             if name == "val":
-                yield {**chat(rng, path, [(text, answer)]), "task": "text" if told else "qa", "kind": kind}
+                task = "text" if describing else "qa"
+                yield {**chat(rng, path, [(text, answer)]), "task": task, "kind": kind}
             else:
                 text = text.lower().translate(str.maketrans("", "", ".,?"))
                 yield {"image": path, "question": text, "answer": answer, "kind": kind}

@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 NUMBERS = "zero one two three four five six seven eight nine".split()
 ANIMALS = ("bird", "cat", "deer", "dog", "frog", "horse")
-LEFT_OUT, HELD_TAKES = "lucas", 5  # the held-out speaker; of the others, takes below this are held out
+HELD_OUT_SPEAKER, HELD_OUT_TAKES = "lucas", 5  # of the other speakers, takes below this are held out
 RATE = 8000
 
 
-def talk(question: str, answer: str, **more) -> dict:
+def conversation(question: str, answer: str, **more) -> dict:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
             **more}
 
@@ -35,12 +35,12 @@ def write(path: Path, lines: list[dict]) -> None:
 
 
 def easy_vqa(real: Path, out: Path) -> None:
-    """All questions. Each answer is one of 13 words."""
+    """The questions as published. Each answer is one of 13 words."""
     for theirs, ours in (("train", "train"), ("test", "val")):
         shutil.copytree(real / theirs / "images", out / ours, dirs_exist_ok=True)
         rows = json.loads((real / theirs / "questions.json").read_text(encoding="utf-8"))
         write(out / f"{ours}.jsonl", [
-            talk(f"<image>{question}", answer, images=[f"{ours}/{number}.png"], task="qa")
+            conversation(f"<image>{question}", answer, images=[f"{ours}/{number}.png"], task="qa")
             for question, answer, number in rows])
 
 
@@ -62,10 +62,10 @@ def photographs(real: Path, out: Path, rng: np.random.Generator) -> None:
             if kind in ANIMALS:
                 turns.append(("What animal?", f"This is {article(kind)}."))
             if ours == "val":
-                lines += [talk(f"<image>{q}", a, images=[image], task="qa") for q, a in turns]
+                lines += [conversation(f"<image>{q}", a, images=[image], task="qa") for q, a in turns]
                 continue
             turns = [turns[i] for i in rng.permutation(len(turns))]
-            messages = [m for q, a in turns for m in talk(q, a)["messages"]]
+            messages = [m for q, a in turns for m in conversation(q, a)["messages"]]
             messages[0]["content"] = "<image>" + messages[0]["content"]
             lines.append({"messages": messages, "images": [image], "task": "qa"})
         write(out / f"{ours}.jsonl", lines)
@@ -86,8 +86,9 @@ def spoken(takes: dict, speakers: list[str], longest_pause: float,
 def varied(sound: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     """A clip as if it were recorded elsewhere, and its sample rate in Hz.
 
-    It gets silence around it and a quiet hiss. The silence varies because the mean of the log-mels, which is
-    subtracted, depends on it. The rate varies, which changes speed and pitch, to make many speakers of three.
+    It gets random silence at both ends and a quiet hiss. The silence varies because the mean of the log-mels,
+    which is subtracted, depends on it. The rate varies, which changes speed and pitch, so that three speakers
+    sound like many.
     """
     margins = [int(RATE * rng.uniform(0, 0.4)) for _ in range(2)]
     hiss = 10 ** -rng.uniform(2.5, 5)
@@ -102,7 +103,7 @@ def digits(real: Path, out: Path, seed: int, train: int, val: int) -> None:
         digit, speaker, take = path.stem.split("_")
         sound, rate = soundfile.read(path, dtype="float32")
         assert rate == RATE, f"{path}: {rate} Hz"
-        split = "val" if speaker == LEFT_OUT or int(take) < HELD_TAKES else "train"
+        split = "val" if speaker == HELD_OUT_SPEAKER or int(take) < HELD_OUT_TAKES else "train"
         heard[split].setdefault((speaker, int(digit)), []).append(sound)
     for split, count in (("train", train), ("val", val)):
         rng = np.random.default_rng([seed, split == "val"])
@@ -112,14 +113,15 @@ def digits(real: Path, out: Path, seed: int, train: int, val: int) -> None:
         for number in tqdm(range(count), desc=f"digits, {split}"):
             speaker = speakers[number % len(speakers)]
             name, rate = f"{split}/{number:05d}.wav", RATE
-            if split == "train":  # half of them mix speakers, so that neighbours say less about a digit
+            if split == "train":  # half of them mix speakers, so that a digit's neighbours say less about it
                 sound, text = spoken(heard[split], speakers if number % 2 else [speaker], 0.5, rng)
                 sound, rate = varied(sound, rng)
             else:
                 sound, text = spoken(heard[split], [speaker], 0.25, rng)
             soundfile.write(out / name, sound, rate)
-            group = {"group": "left_out_speaker"} if speaker == LEFT_OUT else {}
-            lines.append(talk("<audio>Transcribe the audio.", text, audios=[name], task="asr", **group))
+            group = {"group": "left_out_speaker"} if speaker == HELD_OUT_SPEAKER else {}
+            lines.append(conversation("<audio>Transcribe the audio.", text, audios=[name], task="asr",
+                                      **group))
         write(out / f"{split}.jsonl", lines)
 
 
@@ -127,7 +129,7 @@ def instructions(real: Path, out: Path) -> None:
     """Alpaca; every tenth is held out."""
     rows = [row for path in sorted(real.glob("*.json"))
             for row in json.loads(path.read_text(encoding="utf-8"))]
-    lines = [talk("\n\n".join(filter(None, (row["instruction"], row["input"]))), row["output"])
+    lines = [conversation("\n\n".join(filter(None, (row["instruction"], row["input"]))), row["output"])
              for row in rows]
     write(out / "train.jsonl", [line for i, line in enumerate(lines) if i % 10])
     write(out / "val.jsonl", lines[::10])

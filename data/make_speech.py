@@ -1,4 +1,4 @@
-"""Speaks the shipped clips: `audio_text`, and `image_audio_text` with spoken questions about pictures.
+"""Synthesises the shipped clips: `audio_text`, and `image_audio_text` with spoken questions about pictures.
 
     python data/make_speech.py --out data/tiny --only audio_text
 
@@ -24,23 +24,23 @@ VAL = {"free": 150, "sentence": 150, "sum": 75, "fact": 75}
 UNSEEN = {"free": 75, "sentence": 75}
 MIN_WORD_CLIPS = 12
 HELD_OUT_SUMS = 0.15
-MAX_REPEATS = 3  # clips of the same template sentence, each by another voice
+MAX_REPEATS = 3  # clips of the same sentence, each by another voice
 BATCH = 24
 
-Said = tuple[str, str, str]  # kind, spoken text, answer ("" for a clip to transcribe)
+Utterance = tuple[str, str, str]  # kind, spoken text, answer ("" for a clip to transcribe)
 
 
 def turns(user: str, assistant: str) -> list[dict]:
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
-def asr_sentences(rng: random.Random) -> tuple[list[Said], list[Said], list[Said]]:
+def asr_sentences(rng: random.Random) -> tuple[list[Utterance], list[Utterance], list[Utterance]]:
     """Sentences to transcribe for train, val and the unseen voice. No held-out sentence is in train."""
     held, repeats = [], Counter()
     wanted = VAL["sentence"] + UNSEEN["sentence"]
     while len(held) < wanted:
         text, slots = template_sentence(rng)
-        if slots > 1 and text not in held:  # a template with few fillings would be used up
+        if slots > 1 and text not in held:  # all sentences of a template with one slot could be held out
             held.append(text)
     while repeats.total() < TRAIN["sentence"]:
         text, _ = template_sentence(rng)
@@ -49,24 +49,24 @@ def asr_sentences(rng: random.Random) -> tuple[list[Said], list[Said], list[Said
     free = free_strings(TRAIN["free"] + VAL["free"] + UNSEEN["free"], rng)
     cut = TRAIN["free"], TRAIN["free"] + VAL["free"]
 
-    def said(kind: str, texts: list[str]) -> list[Said]:
+    def transcribed(kind: str, texts: list[str]) -> list[Utterance]:
         return [(kind, text, "") for text in texts]
 
-    train = said("free", free[: cut[0]]) + said("sentence", list(repeats.elements()))
-    val = said("free", free[cut[0] : cut[1]]) + said("sentence", held[: VAL["sentence"]])
-    return train, val, said("free", free[cut[1] :]) + said("sentence", held[VAL["sentence"] :])
+    train = transcribed("free", free[: cut[0]]) + transcribed("sentence", list(repeats.elements()))
+    val = transcribed("free", free[cut[0] : cut[1]]) + transcribed("sentence", held[: VAL["sentence"]])
+    return train, val, transcribed("free", free[cut[1] :]) + transcribed("sentence", held[VAL["sentence"] :])
 
 
-def _deal(groups: list[list[tuple[str, str]]], count: int, kind: str, rng: random.Random) -> list[Said]:
-    """`count` questions, one of each group in turn, so that a fact with many wordings is not asked more."""
-    out: list[Said] = []
+def _deal(groups: list[list[tuple[str, str]]], count: int, kind: str, rng: random.Random) -> list[Utterance]:
+    """`count` questions, one of each group in turn: facts with many wordings are not asked more often."""
+    out: list[Utterance] = []
     while len(out) < count:
         for group in rng.sample(groups, len(groups)):
             out.append((kind, *rng.choice(group)))
     return out[:count]
 
 
-def questions(rng: random.Random) -> tuple[list[Said], list[Said]]:
+def questions(rng: random.Random) -> tuple[list[Utterance], list[Utterance]]:
     """Spoken questions for train and val. Held out are pairs of numbers, and wordings of facts."""
     pairs = list(sums().values())
     rng.shuffle(pairs)
@@ -83,12 +83,12 @@ def questions(rng: random.Random) -> tuple[list[Said], list[Said]]:
     return train + _deal(groups, TRAIN["fact"], "fact", rng), val
 
 
-def pair_voices(said: list[Said], rng: random.Random) -> list[str]:
+def pair_voices(utterances: list[Utterance], rng: random.Random) -> list[str]:
     """A training voice for each clip; no sentence is spoken twice by the same voice."""
-    voices, taken = draw_voices(len(said), rng), set()
-    for i, (_, text, _) in enumerate(said):
+    voices, taken = draw_voices(len(utterances), rng), set()
+    for i, (_, text, _) in enumerate(utterances):
         while (text, voices[i]) in taken:
-            j = rng.randrange(i, len(said)) if i < len(said) - 1 else i
+            j = rng.randrange(i, len(utterances)) if i < len(utterances) - 1 else i
             if j == i:
                 voices[i] = draw_voices(8, rng)[0]
             voices[i], voices[j] = voices[j], voices[i]
@@ -122,9 +122,9 @@ def write_manifest(path: Path, lines: list[dict]) -> None:
             file.write(json.dumps({k: v for k, v in line.items() if k != "spoken"}) + "\n")
 
 
-def audio_line(said: Said, voice: str, rng: random.Random) -> dict:
+def audio_line(utterance: Utterance, voice: str, rng: random.Random) -> dict:
     """A line of the audio_text manifests, without the clip's path."""
-    kind, text, answer = said
+    kind, text, answer = utterance
     if kind in ("sum", "fact"):
         user = "<audio>" + rng.choice(("", "Answer the question."))
         line = {"messages": turns(user, answer), "audios": [], "task": "qa", "transcript": text}
@@ -154,8 +154,8 @@ def make_audio_text(out: Path, seed: int) -> None:
     kept = speak(lines["train"] + lines["val"], folder, rng)
     trained = [line for line in kept if "train_" in line["audios"][0]]
     clips = Counter(word for line in trained for word in set(line["spoken"].split()))
-    strange = {word for line in kept for word in line["spoken"].split()} - set(LEXICON)
-    assert not strange, f"words outside of the lexicon: {strange}"
+    unknown = {word for line in kept for word in line["spoken"].split()} - set(LEXICON)
+    assert not unknown, f"words outside of the lexicon: {unknown}"
     rare = {word: clips[word] for word in LEXICON if clips[word] < MIN_WORD_CLIPS}
     assert not rare, f"words in too few training clips: {rare}"
     write_manifest(folder / "train.jsonl", trained)
@@ -163,7 +163,7 @@ def make_audio_text(out: Path, seed: int) -> None:
 
 
 def make_image_audio_text(out: Path, seed: int) -> None:
-    """The questions about pictures that make_images.py wrote, spoken."""
+    """Clips of the questions about pictures that make_images.py wrote."""
     rng = random.Random(f"image_audio_text {seed}")
     folder, lines = prepare(out / "image_audio_text"), []
     for split in ("train", "val"):
@@ -179,16 +179,16 @@ def make_image_audio_text(out: Path, seed: int) -> None:
                 "audios": [f"audio/{Path(ask['image']).stem}.ogg"], "task": task,
                 "transcript": ask["question"], "kind": ask["kind"], "voice": voice, "spoken": ask["question"],
             })
-    strange = Counter(w for line in lines for w in line["spoken"].split() if w not in LEXICON)
-    if strange:
-        print("words that audio_text does not teach:", dict(strange))
+    unknown = Counter(w for line in lines for w in line["spoken"].split() if w not in LEXICON)
+    if unknown:
+        print("words that audio_text does not teach:", dict(unknown))
     kept = speak(lines, folder, rng)
     for split in ("train", "val"):
         write_manifest(folder / f"{split}.jsonl", [x for x in kept if f"{split}_" in x["audios"][0]])
 
 
 def prepare(folder: Path) -> Path:
-    """Make the audio folder, or empty it."""
+    """Create the audio folder, or delete the clips in it."""
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     for old in (folder / "audio").glob("*.ogg"):
         old.unlink()

@@ -1,8 +1,8 @@
 """Writes the shipped text: `python data/make_text.py`.
 
 `text_only` holds questions with answers. `thinker_text` is the text that the Thinker is pretrained on (stage
-A). No held-out question is asked in training of either. Held-out facts are stated in stage A, so that a model
-can know them.
+A). No held-out question is in the training split of either. Held-out facts are stated in stage A, so that a
+model can know them.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import talks
 from facts import HELD, RELATIONS, Relation, fill
-from scenes import Balance, Dice, Talk, caption, talk
+from scenes import Balance, Conversation, Dice, caption, conversation
 from sentences import facts as spoken_facts
 from sentences import free_strings, template_sentence
 from sentences import sums as spoken_sums
@@ -23,8 +23,8 @@ from stories import story
 from talks import FULL, SHORT
 
 TRAIN, VAL = 9500, 600
-READ_VAL = 500
-READ = {
+STAGE_A_VAL = 500
+STAGE_A = {  # kind -> conversations in stage A
     "fact": 3800,
     "sum": 2600,
     "counting": 800,
@@ -35,6 +35,7 @@ READ = {
     "scene": 4000,
     "spoken_scene": 2500,
 }
+# Of stage A: word strings (and as many sentences), stories, captions, and paragraphs with each statement.
 SPOKEN, STORIES, CAPTIONS, PARAGRAPHS = 3050, 2400, 2000, 4
 
 
@@ -50,8 +51,8 @@ def pick_fact(rng: random.Random, held: bool) -> tuple[Relation, str, str]:
     return relation, subject, relation.facts[subject]
 
 
-def ask_fact(rng: random.Random, held: bool, wording: bool = False) -> Talk:
-    """A question about a fact, in a wording of training or, with `wording`, in the held-out one."""
+def ask_fact(rng: random.Random, held: bool, wording: bool = False) -> Conversation:
+    """A question about a fact, in a training wording or, with `wording`, in the held-out one."""
     relation, s, a = pick_fact(rng, held)
     texts = relation.questions[-1:] if wording else relation.questions[:-1]
     question, full = fill(rng.choice(texts), s, a), fill(relation.statements[0], s, a)
@@ -65,12 +66,12 @@ def ask_fact(rng: random.Random, held: bool, wording: bool = False) -> Talk:
     return [*system, ("user", question), ("assistant", full)]
 
 
-def dialogue(rng: random.Random, held: bool) -> Talk:
+def dialogue(rng: random.Random, held: bool) -> Conversation:
     """Small talk, or two or three questions about facts, all answered briefly or all in full sentences."""
     if held or rng.random() < 0.5:
         return talks.small_talk(rng, held)
     short = rng.random() < 0.5
-    out: Talk = [("system", SHORT[2] if short else FULL[0])]
+    out: Conversation = [("system", SHORT[2] if short else FULL[0])]
     for _ in range(rng.randint(2, 3)):
         relation, s, a = pick_fact(rng, held)
         question = fill(rng.choice(relation.questions[:-1]), s, a)
@@ -84,15 +85,15 @@ class Maker:
     def __init__(self, seed: int):
         self.rng, self.balance = Dice(seed), {True: Balance(), False: Balance()}
 
-    def scene(self, held: bool) -> Talk:
-        return talk(self.rng, held, self.balance[held], 1 if held else self.rng.randint(1, 3))
+    def scene(self, held: bool) -> Conversation:
+        return conversation(self.rng, held, self.balance[held], 1 if held else self.rng.randint(1, 3))
 
-    def spoken_scene(self, held: bool) -> Talk:
-        return [(r, plain(t)) for r, t in talk(self.rng, held, self.balance[held])]
+    def spoken_scene(self, held: bool) -> Conversation:
+        return [(r, plain(t)) for r, t in conversation(self.rng, held, self.balance[held])]
 
-    def make(self, kind: str, held: bool = False) -> Talk:
+    def make(self, kind: str, held: bool = False) -> Conversation:
         rng = self.rng
-        makers: dict[str, Callable[[], Talk]] = {
+        makers: dict[str, Callable[[], Conversation]] = {
             "fact": lambda: ask_fact(rng, held),
             "scene": lambda: self.scene(held),
             "fact_heldout": lambda: ask_fact(rng, True),
@@ -133,11 +134,12 @@ VAL_KINDS = {
 }
 
 
-def line(turns: Talk, **more: str) -> str:
+def line(turns: Conversation, **more: str) -> str:
     return json.dumps({"messages": [{"role": r, "content": c} for r, c in turns], **more})
 
 
-def distinct(kind: str, count: int, seen: set[str], maker: Maker, held: bool = False) -> Iterator[Talk]:
+def distinct(kind: str, count: int, seen: set[str], maker: Maker,
+             held: bool = False) -> Iterator[Conversation]:
     """Up to `count` conversations whose prompts are not in `seen` yet; fewer if no new ones can be found."""
     misses = 0
     while count and misses < 300:
@@ -188,20 +190,20 @@ def spoken(rng: random.Random) -> Iterator[str]:
         yield json.dumps({"text": text, "kind": "spoken"})
     asked = [(text, answer) for wordings, answer in spoken_facts(rng) for text in wordings]
     for (word, a, b), wordings in spoken_sums().items():
-        if not talks.kept_sum("+" if word == "plus" else "-", a, b):
+        if not talks.is_held_out_sum("+" if word == "plus" else "-", a, b):
             asked += wordings
     for text, answer in rng.sample(asked, len(asked)):
         if not gives_away(text, answer):
             yield line([("user", text), ("assistant", answer)])
 
 
-def reading(rng: random.Random, seen: set[str], maker: Maker) -> list[str]:
-    """All lines of stage A, shuffled."""
+def stage_a_lines(rng: random.Random, seen: set[str], maker: Maker) -> list[str]:
+    """All lines of stage A's text, shuffled."""
     texts = itertools.chain(
         statements(rng), (story(rng) for _ in range(STORIES)), (caption(maker.rng) for _ in range(CAPTIONS))
     )
     lines = [json.dumps({"text": text}) for text in texts] + list(spoken(rng))
-    for kind, count in READ.items():
+    for kind, count in STAGE_A.items():
         lines += [line(turns) for turns in distinct(kind, count, seen, maker)]
     lines = list(dict.fromkeys(lines))
     rng.shuffle(lines)
@@ -226,9 +228,9 @@ def main() -> None:
                 splits[split].append(line(turns, kind=kind) if split == "val" else line(turns))
         rng.shuffle(splits[split])
         write(args.out / "text_only" / f"{split}.jsonl", splits[split])
-    lines = reading(rng, seen, maker)
-    write(args.out / "thinker_text" / "val.jsonl", lines[:READ_VAL])
-    write(args.out / "thinker_text" / "train.jsonl", lines[READ_VAL:])
+    lines = stage_a_lines(rng, seen, maker)
+    write(args.out / "thinker_text" / "val.jsonl", lines[:STAGE_A_VAL])
+    write(args.out / "thinker_text" / "train.jsonl", lines[STAGE_A_VAL:])
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Scene:
 
 
 class Question(NamedTuple):
-    """A question. One to answer with yes or no has two texts instead, one for each answer."""
+    """A question. A yes-or-no question has no `text` and `answer`, but a text for each of the two answers."""
 
     kind: str
     text: str
@@ -61,7 +61,7 @@ class Question(NamedTuple):
 
 
 def named(items):
-    """The items that are alone of their kind, so that "the cat" is unambiguous."""
+    """The items that are the only one of their kind, so that "the cat" is unambiguous."""
     counts = Counter(i.kind for i in items)
     return [i for i in items if counts[i.kind] == 1]
 
@@ -73,13 +73,13 @@ class Asker:
         self.rng, self.scene, self.held = rng, scene, held
         self.items, self.named = scene.items, named(scene.items)
 
-    def of(self, options):
+    def pick(self, options):
         options = list(options)
         return options[self.rng.integers(len(options))]
 
     def item(self, items):
         held = [i for i in items if i.held] if self.held else []
-        return self.of(held or items) if items else None
+        return self.pick(held or items) if items else None
 
     def ask(self, kind):
         """A question of the type `kind`, or None if the scene has no clear answer to one."""
@@ -87,7 +87,7 @@ class Asker:
         return Question(kind, *found) if found else None
 
     def kind(self):
-        """What something is: one of all wordings that have a clear answer."""
+        """What something is, in a random wording that has a clear answer."""
         items, found = self.items, []
         colors = Counter(i.color for i in items)
         if len(items) == 1:
@@ -107,16 +107,16 @@ class Asker:
             found = [f for f in found if f[1].held] or found
         if not found:
             return None
-        text, item = self.of(found)
+        text, item = self.pick(found)
         return text, plural(item.kind) if "these" in text or "things" in text else item.kind
 
     def color(self):
         if self.scene.word:
             noun = "number" if self.scene.sort == "digit" else "sign"
-            return self.of(COLOR_TEXTS).format(noun), self.scene.color
+            return self.pick(COLOR_TEXTS).format(noun), self.scene.color
         item = self.item(self.named)
         if item:
-            return self.of(COLOR_TEXTS).format(item.kind), item.color
+            return self.pick(COLOR_TEXTS).format(item.kind), item.color
         kinds = {(i.kind, i.color) for i in self.items}
         if len(kinds) == 1:
             return f"What color are the {plural(self.items[0].kind)}?", self.items[0].color
@@ -127,31 +127,31 @@ class Asker:
         if self.scene.sort == "counting":
             item, chance = self.item(self.items), self.rng.random()
             if chance < 0.03:
-                absent = self.of([k for k in KINDS if k not in counts])
-                return self.of(COUNT_TEXTS).format(plural(absent)), "zero"
+                absent = self.pick([k for k in KINDS if k not in counts])
+                return self.pick(COUNT_TEXTS).format(plural(absent)), "zero"
             if chance < 0.15 and len(self.items) < 7:
-                return self.of(COUNT_TEXTS).format("things"), NUMBER_WORDS[len(self.items)]
-            return self.of(COUNT_TEXTS).format(plural(item.kind)), NUMBER_WORDS[counts[item.kind]]
+                return self.pick(COUNT_TEXTS).format("things"), NUMBER_WORDS[len(self.items)]
+            return self.pick(COUNT_TEXTS).format(plural(item.kind)), NUMBER_WORDS[counts[item.kind]]
         pairs = [k for k, n in counts.items() if n > 1]
         animals = sum(i.kind in ANIMALS for i in self.items)
         if pairs and self.rng.random() < 0.7:
-            return self.of(COUNT_TEXTS).format(plural(pairs[0])), NUMBER_WORDS[counts[pairs[0]]]
+            return self.pick(COUNT_TEXTS).format(plural(pairs[0])), NUMBER_WORDS[counts[pairs[0]]]
         # Few animals are common, so they are counted less often.
         if self.rng.random() < 0.35 and animals and animals + self.rng.integers(3) > 2:
-            return self.of(COUNT_TEXTS).format("animals"), NUMBER_WORDS[animals]
+            return self.pick(COUNT_TEXTS).format("animals"), NUMBER_WORDS[animals]
         if len(self.items) < 3 and self.rng.random() < 0.5:
             return None
-        return self.of(COUNT_TEXTS).format("things"), NUMBER_WORDS[len(self.items)]
+        return self.pick(COUNT_TEXTS).format("things"), NUMBER_WORDS[len(self.items)]
 
     def place(self):
         item, found = self.item(self.named), []
-        ground = self.of(GROUND_TEXTS)
+        ground = self.pick(GROUND_TEXTS)
         if item or "{" not in ground:
             name = "sign" if self.scene.sort == "sign" else item.kind if item else ""
             if name or "{" not in ground:
                 found.append((ground.format(name), self.scene.place))
         if item and abs(item.x - 64) > 12:
-            found.append((self.of(SIDE_TEXTS).format(item.kind), "left" if item.x < 64 else "right"))
+            found.append((self.pick(SIDE_TEXTS).format(item.kind), "left" if item.x < 64 else "right"))
         for side, sign in (("left", -1), ("right", 1)):
             for base in self.named:
                 beside = [i for i in self.items if sign * (i.x - base.x) > 0]
@@ -159,7 +159,7 @@ class Asker:
                     if not self.held or beside[0].held or base.held:
                         where = "left of" if side == "left" else "right of"
                         found.append((f"What is {where} the {base.kind}?", beside[0].kind))
-        return self.of(found) if found else None
+        return self.pick(found) if found else None
 
     def size(self):
         wanted = "big" if self.rng.random() < 0.57 else "small"  # there are fewer big items
@@ -168,12 +168,12 @@ class Asker:
         if not item:
             return None
         if other and self.rng.random() < 0.5:
-            one, two = self.of(((item.kind, other.kind), (other.kind, item.kind)))
+            one, two = self.pick(((item.kind, other.kind), (other.kind, item.kind)))
             if self.rng.random() < 0.3:
                 return f"Which is smaller, the {one} or the {two}?", (other if wanted == "big" else item).kind
             return f"Which is bigger, the {one} or the {two}?", (item if wanted == "big" else other).kind
-        first, second = self.of((("big", "small"), ("small", "big")))
-        text = self.of(("Is the {} {} or {}?", "What size is the {}, {} or {}?"))
+        first, second = self.pick((("big", "small"), ("small", "big")))
+        text = self.pick(("Is the {} {} or {}?", "What size is the {}, {} or {}?"))
         return text.format(item.kind, first, second), wanted
 
     def compare(self):
@@ -185,48 +185,48 @@ class Asker:
         others = [k for k in kinds if counts[k] != counts[one]]
         if not others:
             return None
-        pair = (one, self.of(others)) if self.rng.random() < 0.5 else (self.of(others), one)
-        word, best = self.of((("more", max), ("fewer", min)))
-        text = self.of(("Are there {} {} or {}?", "Do you see {} {} or {}?"))
+        pair = (one, self.pick(others)) if self.rng.random() < 0.5 else (self.pick(others), one)
+        word, best = self.pick((("more", max), ("fewer", min)))
+        text = self.pick(("Are there {} {} or {}?", "Do you see {} {} or {}?"))
         return text.format(word, *map(plural, pair)), plural(best(pair, key=counts.get))
 
     def yesno(self):
-        """One text whose answer is yes and a similar one whose answer is no; the caller takes one of them."""
+        """One text whose answer is yes and a similar one whose answer is no; the caller picks one of them."""
         scene = self.scene
         if scene.sort == "digit":
             text, others = "Is this the number {}?", [w for w in NUMBER_WORDS[:10] if w != scene.word]
-            return "", "", text.format(scene.word), text.format(self.of(others))
+            return "", "", text.format(scene.word), text.format(self.pick(others))
         if scene.sort == "sign":
             text, others = "Does the sign say {}?", [w for w in SIGNS if w != scene.word]
-            return "", "", text.format(scene.word), text.format(self.of(others))
+            return "", "", text.format(scene.word), text.format(self.pick(others))
         form, item = self.rng.random(), self.item(self.items)
         kinds, pairs = {i.kind for i in self.items}, {(i.kind, i.color) for i in self.items}
         if form < 0.4:
-            text = self.of(("Is there {}?", "Can you see {}?", "Do you see {}?"))
-            group = ANIMALS if self.rng.random() < 0.55 else KINDS  # as often as in pictures
-            absent = self.of([k for k in group if k not in kinds])
+            text = self.pick(("Is there {}?", "Can you see {}?", "Do you see {}?"))
+            group = ANIMALS if self.rng.random() < 0.55 else KINDS  # as often as they are drawn
+            absent = self.pick([k for k in group if k not in kinds])
             return "", "", text.format(article(item.kind)), text.format(article(absent))
         if form < 0.75 or item not in self.named:
-            text = self.of(("Is there {}?", "Can you see {}?", "Do you see {}?"))
+            text = self.pick(("Is there {}?", "Can you see {}?", "Do you see {}?"))
             near = [(k, c) for k in KINDS for c in COLORS
                     if (k, c) not in pairs and (k in kinds) + (c in {i.color for i in self.items}) > 0
-                    and (self.held or HELD_COLOR[k] != c)]  # or training would always deny held-out pairs
+                    and (self.held or HELD_COLOR[k] != c)]  # in training they would always be absent
             same = [p for p in near if p[0] == item.kind]
             rare = [p for p in near if HELD_COLOR[p[0]] == p[1]] if self.rng.random() < 0.5 else []
-            kind, color = self.of(rare or (same if self.rng.random() < 0.75 else near))
+            kind, color = self.pick(rare or (same if self.rng.random() < 0.75 else near))
             yes, no = article(f"{item.color} {item.kind}"), article(f"{color} {kind}")
             return "", "", text.format(yes), text.format(no)
         others = [c for c in COLORS if c != item.color and (self.held or c != HELD_COLOR[item.kind])]
         text = f"Is the {item.kind} {{}}?"
-        return "", "", text.format(item.color), text.format(self.of(others))
+        return "", "", text.format(item.color), text.format(self.pick(others))
 
     def digit(self):
         texts = "What number is shown?", "Which number is this?", "What number do you see?"
-        return self.of(texts), self.scene.word
+        return self.pick(texts), self.scene.word
 
     def read(self):
         texts = "What does the sign say?", "Read the sign.", "What word is on the sign?"
-        return self.of(texts), self.scene.word
+        return self.pick(texts), self.scene.word
 
 
 def listed(parts):

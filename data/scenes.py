@@ -16,7 +16,7 @@ ON = {
 }
 SPOTS = {1: (64,), 2: (32, 96), 3: (24, 64, 104)}
 SIDES = {24: "on the left", 32: "on the left", 64: "in the middle", 96: "on the right", 104: "on the right"}
-Talk = list[tuple[str, str]]
+Conversation = list[tuple[str, str]]
 
 
 class Dice(random.Random):
@@ -50,8 +50,8 @@ def draw(rng: Dice, held: bool) -> Scene:
     return Scene("counting", place, items)
 
 
-def told(rng: Dice, scene: Scene) -> str:
-    """The scene in words that answer all questions about it."""
+def in_words(rng: Dice, scene: Scene) -> str:
+    """A text about the scene that answers all questions about it."""
     if scene.sort == "sign":
         return f"There is {article(scene.color)} sign {ON[scene.place]}. The sign says {scene.word}."
     if scene.sort == "counting":
@@ -71,7 +71,7 @@ def told(rng: Dice, scene: Scene) -> str:
 
 
 def _clear(asked, scene: Scene) -> bool:
-    """Whether the words tell the answer: those of a counting scene say nothing of sizes and sides."""
+    """Whether the words tell the answer: those of a counting scene say nothing about sizes and sides."""
     if scene.sort == "counting":
         return asked.kind != "size" and (asked.kind != "place" or asked.answer in PLACES)
     return True
@@ -91,13 +91,13 @@ class Balance:
         return (asked.yes, "yes") if self.last[wording] else (asked.no, "no")
 
 
-class Told(NamedTuple):
+class SceneQuestions(NamedTuple):
     text: str
     turns: list[tuple[str, str]]  # questions and answers
 
 
-def ask(rng: Dice, held: bool, balance: Balance, count: int) -> Told:
-    """A scene in words with up to `count` questions of different types."""
+def ask(rng: Dice, held: bool, balance: Balance, count: int) -> SceneQuestions:
+    """A random scene in words, with up to `count` questions of different types."""
     while True:
         scene = draw(rng, held)
         asker, weights, found = Asker(rng, scene, held), dict(WEIGHTS[scene.sort]), []
@@ -110,14 +110,14 @@ def ask(rng: Dice, held: bool, balance: Balance, count: int) -> Told:
         if found:
             if rng.random() < 0.06 and scene.sort != "sign":
                 found = [(DESCRIBE, describe(scene))] + found[: count - 1]
-            return Told(told(rng, scene), found)
+            return SceneQuestions(in_words(rng, scene), found)
 
 
-def talk(rng: Dice, held: bool, balance: Balance, count: int = 1) -> Talk:
+def conversation(rng: Dice, held: bool, balance: Balance, count: int = 1) -> Conversation:
     """A conversation: the scene with the first question, then one turn for each other question."""
     scene, turns = ask(rng, held, balance, count)
     lead = rng.choice(("", "", "Picture: "))
-    out: Talk = []
+    out: Conversation = []
     for i, (question, answer) in enumerate(turns):
         text = question
         if i == 0:

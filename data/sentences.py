@@ -1,4 +1,4 @@
-"""What is spoken: a fixed lexicon, sentences from templates, and questions with answers."""
+"""The texts of the speech: a fixed lexicon, sentences from templates, and questions with answers."""
 
 import itertools
 import random
@@ -38,7 +38,7 @@ TRUE_COLORS = {  # thing with its article -> color
     "a pig": "pink", "sand": "yellow", "rice": "white", "a bear": "brown", "a tree": "green",
 }
 BY_SIZE = ("spider", "mouse", "rabbit", "dog", "sheep", "lion", "horse", "house")
-MEMBERS = {  # for "is a fish an animal"
+MEMBERS = {  # for questions like "is a fish an animal"
     "animal": ANIMALS + MORE_ANIMALS, "color": ("red", "green", "blue", "yellow", "purple", "brown"),
     "number": NUMBER_WORDS[:13], "day": DAYS, "fruit": FRUIT, "shape": SHAPES,
     "person": ("mother", "teacher", "boy", "girl", "woman", "man"),
@@ -139,7 +139,7 @@ def template_sentence(rng: random.Random) -> tuple[str, int]:
 
 
 def free_strings(count: int, rng: random.Random) -> list[str]:
-    """Strings of 3 to 7 words, dealt like cards from a shuffled lexicon: all words are equally frequent."""
+    """Strings of 3 to 7 words, taken in order from a shuffled lexicon: all words are equally frequent."""
     words = [word for word in LEXICON if word not in NOT_FREE]
     deck: list[str] = []
     strings: dict[str, None] = {}

@@ -1,4 +1,4 @@
-"""Free speech synthesisers behind one function: from voices and sentences to 16 kHz waveforms."""
+"""Free speech synthesisers behind one interface: from voices and sentences to 16 kHz waveforms."""
 
 import random
 import subprocess
@@ -30,7 +30,7 @@ FESTIVAL_NAMES = {
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip to speak: file to write, words, voice, and speed and pitch as multiples of the voice's usual."""
+    """A clip to speak: file to write, words, voice, and speed and pitch relative to the voice's own."""
 
     path: str
     text: str
@@ -40,7 +40,7 @@ class Clip:
 
 
 def draw_voices(count: int, rng: random.Random) -> list[str]:
-    """`count` training voices in the shares of TRAIN_VOICES, shuffled."""
+    """`count` training voices in the proportions of TRAIN_VOICES, shuffled."""
     voices = []
     for name, (share, _) in TRAIN_VOICES.items():
         for _ in range(round(share * count)):
@@ -135,7 +135,7 @@ def speech(clips: list[Clip]) -> list[np.ndarray]:
 
 
 def write_clips(clips: list[Clip]) -> list[float | None]:
-    """Write the clips as Ogg/Opus. Returns their seconds; None for one too long even at speed 1.25."""
+    """Write the clips as Ogg/Opus. Returns their seconds; None for a clip too long even at speed 1.25."""
     waves = speech(clips)
     longer = [i for i, wave in enumerate(waves) if len(wave) > MAX_SECONDS * RATE]
     if longer:

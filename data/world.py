@@ -23,8 +23,8 @@ NUMBER_WORDS = (
     "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
 )
 
-# Combinations of kind and color that are in every held-out picture and in no training picture. There is one
-# color for each kind, so training still has every kind and every color.
+# Combinations of kind and color. Every held-out picture of objects has at least one, no training picture has
+# any. There is one color for each kind, so training still has every kind and every color.
 HELD_OUT_PAIRS = frozenset(
     (kind, tuple(COLORS)[(3 * i + 1) % len(COLORS)]) for i, kind in enumerate(KINDS)
 )

@@ -1,4 +1,4 @@
-"""What all tests share: the toy run, one thread for equal bits, signals put back, marked tests skipped."""
+"""What all tests share: the toy run, one thread for equal bits, signal handlers, and skipped tests."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ REAL = ROOT.parent / "shared" / "real"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="tests/faults in full, not in the short form")
+    parser.addoption("--full", action="store_true", help="run all cases of tests/faults, not some")
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +40,8 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
-def signals_put_back():
-    """A run in this process takes SIGINT and SIGTERM over; the next test has them back."""
+def signals_restored():
+    """A run in this process handles SIGINT and SIGTERM. After each test the old handlers are restored."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():

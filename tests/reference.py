@@ -1,4 +1,4 @@
-"""The Thinker over right-padded rows, written plainly: the reference for all packed paths."""
+"""A simple Thinker over right-padded rows: the reference for all code that works on packed rows."""
 
 import math
 
@@ -10,7 +10,7 @@ from omni.model.thinker import Thinker
 
 
 def padded_hidden(thinker: Thinker, embeds: torch.Tensor) -> torch.Tensor:
-    """(B, T, D) embeddings -> (B, T, D) last hidden states. Attention is causal, so padding is never seen."""
+    """(B, T, D) embeddings -> (B, T, D) last hidden states. Attention is causal, so no token sees padding."""
     B, T, _ = embeds.shape
     rope = rope_table(torch.arange(T), thinker.arch.head_dim, thinker.arch.rope_theta)
     future = torch.ones(T, T, dtype=torch.bool).triu(1)

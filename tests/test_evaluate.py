@@ -18,7 +18,7 @@ from omni.eval.scores import Counts, Score, sample_counts, summarise
 IMAGE, AUDIO = ("image",), ("audio",)
 SUFFIX = {"text": "acc", "qa": "qa", "asr": "wer"}
 
-# A held-out sample: question number, images, clips, task, group. Half of the numbers are answered wrongly.
+# A held-out sample of a question number, images, clips, task and group. Even numbers are answered wrongly.
 held_out_sample = st.builds(
     lambda number, images, clips, task, group: Sample(
         ("user", f"question {number}", "assistant", "word " * (number % 5 + 1)),
@@ -35,7 +35,7 @@ def number_of(sample: Sample) -> int:
 
 
 class ModelFree(Evaluator):
-    """An evaluator whose losses and answers follow from the sample alone."""
+    """An evaluator without a model: losses and answers are functions of the sample."""
 
     def __init__(self, world: World = ALONE, batch_size: int = 3):
         super().__init__(nn.Linear(1, 1), None, batch_size, 4, "fp32", world)
@@ -58,7 +58,7 @@ def answer_of(sample: Sample) -> str:
 
 
 def expected(sources: dict[str, list[Sample]]) -> dict[str, tuple[float, int]]:
-    """Name -> (metric, samples), sample by sample from the definition of each metric."""
+    """Name -> (metric, number of samples), computed naively from the definition of each metric."""
     everything = [(name, sample) for name, samples in sources.items() for sample in samples]
     counted = defaultdict(list)
     grouped_only = all(sample.group for _, sample in everything)
@@ -88,7 +88,7 @@ def metric(kind: str, samples: list[Sample]) -> float:
 
 
 class Rank(World):
-    """One of several ranks that are evaluated one after the other: `node` holds what all have to gather."""
+    """One of several ranks that run one after the other: `node` holds the values of all ranks to gather."""
 
     def gather(self, value):
         self.node[self.rank] = value
@@ -115,7 +115,7 @@ def test_the_media_swap_covers_every_sample_with_media_and_no_other(sources):
 
 
 @given(held_out_sources, st.integers(1, 9))
-def test_a_limit_keeps_some_of_every_set(sources, limit):
+def test_a_limit_keeps_samples_of_every_set(sources, limit):
     sets = {}
     for source, samples in sources.items():
         for s in samples:
@@ -161,7 +161,7 @@ def test_a_run_whose_held_out_samples_all_have_a_group_has_a_val_loss(toy, tmp_p
     assert best["metrics"]["val_loss"] == losses[1]
 
 
-def test_metrics_pool_the_sources_of_a_task_and_leave_groups_out():
+def test_metrics_pool_the_sources_of_a_task_and_exclude_groups():
     metrics = summarise({
         ("t", "", "text"): Score("text", {(): Counts(2, 10.0, 4, 1)}),
         ("i", "", "qa"): Score("qa", {IMAGE: Counts(4, 6.0, 4, 4, correct_answers=1)}),

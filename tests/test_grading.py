@@ -37,7 +37,7 @@ def test_normalising_twice_changes_nothing_more(text):
 
 
 def distance(a: list[str], b: list[str]) -> int:
-    """Levenshtein distance by its textbook recurrence."""
+    """Levenshtein distance by its usual recurrence."""
     table = [[max(i, j) if not i or not j else 0 for j in range(len(b) + 1)] for i in range(len(a) + 1)]
     for i in range(1, len(a) + 1):
         for j in range(1, len(b) + 1):

@@ -1,4 +1,4 @@
-"""`data/make_real.py` on folders laid out as the four sets are published, made here."""
+"""`data/make_real.py` on small folders with the layout of the four published sets."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ SPEAKERS = ("anna", "bert", "lucas")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """What the script makes of two pictures a split and a kind, three speakers, and twenty instructions."""
+    """The script's output for two pictures per split and kind, three speakers, and twenty instructions."""
     real, out = tmp_path_factory.mktemp("real"), tmp_path_factory.mktemp("out")
     rng = np.random.default_rng(0)
 
@@ -51,7 +51,7 @@ def made(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name, train, val, task", [
     ("easyvqa", 2, 2, "qa"), ("animals", 4, 10, "qa"), ("digits", 240, 40, "asr"),
     ("alpaca", 18, 2, "text")])
-def test_every_sample_is_read_and_nothing_is_on_both_sides(made, name, train, val, task):
+def test_every_sample_is_read_and_no_medium_is_in_both_splits(made, name, train, val, task):
     sides = [manifest.read(str(made / name / f"{split}.jsonl")) for split in ("train", "val")]
     assert [len(side.samples) for side in sides] == [train, val] and not any(side.skipped for side in sides)
     assert {sample.task for side in sides for sample in side.samples} == {task}
@@ -59,22 +59,22 @@ def test_every_sample_is_read_and_nothing_is_on_both_sides(made, name, train, va
     assert not media[0] & media[1]
 
 
-def test_photographs_are_told_in_talks_and_asked_one_by_one(made):
-    talks, questions = (manifest.read(str(made / "animals" / f"{split}.jsonl")).samples
+def test_photographs_are_conversations_in_training_and_single_questions_when_held_out(made):
+    conversations, questions = (manifest.read(str(made / "animals" / f"{split}.jsonl")).samples
                         for split in ("train", "val"))
-    assert sorted({len(talk.messages) for talk in talks}) == [4, 6]  # things have two turns, animals three
+    assert sorted({len(c.messages) for c in conversations}) == [4, 6]  # things have two turns, animals three
     assert {len(question.messages) for question in questions} == {2}
     assert {q.answer for q in questions} == {
         "There is an airplane in the picture.", "There is a cat in the picture.", "This is a cat.",
         "Yes, it is an animal.", "No, it is a thing."}
 
 
-def test_the_speaker_left_out_is_a_group_that_is_never_heard(made):
+def test_the_held_out_speaker_is_a_group_and_not_in_training(made):
     train, val = (manifest.read(str(made / "digits" / f"{split}.jsonl")).samples
                   for split in ("train", "val"))
     left_out = [sample for sample in val if sample.group == "left_out_speaker"]
     assert len(left_out) == len(val) // 3 and not any(sample.group for sample in train)
-    # lucas is the loudest here: what is left out is loud, what is trained on never as loud
+    # lucas is the loudest here, so only held-out clips may be as loud
     loudest = [max(float(np.abs(soundfile.read(s.audios[0])[0]).max()) for s in samples)
                for samples in (train, left_out)]
     assert loudest[0] < 0.25 and loudest[1] > 0.29

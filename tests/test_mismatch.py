@@ -1,4 +1,4 @@
-"""Parts, checkpoints and configs that don't fit each other: one line, or the config's word is law."""
+"""Parts, checkpoints and configs that don't fit each other: a one-line error, or the config is followed."""
 
 import pytest
 import torch
@@ -21,10 +21,10 @@ def test_a_resume_trains_with_the_learning_rate_of_its_config(toy, tmp_path):
     train(toy, tmp_path, "--resume", learning_rate=1e-9, projector_learning_rate=1e-9, weight_decay=0.0)
     before, after = (read(out / f"step_{step:06d}.pt")["model"] for step in (5, 10))
     moved = max(float((before[name] - after[name]).abs().max()) for name in before)
-    assert moved < 1e-6, "the rate of the checkpoint was used"
+    assert moved < 1e-6, "the learning rate of the checkpoint was used"
 
 
-def test_a_resume_that_thaws_the_encoders_is_one_line(toy, tmp_path):
+def test_a_resume_that_unfreezes_the_encoders_is_one_line(toy, tmp_path):
     train(toy, tmp_path, num_epochs=1)
     refused(lambda: train(toy, tmp_path, "--resume", freeze_encoders=False), "freeze_encoders")
 

@@ -11,11 +11,11 @@ from torch import nn
 from omni.train import optim
 
 
-def test_the_rate_warms_up_then_falls_as_a_cosine_to_its_floor():
+def test_the_learning_rate_warms_up_then_follows_a_cosine_to_its_floor():
     factors = [optim.lr_factor(step, 1000, 100, 0.1) for step in range(1000)]
     assert factors[:100] == pytest.approx([(i + 1) / 100 for i in range(100)])
-    assert factors[100] == 1 and factors[550] == pytest.approx(0.55) and factors[-1] == pytest.approx(0.1,
-                                                                                                      abs=1e-4)
+    assert factors[100] == 1 and factors[550] == pytest.approx(0.55)
+    assert factors[-1] == pytest.approx(0.1, abs=1e-4)
     assert all(a >= b for a, b in zip(factors[99:], factors[100:], strict=False))
     assert factors[325] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
 
@@ -26,7 +26,7 @@ def test_the_rate_of_any_run_is_above_0_and_at_most_1(total, warmup, floor):
     assert all(0 <= f <= 1 for f in factors) and factors[0] > 0 and max(factors) == 1
 
 
-def test_groups_have_their_rates_and_only_matrices_decay():
+def test_groups_have_their_learning_rates_and_only_matrices_decay():
     first, second = nn.Linear(3, 2), nn.LayerNorm(2)
     optimizer = optim.adamw([(first, 0.1), (second, 0.2)], 0.5, nn.ModuleList([first, second]))
     found = {id(p): (g["peak_lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
@@ -38,7 +38,7 @@ def test_groups_have_their_rates_and_only_matrices_decay():
 
 
 @pytest.mark.parametrize("fault", ["twice", "frozen"])
-def test_a_parameter_in_two_groups_or_frozen_is_no_member(fault):
+def test_a_parameter_in_two_groups_is_an_error_and_a_frozen_one_is_left_alone(fault):
     layer, other = nn.Linear(3, 2), nn.Linear(2, 2)
     root = nn.ModuleList([layer, other])
     if fault == "twice":
@@ -67,7 +67,7 @@ def test_a_step_equals_plain_adamw():
 
 
 @pytest.mark.parametrize("limit", [0.5, 1e3])
-def test_clipping_is_that_of_torch_and_leaves_short_gradients_alone(limit):
+def test_clipping_equals_that_of_torch_and_keeps_small_gradients(limit):
     torch.manual_seed(0)
     ours, theirs = ([nn.Parameter(torch.zeros(3, 2)) for _ in range(3)] for _ in range(2))
     for p, q in zip(ours[:2], theirs[:2], strict=True):  # the third has no gradient

@@ -1,4 +1,4 @@
-"""The report: what it shows, that all text in it is escaped, that damaged files are errors of one line."""
+"""The report: its content, escaping of all text, and one-line errors for damaged files."""
 
 import copy
 import html.parser
@@ -97,7 +97,7 @@ def test_before_training_evenly_spaced_samples_are_scored(toy):
     assert set(sample_counts(scores).values()) == {4}  # every third of 12
 
 
-def test_the_report_can_be_made_while_the_run_goes_on(out, tmp_path):
+def test_the_report_can_be_written_during_a_run(out, tmp_path):
     shutil.copytree(out, tmp_path / "run")
     lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
     for count in (0, 1, 5, len(lines)):
@@ -124,7 +124,7 @@ def test_text_from_users_is_escaped(toy, tmp_path):
 
 
 DEEP = "[" * 100_000
-DAMAGE = {  # of a whole file
+DAMAGE = {  # name -> the damaged content of a whole file
     "empty": lambda content: b"", "cut": lambda content: content[:len(content) // 3],
     "one byte": lambda content: content[:1], "not UTF-8": lambda content: b"\xff\xfe" + content,
     "odd bytes": lambda content: content[:40] + b"\x80\x00" + content[40:],
@@ -169,7 +169,7 @@ def places(value, path=()):
         yield from places(item, (*path, key))
 
 
-def test_a_value_of_any_wrong_kind_anywhere_is_a_user_error_or_does_no_harm(out, tmp_path, monkeypatch):
+def test_a_value_of_a_wrong_type_is_a_user_error_or_harmless(out, tmp_path, monkeypatch):
     """Replaces each value of config.json, of before.json and of one row of each event."""
     monkeypatch.setattr(sample_cards, "audio_tag", lambda path: f"{path}")  # encoding clips takes long
     monkeypatch.setattr(sample_cards, "image_tag", lambda path: f"{path}")
@@ -206,7 +206,7 @@ def test_a_value_of_any_wrong_kind_anywhere_is_a_user_error_or_does_no_harm(out,
     assert refused > 500
 
 
-def test_examples_whose_media_are_damaged_say_why(toy, tmp_path):
+def test_a_damaged_medium_of_an_example_is_shown_with_the_reason(toy, tmp_path):
     data, copied = toy.root / "data", tmp_path / "medium"
     for path, tag in ((data / "image_text" / "val_0.png", sample_cards.image_tag),
                       (data / "audio_text" / "val_1.wav", sample_cards.audio_tag)):
@@ -218,7 +218,7 @@ def test_examples_whose_media_are_damaged_say_why(toy, tmp_path):
             assert "data:" not in tag(odd)
 
 
-def test_a_medium_that_is_gone_is_named(out, tmp_path):
+def test_a_missing_medium_is_named(out, tmp_path):
     shutil.copytree(out, tmp_path / "run")
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     (tmp_path / "run" / "metrics.jsonl").write_text(text.replace("val_0.png", "gone.png"))

@@ -1,4 +1,4 @@
-"""The whole run on toy data, as users start it: outputs, resume to the bit, refusals, stopping."""
+"""The whole run on toy data, as users start it: outputs, resuming to the same bits, errors, stopping."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def read(path: Path) -> dict:
 
 
 def assert_same(a, b, where="") -> None:
-    """Equal to the bit, also within containers."""
+    """Equal types and bits, also within containers."""
     assert type(a) is type(b), where
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), where
@@ -71,7 +71,7 @@ def whole(toy, tmp_path_factory) -> Path:
     return train(toy, tmp_path_factory.mktemp("whole"), save_every_steps=1, keep_checkpoints=20)
 
 
-def test_a_run_leaves_what_the_contract_names(whole):
+def test_a_run_writes_the_specified_files_and_metrics(whole):
     assert {"config.json", "metrics.jsonl", "omni_final.pt", "omni_best.pt"} <= set(os.listdir(whole))
     assert json.loads((whole / "config.json").read_text())["batch_size"] == 4
     steps, epochs = rows(whole, "step"), rows(whole, "epoch")
@@ -87,7 +87,7 @@ def test_epoch_loss_is_the_sum_over_answer_tokens_over_their_number(toy, tmp_pat
     sums = read(out / "step_000005.pt")["sums"]
     epoch = rows(out, "epoch")[0]
     assert epoch["loss"] == pytest.approx(float(sums["loss"]) / sums["tokens"], rel=1e-6)
-    # The mean of the steps' means differs: it gives steps with few answer tokens too much weight.
+    # The mean of the steps' means differs: it gives too much weight to steps with few answer tokens.
     assert epoch["loss"] != pytest.approx(sum(losses(out)) / 5, rel=1e-7)
 
 
@@ -97,7 +97,7 @@ def test_the_newest_checkpoints_are_kept(toy, tmp_path):
                                                           "step_000010.pt"]
 
 
-def test_checkpoints_left_from_further_on_do_not_push_out_new_ones(toy, tmp_path, whole):
+def test_later_checkpoints_of_an_earlier_run_do_not_displace_new_ones(toy, tmp_path, whole):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     train(toy, tmp_path, "--resume", str(out / "step_000003.pt"), num_epochs=1, save_every_steps=1,
@@ -121,7 +121,7 @@ def test_resume_equals_uninterrupted_to_the_bit(toy, tmp_path, whole, step):
         assert row | {"seconds": 0} == other | {"seconds": 0}
 
 
-def test_the_best_so_far_is_remembered_across_a_resume(toy, tmp_path):
+def test_the_best_val_loss_so_far_survives_a_resume(toy, tmp_path):
     still = {"learning_rate": 1e-9, "projector_learning_rate": 1e-9}
     out = train(toy, tmp_path, num_epochs=1, **still)
     best = (out / "omni_best.pt").read_bytes()
@@ -236,12 +236,12 @@ def test_nothing_to_resume_is_one_line(toy, tmp_path, command, arguments, word):
 
 
 @pytest.mark.parametrize("changes", [{"thinker_ckpt": "nowhere.pt"}, {"data_dir": "nowhere"}])
-def test_what_is_missing_is_named_and_no_folder_is_made(toy, tmp_path, command, changes):
+def test_a_missing_file_is_named_and_no_folder_is_created(toy, tmp_path, command, changes):
     assert_user_error(command("sft_omni.py", "--config", toy.write(tmp_path, **changes)), "nowhere")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_save_dir_that_cannot_be_is_one_line(toy, tmp_path, command):
+def test_a_save_dir_that_cannot_be_created_is_one_line(toy, tmp_path, command):
     (tmp_path / "file").write_text("")
     changes = {"save_dir": str(tmp_path / "file" / "out")}
     assert_user_error(command("sft_omni.py", "--config", toy.write(tmp_path, **changes)), "out")
@@ -284,7 +284,7 @@ def test_chat_answers_and_names_a_bad_picture(toy, tmp_path, whole, command):
 
 
 def test_golden_losses(toy, tmp_path):
-    """The losses of 20 steps. After a change that is meant to move them: UPDATE_GOLDEN=1 python -m pytest
+    """The losses of 20 steps. If a change is meant to move them, run UPDATE_GOLDEN=1 python -m pytest
     tests/test_run.py -k golden, and say why in the commit."""
     found = losses(train(toy, tmp_path, samples_per_epoch=40))
     if os.environ.get("UPDATE_GOLDEN"):

@@ -1,4 +1,5 @@
-"""What a run keeps between steps, who writes files, and what is measured before training."""
+"""The state that a run keeps between steps, that only rank 0 writes, and the pass over media before training.
+"""
 
 import math
 import os
@@ -41,7 +42,7 @@ def test_bad_steps_at_the_end_are_not_part_of_a_checkpoint():
     assert state.bad_steps_in_a_row == 0 and state.content()["sums"]["mix"] == {"a": [2, 2]}
 
 
-def test_a_state_comes_back_from_the_content_of_a_checkpoint_with_the_keys_of_old_ones():
+def test_a_state_is_restored_from_the_content_of_a_checkpoint():
     content = {"step": 7, "sums": {"loss": torch.tensor(3.0, dtype=torch.float64), "tokens": 4,
                                    "mix": {"a": [2, 4]}}}
     state = TrainState.from_content({**content, "model": {}})
@@ -49,7 +50,7 @@ def test_a_state_comes_back_from_the_content_of_a_checkpoint_with_the_keys_of_ol
     assert state.best_val_loss == math.inf and state.content() == content
 
 
-def test_the_shares_of_a_mix_with_sources_that_left_and_came_and_of_no_draws_at_all():
+def test_the_shares_of_a_mix_with_removed_and_new_sources_and_without_draws():
     mix = Mix(train={"kept": [None] * 4, "new": [None]}, weights={"kept": 3.0, "new": 1.0})
     totals = EpochTotals(by_source={"kept": [6, 10], "left": [2, 30], "new": [0, 0]})
     shares = totals.mix_shares(mix, epoch=1)
@@ -61,13 +62,13 @@ def test_the_shares_of_a_mix_with_sources_that_left_and_came_and_of_no_draws_at_
 
 
 class Rank1(World):
-    """Rank 1 of 2 without a process group: what rank 0 returns is made up."""
+    """Rank 1 of 2 without a process group: it receives [] from rank 0."""
 
     def from_first(self, make):
         return []
 
 
-WATCHED: list[list] = []  # lists that file operations are added to while they are in it
+WATCHED: list[list] = []  # while it holds a list, file operations are added to that list
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.truncate", "os.link", "os.symlink")
 
 
@@ -104,7 +105,7 @@ def clips_and_decoder(toy):
 
 
 @pytest.mark.parametrize("takes", [1, 2, 5])
-def test_a_clip_is_measured_by_the_longest_take_that_is_trained_on(toy, takes):
+def test_the_length_of_a_clip_is_that_of_its_longest_training_take(toy, takes):
     samples, decoder = clips_and_decoder(toy)
     assert unusable_media(samples, takes, decoder, "test") == {}
     longest = {path: max(len(decoder.reader.mel(path, take)) for take in range(takes))
@@ -115,7 +116,7 @@ def test_a_clip_is_measured_by_the_longest_take_that_is_trained_on(toy, takes):
     assert cached.frames == longest, "with and without the cache, the same samples are too long"
 
 
-def test_a_shorter_measure_never_replaces_a_longer_one(toy):
+def test_a_shorter_length_never_replaces_a_longer_one(toy):
     samples, decoder = clips_and_decoder(toy)
     unusable_media(samples, 5, decoder, "training")
     longest = dict(decoder.frames)
@@ -124,7 +125,7 @@ def test_a_shorter_measure_never_replaces_a_longer_one(toy):
 
 
 class Failing:
-    """A decoder that fails, at once or with its second medium."""
+    """A decoder that fails after `good` media."""
 
     def __init__(self, decoder: Decoder, good: int):
         self.decoder, self.reader, self.frames, self.good = decoder, decoder.reader, {}, good
@@ -137,7 +138,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("good", [0, 1])
-def test_the_number_of_threads_is_restored_however_the_features_end(toy, monkeypatch, good):
+def test_the_number_of_threads_is_restored_after_an_error(toy, monkeypatch, good):
     monkeypatch.setattr(features, "GROUP", 1)
     samples, decoder = clips_and_decoder(toy)
     torch.set_num_threads(2)

@@ -22,12 +22,12 @@ from omni.eval.scores import Counts, Media, Score, SetKey, pool, sample_counts, 
 from omni.model.generate import generate
 from omni.model.omni import OmniNetwork
 
-SAMPLES_BEFORE_TRAINING = 64  # of each held-out set: enough to compare with, and quick
-EXAMPLES = 12  # of a set for the report: so many at random, and as many of the worst answers
+SAMPLES_BEFORE_TRAINING = 64  # of each held-out set, which is enough for a comparison
+EXAMPLES = 12  # per set, for the report: this many at random, and this many of the worst answers
 
 
 class Evaluator:
-    """Scores a model on held-out samples. Returns all results; shows only a progress bar."""
+    """Scores a model on held-out samples. Prints nothing but a progress bar."""
 
     def __init__(self, model: OmniNetwork, collate: Collator, batch_size: int, max_new_tokens: int,
                  precision: str, world: World = ALONE):
@@ -60,27 +60,27 @@ class Evaluator:
                   unit="sample", mininterval=2, disable=QUIET or None, leave=False) as bar:
             for key, samples in sets.items():
                 try:
-                    if samples:  # a small set may leave some ranks without a sample
+                    if samples:  # a rank may have no sample of a small set
                         scores[key] = self._score_set(key[2], samples, bar)
                 except MediaError as err:
                     raise UserError(f"source {key[0]}: a held-out medium that was readable at the start "
-                                    f"no longer is ({err}); restore it, then go on with --resume") from None
+                                    f"no longer is ({err}); restore it, then --resume") from None
         self.model.train()
         ranks = self.world.gather(scores)
         return {key: pool([scores[key] for scores in ranks if key in scores]) for key in sets}
 
     def _score_set(self, task: str, samples: Sequence[Sample], bar) -> Score:
-        """Batches hold one combination of media each, because the model returns sums over a whole batch."""
+        """Each batch holds one combination of media, because the model returns sums over a whole batch."""
         # Sorted by length: less padding, and a batch generates only as long as its longest answer.
         samples = sorted(samples, key=lambda s: (media_of(s), len(s.answer)))
         drawn = set(np.random.default_rng(0).permutation(len(samples))[:EXAMPLES].tolist())
         by_media: dict[Media, Counts] = {}
-        at_random, worst = [], []  # examples; the worst ones as pairs (how wrong, example)
+        at_random, worst = [], []  # examples; `worst` holds pairs (how wrong, example)
         number = 0
-        for media, alike in itertools.groupby(samples, media_of):
-            alike = list(alike)
-            for start in range(0, len(alike), self.batch_size):
-                group = alike[start:start + self.batch_size]
+        for media, same_media in itertools.groupby(samples, media_of):
+            same_media = list(same_media)
+            for start in range(0, len(same_media), self.batch_size):
+                group = same_media[start:start + self.batch_size]
                 counts = self._token_counts(group)
                 for sample, answer in zip(group, self.answers(group), strict=True):
                     right = correct(answer, sample.answer)
@@ -127,13 +127,14 @@ def _example(sample: Sample, answer: str, right: bool, why: str) -> dict:
 def swap_media(samples: Sequence[Sample]) -> list[Sample]:
     """Exchanges media among samples that hold equally many images and equally many clips.
 
-    Each takes those of the sample half of such a list further on. A sample that is alone keeps its own.
+    In a list of such samples, each gets the media of the one half a list further on. A single sample keeps
+    its own.
     """
-    alike: dict[tuple[int, int], list[int]] = {}
+    same_media: dict[tuple[int, int], list[int]] = {}
     for i, sample in enumerate(samples):
-        alike.setdefault((len(sample.images), len(sample.audios)), []).append(i)
+        same_media.setdefault((len(sample.images), len(sample.audios)), []).append(i)
     swapped = list(samples)
-    for numbers in alike.values():
+    for numbers in same_media.values():
         for place, i in enumerate(numbers):
             other = samples[numbers[(place + len(numbers) // 2) % len(numbers)]]
             swapped[i] = samples[i]._replace(images=other.images, audios=other.audios)
@@ -141,9 +142,9 @@ def swap_media(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def before_training(evaluator: Evaluator, held_out: dict[str, Sequence[Sample]], folder: Path) -> float:
-    """Score the untrained system on a part of each held-out set, for the report: writes `before.json`.
+    """Score the system before training on a part of each held-out set; returns the seconds it took.
 
-    Returns the seconds it took.
+    The metrics are written to `before.json`, for the report.
     """
     begun = time.time()
     scores = evaluator.score(held_out, limit=SAMPLES_BEFORE_TRAINING)

@@ -32,7 +32,7 @@ def correct(answer: str, reference: str) -> bool:
 def word_distance(answer: str, reference: str) -> float:
     """How wrong an answer is, from 0 to 1: the share of words that the two texts don't have in common.
 
-    Word order makes no difference. The longer text counts as the whole.
+    Word order makes no difference. The share is relative to the longer text.
     """
     given, wanted = Counter(normalise_words(answer)), Counter(normalise_words(reference))
     return 1 - (given & wanted).total() / max(1, given.total(), wanted.total())

@@ -1,4 +1,4 @@
-"""Scores of held-out samples, and the metrics that a run prints and keeps."""
+"""Scores of held-out samples, and the metrics that a run prints and records."""
 
 from dataclasses import dataclass, field
 
@@ -18,7 +18,7 @@ class Counts:
     samples: int = 0
     loss: float = 0.0  # sum over answer tokens, in nats
     tokens: int = 0  # answer tokens
-    correct_tokens: int = 0  # argmax predictions that are right, given the true tokens before them
+    correct_tokens: int = 0  # right argmax predictions, given the reference tokens before them
     correct_answers: int = 0  # generated answers that equal the reference
     word_errors: WordErrors = WordErrors()  # of generated transcripts
 
@@ -26,7 +26,7 @@ class Counts:
         return Counts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     def metric(self, task: str) -> float:
-        """text: next-token accuracy; qa: share of correct answers; asr: word error rate, above 1 at worst."""
+        """text: next-token accuracy; qa: share of correct answers; asr: word error rate (can exceed 1)."""
         if task == "asr":
             return self.word_errors.rate
         return self.exact if task == "qa" else self.correct_tokens / max(self.tokens, 1)
@@ -39,7 +39,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Score:
-    """The result of one held-out set, counted apart for each combination of media that its samples hold."""
+    """The result of one held-out set, counted separately for each combination of media in its samples."""
 
     task: str
     by_media: dict[Media, Counts] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Score:
 
 
 def pool(scores: list[Score]) -> Score:
-    """Several parts of one set as a single score; the examples are those of the first part."""
+    """Merge the scores of several ranks for one set; the examples are those of the first."""
     by_media: dict[Media, Counts] = {}
     for score in scores:
         for media, counts in score.by_media.items():
@@ -62,8 +62,8 @@ def pool(scores: list[Score]) -> Score:
 def summarise(scores: dict[SetKey, Score]) -> dict[str, float]:
     """The metrics of an evaluation by name: val_loss, those pooled over sources, and those of each set.
 
-    val_loss and the pooled metrics leave out samples of a group. If every sample has a group, val_loss is
-    over all of them.
+    val_loss and the pooled metrics exclude samples with a group. If every sample has one, val_loss includes
+    all of them.
     """
     return {name: value for name, (value, _) in _metrics(scores).items()}
 
@@ -99,8 +99,8 @@ def epoch_lines(epoch: int, epochs: int, loss: float, metrics: dict[str, float],
     def percent(name):
         if name not in metrics:
             return "-"
-        beside = f"  (media swapped: {swapped[name]:.1%})" if name in swapped else ""
-        return f"{metrics[name]:.1%}{beside}"
+        note = f"  (media swapped: {swapped[name]:.1%})" if name in swapped else ""
+        return f"{metrics[name]:.1%}{note}"
 
     lines = [f"Epoch {epoch}/{epochs}: loss={loss:.3f}, text_acc={percent('text_acc')}"]
     for name, label in (("image_qa", "Image QA"), ("audio_wer", "Audio WER")):

@@ -1,4 +1,4 @@
-"""Draws held-out samples with the answers of a trained system: the picture at the top of the README.
+"""Draws held-out samples with a trained system's answers: the picture at the top of the README.
 
     python -m omni.report.figure --ckpt checkpoints/omni_sft_tiny/omni_final.pt --out data/answers.png
 """
@@ -71,8 +71,8 @@ def main(arguments: list[str] | None = None) -> None:
         for sample in samples:
             if len(sample.images) <= 1 and len(sample.audios) <= 1:
                 sets.setdefault((bool(sample.images), bool(sample.audios)), []).append(sample)
-    rows = [draw_samples(sets[held], COLUMNS, args.seed)
-            for held in ((True, False), (False, True), (True, True)) if held in sets]
+    rows = [draw_samples(sets[kinds], COLUMNS, args.seed)
+            for kinds in ((True, False), (False, True), (True, True)) if kinds in sets]
     sheet = Image.new("RGB", (CELL * COLUMNS, CELL_HEIGHT * len(rows)), PAPER)
     evaluator = system_evaluator(system)
     for row, samples in enumerate(rows):

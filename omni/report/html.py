@@ -65,7 +65,7 @@ def thin(curve: Curve) -> Curve:
 
 
 def tick_label(value: float, percent: bool) -> str:
-    """A number at an axis, in few characters."""
+    """An axis label in few characters."""
     if percent:
         return f"{value:.0%}" if value >= 0.095 or value == 0 else f"{value:.1%}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 0.01 else f"{value:.2g}"
@@ -96,8 +96,8 @@ def chart(title: str, curves: dict[str, Curve], dashed: dict[str, Curve] | None 
             points = [place(*p) for p in thin(curve)]
             lines.append(f'<polyline fill="none" style="stroke:{color[name]}" stroke-width="2"{style} '
                          f'points="{" ".join(f"{x},{y}" for x, y in points)}"/>')
-            spots = points if len(points) <= 20 else []
-            lines += [f'<circle r="2.5" style="fill:{color[name]}" cx="{x}" cy="{y}"/>' for x, y in spots]
+            dots = points if len(points) <= 20 else []
+            lines += [f'<circle r="2.5" style="fill:{color[name]}" cx="{x}" cy="{y}"/>' for x, y in dots]
     grid = ""
     for value in (y0, (y0 + y1) / 2, y1):
         y = place(x0, value)[1]
@@ -128,7 +128,7 @@ def table(label: str, head: list[str], rows: list[list[str]]) -> str:
 
 
 def definitions(pairs: list[tuple[str, str]]) -> str:
-    """Names with their values, side by side."""
+    """A grid of names with their values."""
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
     return f"<dl>{items}</dl>"
 

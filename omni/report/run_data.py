@@ -1,7 +1,7 @@
-"""What the output folder of a run holds, read and checked: its config, its metrics, its examples.
+"""Reads and checks the output folder of a run: its config, metrics and examples.
 
-The files may be damaged or edited. Whatever the report uses is checked here, so that the report itself needs
-no checks: what has the wrong form is a UserError that names the file, the line and the key.
+The files may be damaged or edited. Everything that the report uses is checked here, so the report itself
+needs no checks. A wrong value is a UserError that names the file, the line and the key.
 """
 
 import json
@@ -14,8 +14,8 @@ from omni.eval.scores import POOLED_METRICS
 
 Curve = list[tuple[float, float]]  # (x, y) of each point
 
-# The form of what the report uses. float stands for any number, "*" for each key, "?" for a key that may be
-# missing (earlier versions did not write it), [form] for a list of any length, (form, form) for one of two.
+# The schema of what the report uses. float means any number, "*" any key, and "?" a key that may be missing
+# (earlier versions did not write it). [schema] is a list of any length, (schema, schema) one of two items.
 _STEP = dict.fromkeys(("step", "loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s", "gpu_mem_gb"),
                       float) | {"main_mem_gb?": float}
 _BEFORE = {"counts?": {"*": float}}
@@ -24,7 +24,7 @@ _EPOCH = _BEFORE | {
     "mix?": {"*": {"wanted": float, "samples": float, "tokens": float, "passes?": float}}}
 _EXAMPLE = {"question": str, "answer": str, "reference": str, "right": bool, "images": [str],
             "audios": [str], "before?": [(str, str)], "why?": str}
-_FORMS = {"step": _STEP, "epoch": _EPOCH, "answers": {"samples": {"*": [_EXAMPLE]}}}
+_SCHEMAS = {"step": _STEP, "epoch": _EPOCH, "answers": {"samples": {"*": [_EXAMPLE]}}}
 _DEPTH = 50  # levels of nesting in a file, far more than any run writes
 
 
@@ -51,7 +51,7 @@ class Run:
                    [row for row in rows if row["event"] == "epoch"], examples[-1] if examples else {})
 
     def step_curve(self, key: str) -> Curve:
-        """A number of the logged steps, over steps."""
+        """The values of `key` in the logged steps."""
         return [(row["step"], row[key]) for row in self.steps if key in row]
 
     def metric_curve(self, name: str, swapped: bool = False) -> Curve:
@@ -105,7 +105,7 @@ def _read_metrics(path: Path) -> list[dict]:
         event = row.get("event") if isinstance(row, dict) else None
         if not isinstance(event, str):
             raise UserError(f'{where}: not an object with a text "event"; {_DELETE_LINE}')
-        _check(row, _FORMS.get(event, {}), where, _DELETE_LINE)
+        _check(row, _SCHEMAS.get(event, {}), where, _DELETE_LINE)
         rows.append(row)
     return rows
 
@@ -118,10 +118,10 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _parse(content: bytes, where: str, remedy: str, unfinished: bool = False) -> Any:
-    """The JSON value in `content`. None where it may be `unfinished` and is not JSON so far."""
+    """The JSON value in `content`. None if it is not JSON but may be `unfinished`."""
     try:
         value = json.loads(content.decode("utf-8"))
-        if not _deeper(value, _DEPTH):
+        if not _nested_deeper(value, _DEPTH):
             return value
         problem = "nested too deeply"
     except UnicodeDecodeError:
@@ -135,27 +135,27 @@ def _parse(content: bytes, where: str, remedy: str, unfinished: bool = False) ->
     raise UserError(f"{where}: {problem}; {remedy}")
 
 
-def _deeper(value: Any, levels: int) -> bool:
+def _nested_deeper(value: Any, levels: int) -> bool:
     """Whether lists and objects are nested more than `levels` deep."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return inner is not None and (levels == 0 or any(_deeper(item, levels - 1) for item in inner))
+    return inner is not None and (levels == 0 or any(_nested_deeper(item, levels - 1) for item in inner))
 
 
-def _check(row: dict, form: dict, where: str, remedy: str) -> None:
-    """UserError unless `row` has the form, and all held-out metrics in it are numbers."""
+def _check(row: dict, schema: dict, where: str, remedy: str) -> None:
+    """UserError unless `row` matches the schema and all held-out metrics in it are numbers."""
     metrics = {name: value for name, value in row.items() if is_metric(name)}
-    fault = _fault(row, form, "the row") or _fault(metrics, {"*": float}, "the row")
+    fault = _fault(row, schema, "the row") or _fault(metrics, {"*": float}, "the row")
     if fault:
         raise UserError(f"{where}: {fault}; {remedy}")
 
 
-def _fault(value: Any, form: Any, name: str) -> str | None:
-    """What in `value` does not have the form; None if all has it."""
-    if isinstance(form, dict):
+def _fault(value: Any, schema: Any, name: str) -> str | None:
+    """The first mismatch between `value` and the schema, as a message; None if there is none."""
+    if isinstance(schema, dict):
         if not isinstance(value, dict):
             return f"{name} must be an object"
         parts = []
-        for key, inner in form.items():
+        for key, inner in schema.items():
             plain = key.removesuffix("?")
             if key == "*":
                 parts += [(item, inner, f'"{one}"') for one, item in value.items()]
@@ -163,15 +163,15 @@ def _fault(value: Any, form: Any, name: str) -> str | None:
                 parts.append((value[plain], inner, f'"{plain}"'))
             elif plain == key:
                 return f'{name} has no "{key}"'
-    elif isinstance(form, list | tuple):
-        fixed = isinstance(form, tuple)
-        if not isinstance(value, list) or fixed and len(value) != len(form):
-            return f"{name} must be a list" + (f" of {len(form)}" if fixed else "")
-        parts = [(item, form[i if fixed else 0], f"an item of {name}") for i, item in enumerate(value)]
-    elif form is float:
+    elif isinstance(schema, list | tuple):
+        fixed = isinstance(schema, tuple)
+        if not isinstance(value, list) or fixed and len(value) != len(schema):
+            return f"{name} must be a list" + (f" of {len(schema)}" if fixed else "")
+        parts = [(item, schema[i if fixed else 0], f"an item of {name}") for i, item in enumerate(value)]
+    elif schema is float:
         number = isinstance(value, float) or type(value) is int and abs(value) < 2 ** 63
         return None if number else f"{name} must be a number"
     else:
         kinds = {str: "a text", bool: "true or false"}
-        return None if isinstance(value, form) else f"{name} must be {kinds[form]}"
+        return None if isinstance(value, schema) else f"{name} must be {kinds[schema]}"
     return next(filter(None, (_fault(*part) for part in parts)), None)

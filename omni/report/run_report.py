@@ -1,6 +1,6 @@
 """The report of one run: its curves, held-out metrics, data mix, skipped samples, and examples of answers.
 
-It is written as report.html after each epoch, so that a run can be watched while it goes on.
+It is written as report.html after each epoch, so that a run can be watched.
 """
 
 import json
@@ -87,13 +87,13 @@ def metric_table(run: Run) -> str:
     head = ["metric", "samples", "before training", *(f"epoch {row['epoch']}" for row in run.epochs),
             "change", "media swapped"]
     note = ('<p class="soft">Before training, only a part of the samples is scored. Media swapped: each '
-            "sample gets another's picture or clip. A metric that stays the same then does not come from "
-            "looking or listening.</p>")
+            "sample gets another's picture or clip. If a metric stays the same then, the answers do not "
+            "depend on the media.</p>")
     return table("Held-out metrics", head, rows) + note
 
 
 def change_cell(name: str, before: float | None, now: float | None) -> str:
-    """What training changed, as a table cell coloured by whether it got better."""
+    """The change of a metric by training, as a table cell coloured by whether it got better."""
     if before is None or now is None:
         return "–"
     better = (before - now) if lower_is_better(name) else (now - before)

@@ -10,7 +10,7 @@ from omni.data import audio, image
 from omni.data.sample import AUDIO, IMAGE
 from omni.errors import MediaError
 
-SIDE = 320  # the most pixels of a picture's longer side in a report
+SIDE = 320  # pixels of the longer side of a picture in a report, at most
 
 
 def image_tag(path: str) -> str:
@@ -51,13 +51,13 @@ def escaped(text: str) -> str:
 
 def sample_card(sample: dict) -> str:
     """One sample. The reference is shown even if the answer equals it."""
-    seen_and_heard = "".join(map(image_tag, sample["images"])) + "".join(map(audio_tag, sample["audios"]))
+    media = "".join(map(image_tag, sample["images"])) + "".join(map(audio_tag, sample["audios"]))
     before = "".join(f'<p class="soft">{escape(role)}: {escaped(text)}</p>'
                      for role, text in sample.get("before", ()))
     question = escaped(sample["question"]) or "(nothing is asked in words)"
     verdict = "right" if sample["right"] else "wrong"
     mark = "✓" if sample["right"] else "✗"
-    return (f"<article>{seen_and_heard}{before}<p><b>{question}</b></p>"
+    return (f"<article>{media}{before}<p><b>{question}</b></p>"
             f'<p><span class="soft">reference:</span> {escape(sample["reference"])}</p>'
             f'<p class="{verdict}">{mark} {verdict}: {escape(sample["answer"]) or "(an empty answer)"}</p>'
             "</article>")

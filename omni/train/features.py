@@ -1,4 +1,5 @@
-"""Every medium is read once before training: to find unusable ones, and to keep what frozen encoders give."""
+"""Reads every medium once before training, to find unusable ones and to cache the frozen encoders' features.
+"""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from omni.distributed import ALONE, World
 from omni.errors import MediaError, UserError
 from omni.model.omni import OmniNetwork
 
-GROUP = 32  # media encoded together
+GROUP = 32  # media that are encoded together
 
 
 def unusable_media(samples: Iterable[Sample], takes: int, decoder: Decoder, what: str,
@@ -40,7 +41,7 @@ def unusable_media(samples: Iterable[Sample], takes: int, decoder: Decoder, what
 
 
 def _exchange(bad: dict[str, str], decoder: Decoder, world: World) -> dict[str, str]:
-    """Give every rank the unusable media and the lengths of clips that the others found."""
+    """Share the unusable media and the clips' lengths that each rank found with all other ranks."""
     for failed, frames in world.gather((bad, decoder.frames)):
         bad |= failed
         decoder.frames |= {path: max(n, decoder.frames.get(path, 0)) for path, n in frames.items()}
@@ -49,7 +50,7 @@ def _exchange(bad: dict[str, str], decoder: Decoder, world: World) -> dict[str, 
 
 @contextlib.contextmanager
 def one_thread_less() -> Iterator[None]:
-    """Let PyTorch use one thread less, and so leave a core to the decoder's process."""
+    """Let PyTorch use one thread less, which leaves a core for the decoder process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads - 1))
     try:
@@ -59,7 +60,7 @@ def one_thread_less() -> Iterator[None]:
 
 
 class FeatureStore:
-    """What frozen encoders give for pictures and clips, by (path, take): in half precision in main memory.
+    """The frozen encoders' features of images and clips by (path, take), in fp16 in main memory.
 
     Media are encoded in groups whose members never change, so a resumed run gets the same bits. Each rank
     encodes its share and sends it to the others.
@@ -74,11 +75,11 @@ class FeatureStore:
         self.bytes = 0
 
     def image(self, path: str, take: int) -> torch.Tensor:
-        """(P, vision width) in half precision."""
+        """(P, vision width) in fp16."""
         return self._images[path, take]
 
     def audio(self, path: str, take: int) -> torch.Tensor:
-        """(S, audio width) in half precision."""
+        """(S, audio width) in fp16."""
         return self._audios[path, take]
 
     @torch.no_grad()  # in inference_mode, autocast would cast each weight again at each use
@@ -99,7 +100,7 @@ class FeatureStore:
         return _exchange(bad, self.decoder, self.world)
 
     def _add_groups(self, store: dict, groups: list[list[tuple[str, str, int]]], what: str) -> dict[str, str]:
-        """Encode this rank's `groups` into `store` and exchange them; returns {path: reason} of the bad."""
+        """Encode this rank's `groups` into `store` and exchange them; returns {path: reason} if unusable."""
         bad: dict[str, str] = {}
         requests = [request for group in groups for request in group]
         bar = progress(self.decoder.read(requests), desc=f"features of {what}", total=len(requests),
@@ -122,7 +123,7 @@ class FeatureStore:
         return bad
 
     def _encode(self, store: dict, group: dict[tuple[str, int], torch.Tensor]) -> None:
-        """Encode a group of read media into `store`."""
+        """Encode a group of decoded media into `store`."""
         device = next(self.model.parameters()).device
         if not group:
             return
@@ -142,4 +143,4 @@ class FeatureStore:
         if self.bytes > self.limit:
             raise UserError("the frozen features need more than feature_cache_gb "
                             f"({self.limit / 2 ** 30:g}): raise it, lower augment_takes, or set "
-                            "feature_cache_gb to 0 to encode every batch anew")
+                            "feature_cache_gb to 0 to encode the media of every batch")

@@ -1,4 +1,4 @@
-"""What can interrupt training: signals, steps that are not finite, a GPU without memory left."""
+"""What can interrupt training: signals, a loss that is not finite, a GPU that is out of memory."""
 
 import contextlib
 import os
@@ -17,19 +17,19 @@ NAMES_SHOWN = 8  # samples of a bad step that are named on the screen; metrics.j
 
 
 class StopSignal:
-    """SIGINT and SIGTERM. In `deferred` blocks the first one only sets `asked`; otherwise the process ends.
+    """SIGINT and SIGTERM. In `deferred` blocks the first only sets `requested`; otherwise the process ends.
 
-    Ending at once is safe: every file of a run is written completely or not at all.
+    Ending at once is safe: a file is replaced as a whole, and a cut-off line of metrics.jsonl is ignored.
     """
 
     def __init__(self):
-        self.asked = self._deferred = False
+        self.requested = self._deferred = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """For the training loop, which looks at `asked` after each step and saves before it stops."""
+        """For the training loop, which looks at `requested` after each step and saves before it stops."""
         self._deferred = True
         try:
             yield
@@ -37,10 +37,10 @@ class StopSignal:
             self._deferred = False
 
     def _handle(self, number, frame) -> None:
-        if self.asked or not self._deferred:
+        if self.requested or not self._deferred:
             say("stopped; continue with: --resume")
             os._exit(130)  # sys.exit would wait for workers and for a save that is being written
-        self.asked = True
+        self.requested = True
 
 
 def skip_bad_step(state: TrainState, samples: list[str], epoch: int, max_in_a_row: int, metrics: MetricsFile,
@@ -68,7 +68,7 @@ def explain_out_of_memory(remedy: str, batches: Iterable[Batch] = (),
                           save: Callable[[], None] | None = None) -> Iterator[None]:
     """Turn a GPU's out-of-memory error into a UserError with the shapes of `batches` and the `remedy`.
 
-    Without `batches` it is said to be in evaluation. `save`, if given, is called first.
+    Without `batches` the message says that it happened in evaluation. `save`, if given, is called first.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what a run measures, one event per line. TensorBoard gets the same where it is installed."""
+"""metrics.jsonl: what a run measures, one event per line; and TensorBoard files, if it is installed."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ class MetricsFile:
         self._resumed_at, self._tensorboard = 0, None  # the SummaryWriter, made with the first event
 
     def add(self, event: str, **values) -> None:
-        """Append one event; it is on the disk when this returns. UserError if it can't be written."""
+        """Append one event and flush it to the disk. UserError if it can't be written."""
         if not self.world.first:
             return
         try:
@@ -33,7 +33,7 @@ class MetricsFile:
         self._add_to_tensorboard(event, values)
 
     def _add_to_tensorboard(self, event: str, values: dict) -> None:
-        """Write the event's numbers to `tensorboard/` too, if TensorBoard is installed."""
+        """Write the event's floats to `tensorboard/` too, if TensorBoard is installed."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -75,7 +75,7 @@ class MetricsFile:
 
 
 class Throughput:
-    """Samples and answer tokens per second, since it was made or last read."""
+    """Samples and answer tokens per second, since the start or the last `read`."""
 
     def __init__(self):
         self._restart()
@@ -88,7 +88,7 @@ class Throughput:
         self.tokens += tokens
 
     def read(self) -> dict[str, float]:
-        """{"samples_per_s", "tokens_per_s"}, then count anew."""
+        """{"samples_per_s", "tokens_per_s"}, then restart the count."""
         seconds = time.time() - self.started
         rates = {"samples_per_s": self.samples / seconds, "tokens_per_s": self.tokens / seconds}
         self._restart()

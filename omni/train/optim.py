@@ -12,7 +12,7 @@ from omni.errors import UserError
 
 
 def lr_factor(step: int, total: int, warmup: int, floor: float) -> float:
-    """Learning rate at `step` (from 0) as a share of its peak: linear warm-up, then a cosine to `floor`."""
+    """Learning rate at `step` (from 0), relative to its peak: linear warm-up, then a cosine to `floor`."""
     warmup = min(warmup, total // 2)  # a short run warms up for half of its steps at most
     if step < warmup:
         return (step + 1) / warmup
@@ -21,7 +21,7 @@ def lr_factor(step: int, total: int, warmup: int, floor: float) -> float:
 
 
 def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.Module) -> torch.optim.AdamW:
-    """Fused AdamW over (module, learning rate) groups. Weight decay is for matrices, not norms and biases.
+    """Fused AdamW over (module, learning rate) groups. No weight decay for norms and biases.
 
     AssertionError unless the groups hold every trainable parameter of `root` exactly once.
     """
@@ -56,7 +56,7 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def restore(optimizer: torch.optim.Optimizer, saved: dict, where: str | Path) -> None:
-    """Load the moments of a checkpoint. Learning rates and weight decay stay those of the config.
+    """Load a checkpoint's AdamW moments. Learning rates and weight decay stay those of the config.
 
     UserError if a shape differs: the fused kernel doesn't check, and would write past the end of a tensor.
     """

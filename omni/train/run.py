@@ -1,4 +1,4 @@
-"""What the training loop works with."""
+"""The objects that the training loop uses."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ class Run:
     metrics: MetricsFile
     run_dir: RunDir
     stop: StopSignal
-    fingerprints: dict[str, str]  # of the parts and the data, stored to notice a change at a resume
+    fingerprints: dict[str, str]  # hashes of parts and data, to detect changes on resume
 
     def save_step(self, state: TrainState) -> None:
         """Write a step checkpoint. All ranks call it together."""

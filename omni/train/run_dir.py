@@ -1,4 +1,4 @@
-"""The output folder of a run: its lock, step checkpoints and resume, the trained system. Rank 0 writes."""
+"""The output folder of a run: its lock, step checkpoints, resume, and the trained system."""
 
 import dataclasses
 import fcntl
@@ -29,7 +29,7 @@ CHECKPOINT_KEYS = {"step": int, "sums": dict, "model": dict, "optimizer": dict, 
 
 
 class RunDir:
-    """The folder `save_dir`. One run at a time writes to it, and of that run only rank 0."""
+    """The folder `save_dir`. Only one run at a time writes to it, and only its rank 0."""
 
     def __init__(self, path: str | Path, world: World = ALONE):
         self.path, self.world, self._lock_file = Path(path), world, None
@@ -57,7 +57,7 @@ class RunDir:
     def open(self, resume: bool, overwrite: bool, config: SFTConfig) -> None:
         """Create and lock the folder and write config.json; with `overwrite`, delete the earlier run.
 
-        Called when all else is loaded, so a run that can't start deletes nothing. All ranks call it together.
+        Called last, so a run that can't start deletes nothing. All ranks call it together.
         """
         self.world.from_first(lambda: self._open(resume, overwrite, config))
 
@@ -107,9 +107,11 @@ class RunDir:
             raise UserError(f"{path}: can't be deleted ({err.strerror})") from None
 
     def write_skipped(self, rows: list[dict]) -> Path:
-        """Write skipped.jsonl, a line per skipped sample, if there are any or the file exists; its path.
+        """Write skipped.jsonl, one line per skipped sample; returns its path.
 
-        All ranks call it together and wait: one that went ahead could end the run before the file is there.
+        Nothing is written if no sample was skipped and there is no older file.
+
+        All ranks call it together and wait. Otherwise one could end the run before the file is written.
         """
         path = self.path / "skipped.jsonl"
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -145,13 +147,14 @@ class RunDir:
                fingerprints: dict[str, str], allowed: list[str]) -> TrainState:
         """Load a step checkpoint into `model` and `optimizer`; returns its state. All ranks call it together.
 
-        `asked` is the path of the checkpoint, "" the newest that can be read. `allowed` are the FIXED_KEYS
-        that may differ from the checkpoint. UserError if it can't be read, or if another one differs.
+        `asked` is the path of the checkpoint; "" means the newest that can be read. `allowed` are the
+        FIXED_KEYS that may differ from the checkpoint. UserError if it can't be read, or if another one
+        differs.
         """
         path, content = self.world.from_first(lambda: self._read(asked, config, fingerprints, allowed))
         checkpoint.load_state(model, sharded_like(model.state_dict(), content["model"]), "model", path)
         optim.restore(optimizer, content["optimizer"], path)
-        for later in self.steps() if self.world.first else ():  # from when the run went on from here before
+        for later in self.steps() if self.world.first else ():  # of an earlier continuation
             if int(later.stem[5:]) > content["step"]:
                 self._delete(later)
         return TrainState.from_content(content)
@@ -164,7 +167,7 @@ class RunDir:
 
     def _compare(self, path: Path, content: dict, config: SFTConfig, fingerprints: dict[str, str],
                  allowed: list[str]) -> None:
-        """Print what changed since the checkpoint; a UserError if a fixed key did that is not `allowed`."""
+        """Print what changed since the checkpoint. UserError if a fixed key not in `allowed` changed."""
         now = dataclasses.asdict(config)
         unknown = [key for key in allowed if key not in now]
         if unknown:
@@ -205,7 +208,7 @@ class RunDir:
         return content
 
     def _newest_good(self) -> tuple[Path, dict]:
-        """The newest step checkpoint that can be read; newer damaged ones are named on the screen."""
+        """The newest step checkpoint that can be read. Damaged newer ones are printed."""
         found = self.steps()
         for path in reversed(found):
             try:
@@ -216,9 +219,9 @@ class RunDir:
                 say(f"ignored: {err}")
         raise UserError(f"{self.path}: holds no step checkpoint to resume from; start without --resume")
 
-    def save_system(self, name: str, model: OmniNetwork, config: SFTConfig, figures: dict) -> None:
-        """Write the whole system (tokenizer, Thinker, encoders, projectors) with its config and figures."""
+    def save_system(self, name: str, model: OmniNetwork, config: SFTConfig, metrics: dict) -> None:
+        """Write the whole system (tokenizer, Thinker, encoders, projectors) with its config and metrics."""
         content = gathered(model.content())
         if self.world.first:
             checkpoint.save(self.path / name, "omni", {
-                **content, "config": dataclasses.asdict(config), "metrics": figures})
+                **content, "config": dataclasses.asdict(config), "metrics": metrics})

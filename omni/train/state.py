@@ -1,4 +1,4 @@
-"""Where a run stands: the part of it that changes with every step, and that a step checkpoint stores."""
+"""The progress of a run: what changes with every step, which a step checkpoint stores."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from omni.data.mixture import Mix
 
 @dataclass
 class EpochTotals:
-    """Sums over the steps of an epoch that were applied, over all ranks."""
+    """Sums over the applied (not skipped) steps of an epoch, over all ranks."""
 
     loss: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     answer_tokens: int = 0
@@ -32,9 +32,10 @@ class EpochTotals:
     def mix_shares(self, mix: Mix, epoch: int) -> dict[str, dict[str, float]]:
         """The mix that was drawn in `epoch` (from 0): a row for each source.
 
-        A row has the share of samples that was wanted, the shares of samples and of answer tokens that were
-        drawn, and the passes over the source since the run began. A source that was drawn but has since left
-        the mix (a resume can change it) has a wanted share of 0 and no "passes".
+        "wanted" is the share of samples that the weights ask for, "samples" and "tokens" are the shares of
+        samples and answer tokens that were drawn. "passes" estimates the passes over the source since the run
+        began, as if every epoch had drawn as many samples. A source that was drawn and then left the mix (on
+        a resume) has "wanted" 0 and no "passes".
         """
         samples, tokens = (max(1, sum(count[i] for count in self.by_source.values())) for i in (0, 1))
         weights = sum(mix.weights.values())
@@ -57,12 +58,12 @@ class EpochTotals:
 
 @dataclass
 class TrainState:
-    """How far a run has come. Weights and optimizer state are apart from it."""
+    """How far a run has come. Weights and optimizer state are stored separately."""
 
-    step: int = 0  # steps done, skipped ones among them
+    step: int = 0  # steps done, including skipped ones
     totals: EpochTotals = field(default_factory=EpochTotals)  # of the current epoch
     bad_steps_in_a_row: int = 0
-    totals_before_bad: EpochTotals = field(default_factory=EpochTotals)  # before the first bad one in a row
+    totals_before_bad: EpochTotals = field(default_factory=EpochTotals)  # at the first bad step in a row
     best_val_loss: float = math.inf
 
     def add_step(self, loss: torch.Tensor, by_source: dict[str, list[int]]) -> None:
@@ -74,12 +75,12 @@ class TrainState:
     def add_bad_step(self) -> None:
         """Count a step that was skipped because its loss or gradients are not finite."""
         if not self.bad_steps_in_a_row:
-            self.totals_before_bad = self.totals  # of this epoch, even if the next bad step is in the next
+            self.totals_before_bad = self.totals  # of this epoch, which may end before a good step
         self.step += 1
         self.bad_steps_in_a_row += 1
 
     def content(self) -> dict:
-        """For a step checkpoint: the state before the bad steps at the end, so that a resume repeats them."""
+        """For a step checkpoint: the state before the latest bad steps, so that a resume repeats them."""
         totals = self.totals_before_bad if self.bad_steps_in_a_row else self.totals
         return {"step": self.step - self.bad_steps_in_a_row, "sums": totals.content()}
 

@@ -31,24 +31,24 @@ def describe(model: OmniNetwork, mix: Mix, schedule: Schedule, config: SFTConfig
 
 
 def skipped_lines(mix: Mix) -> list[str]:
-    """Per source, a line with the skipped samples by reason, and one with the shortened ones if any."""
+    """Per source, a line with the skipped samples by reason, and one with the number of cut samples."""
     lines = [f"source {name}: {sum(reasons.values())} samples skipped"
              + "".join(f"; {count}x {reason}" for reason, count in reasons.items())
              for name, reasons in mix.reasons().items()]
-    return lines + [f"source {name}: {count} samples are longer than max_length and lose the front of their "
-                    "prompt" for name, count in mix.cut.items()]
+    return lines + [f"source {name}: {count} samples are longer than max_length: the start of their prompt "
+                    "is cut" for name, count in mix.cut.items()]
 
 
 def mix_lines(shares: dict[str, dict[str, float]]) -> list[str]:
-    """A line per source on the mix of an epoch, from `EpochTotals.mix_shares`."""
+    """A line per source about the mix of an epoch; `shares` is that of `EpochTotals.mix_shares`."""
     lines = []
     for name, share in shares.items():
         drawn = f"{share['samples']:.1%} of samples, {share['tokens']:.1%} of answer tokens"
         if "passes" in share:
-            lines.append(f"    mix {name}: wanted {share['wanted']:.1%}, got {drawn}; "
+            lines.append(f"    mix {name}: wanted {share['wanted']:.1%}, drawn {drawn}; "
                          f"{share['passes']:.2f} passes so far")
         else:
-            lines.append(f"    mix {name}: no longer in the mix, got {drawn} before it was removed")
+            lines.append(f"    mix {name}: no longer in the mix, drawn {drawn} before it was removed")
     return lines
 
 

@@ -1,10 +1,10 @@
-"""Speed, measured against named baselines and the machine's own ceiling.
+"""Measures speed against baselines and against the machine's measured ceiling.
 
     pip install -r tests/bench/requirements.txt
     python -m tests.bench [--only step --only generate] [--device cpu] [--json bench.json]
 
-What is compared runs by turns in one process (A B A B ...) and medians are quoted. The ceiling, a large
-matrix product and a large copy, is measured first. Nothing here is part of the test run.
+Variants run alternately in one process (A B A B ...), and medians are printed. First the ceiling is
+measured: a large matrix product and a large copy. pytest runs nothing of this.
 """
 
 import argparse
@@ -27,26 +27,26 @@ def main() -> None:
                         help="a case (may be repeated); default: all")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--config", default="configs/omni_sft_tiny.json", help="the config that is measured")
-    parser.add_argument("--json", metavar="PATH", help="write the figures here too")
+    parser.add_argument("--json", metavar="PATH", help="write the figures to this file too")
     args = parser.parse_args()
     device = machine.choose_device(args.device)
     ceiling = machine.ceiling(device)
     print(f"{machine.describe(device)}, torch {torch.__version__}, Python {platform.python_version()}")
-    show("ceiling", ceiling)
+    print_figures("ceiling", ceiling)
     figures = {"machine": machine.describe(device), "ceiling": ceiling}
     bench = cases.Bench(args.config, device, ceiling)
     for name in args.only or CASES:
         figures[name] = CASES[name](bench)
-        show(name, figures[name])
+        print_figures(name, figures[name])
     if args.json:
         Path(args.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def show(name: str, figures: dict) -> None:
+def print_figures(name: str, figures: dict) -> None:
     print(f"\n{name}")
     for key, value in figures.items():
-        shown = f"{value:,.4g}" if isinstance(value, int | float) else value
-        print(f"  {key:<58} {shown:>14}", flush=True)
+        text = f"{value:,.4g}" if isinstance(value, int | float) else value
+        print(f"  {key:<58} {text:>14}", flush=True)
 
 
 if __name__ == "__main__":

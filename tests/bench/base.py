@@ -1,4 +1,4 @@
-"""A Thinker of Qwen3-0.6B's shape with random weights, on conversations of some 1,000 tokens."""
+"""A Thinker of Qwen3-0.6B's shape with random weights, on conversations of about 1,000 tokens."""
 
 import statistics
 from pathlib import Path
@@ -18,25 +18,25 @@ from tests.bench.workload import Workload
 
 QWEN3_06B = ThinkerArch(vocab_size=151_936, width=1024, layers=28, heads=16, kv_heads=8, head_dim=128,
                         mlp_width=3072, rope_theta=1e6)
-MEAN_LENGTH = 1000  # tokens, from 4/5 to 6/5 of it; the last fifth is the answer
+MEAN_LENGTH = 1000  # tokens; lengths are 4/5 to 6/5 of it, and the last fifth is the answer
 
 
 def build(config_path: str, device: torch.device, rows: int, steps: int) -> Workload:
-    """That Thinker in place of the config's, and so many steps of `rows` conversations of random tokens."""
+    """The config's model with that Thinker, and `steps` steps of `rows` conversations of random tokens."""
     config = load_config(config_path, SFTConfig)
     shipped = load_parts(config)
     with device:
         thinker = Thinker(QWEN3_06B)
     model = OmniNetwork(shipped.tokenizer, thinker, *shipped.encoders()).to(device)
-    draw = torch.Generator().manual_seed(config.seed)
-    return Workload(config, model, None, [_step(rows, draw) for _ in range(steps)])
+    generator = torch.Generator().manual_seed(config.seed)
+    return Workload(config, model, None, [_step(rows, generator) for _ in range(steps)])
 
 
-def _step(conversations: int, draw: torch.Generator) -> Step:
+def _step(conversations: int, generator: torch.Generator) -> Step:
     rows = []
     for length in torch.randint(MEAN_LENGTH * 4 // 5, MEAN_LENGTH * 6 // 5 + 1, (conversations,),
-                                generator=draw).tolist():
-        ids = torch.randint(QWEN3_06B.vocab_size, (length + 1,), generator=draw).tolist()
+                                generator=generator).tolist():
+        ids = torch.randint(QWEN3_06B.vocab_size, (length + 1,), generator=generator).tolist()
         prompt = length * 4 // 5
         rows.append((ids[:-1], [IGNORE] * prompt + ids[prompt + 1:]))
     batch = pack(rows, 0)
@@ -44,19 +44,19 @@ def _step(conversations: int, draw: torch.Generator) -> Step:
 
 
 def peak_memory(device: torch.device, work) -> float:
-    """GB at most while `work` is done: on the GPU, or else of this process."""
+    """Peak memory in GB while `work` runs: of the GPU, or of this process if there is none."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     work()
     return gpu_memory_gb(device) or peak_memory_gb()
 
 
 def base(bench) -> dict:
-    """Tokens/s, the share of the ceiling (MFU) and peak memory, against the Trainer.
+    """Tokens/s compared with the Trainer, the share of the ceiling (MFU), and peak memory.
 
-    Eight conversations a step on a GPU; one on a CPU, where a step of eight takes a minute.
+    A step has eight conversations on a GPU, and one on a CPU, where eight would take a minute.
     """
     from tests.bench.baseline import seconds_a_step
     from tests.bench.cases import ROUNDS, flops, train
@@ -66,15 +66,15 @@ def base(bench) -> dict:
     batches = [step.batches[0] for step in w.dataset]
     tokens = statistics.mean(int(b.layout.cu_seqlens[-2]) for b in batches)
     figures = {"conversations a step": rows}
-    for what, on in (("with activation_checkpointing", True), ("without", False)):
+    for name, on in (("with activation_checkpointing", True), ("without", False)):
         w.model.thinker.activation_checkpointing = on
-        figures[f"peak memory {what}, GB"] = peak_memory(bench.device, lambda: train(w, bench.device, 0, 2))
+        figures[f"peak memory {name}, GB"] = peak_memory(bench.device, lambda: train(w, bench.device, 0, 2))
     ours, trainer = [], []
     for _ in range(ROUNDS):
         ours.append(statistics.median(train(w, bench.device, 0, steps + 2)[2:]))
         trainer.append(seconds_a_step(w, bench.device, steps))
-    took = statistics.median(ours)
+    seconds = statistics.median(ours)
     work = statistics.mean(flops(w, batch) for batch in batches)
-    return figures | {"tokens/s": tokens / took, "MFU": work / took / bench.peak,
+    return figures | {"tokens/s": tokens / seconds, "MFU": work / seconds / bench.peak,
                       "(a) transformers.Trainer, tokens/s": tokens / statistics.median(trainer),
-                      "ours over (a)": statistics.median(trainer) / took}
+                      "ours over (a)": statistics.median(trainer) / seconds}

@@ -1,8 +1,7 @@
-"""The named baselines: `transformers.Trainer` over the same modules and the same batches.
+"""The baselines: `transformers.Trainer` with the same modules and the same samples in each step.
 
-As most people would train this: encoders under `no_grad` in every step, logits at all positions, the batch
-padded to its longest sample; or, as the specification's origin does, everything padded to 512 tokens under a
-dense (B, T, T) mask.
+It trains in the usual way: encoders under `no_grad` in every step, logits at all positions, and batches
+padded to their longest sample. With `dense`, every row is padded to 512 tokens, with a dense (B, T, T) mask.
 """
 
 import statistics
@@ -25,7 +24,7 @@ DENSE_LENGTH = 512
 
 
 class TrainerModel(nn.Module):
-    """An OmniNetwork as the Trainer calls it."""
+    """Adapts an OmniNetwork to the Trainer's interface."""
 
     def __init__(self, workload: Workload):
         super().__init__()
@@ -48,7 +47,7 @@ class StepTimes(TrainerCallback):
 
 
 class InOrder(Trainer):
-    """A Trainer that takes the steps in our sampler's order."""
+    """A Trainer that takes our steps in their order."""
 
     def _get_train_sampler(self, *args, **kwargs):
         return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -70,7 +69,7 @@ def collator(workload: Workload, dense: bool):
 
 def seconds_a_step(workload: Workload, device: torch.device, steps: int, dense: bool = False,
                    warm: int = 2) -> float:
-    """Median seconds of a training step, after `warm` to warm up."""
+    """Median seconds of a training step, after `warm` warm-up steps."""
     config, times = workload.config, StepTimes()
     bf16 = not isinstance(autocast(device, config.precision), type(autocast(device, "fp32")))
     with tempfile.TemporaryDirectory() as folder:

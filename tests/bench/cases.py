@@ -1,4 +1,4 @@
-"""The cases of the benchmark; each returns {what: figure}."""
+"""The cases of the benchmark; each returns {name: figure}."""
 
 import contextlib
 import gc
@@ -39,7 +39,7 @@ ROUNDS = 3
 
 @dataclass
 class Bench:
-    """What the cases share: the config, the device, its ceiling, and workloads built when first asked for."""
+    """What the cases share: the config, the device, its ceiling, and workloads built on first use."""
 
     config_path: str
     device: torch.device
@@ -61,7 +61,7 @@ class Bench:
 
 
 def train(w: workload.Workload, device: torch.device, first: int, count: int) -> list[float]:
-    """The steps first .. first + count - 1, as the loop of `sft_omni.py` takes them; the seconds of each."""
+    """Train `count` steps from `first`, as the loop of `sft_omni.py` does; returns the seconds of each."""
     ends = [time.perf_counter()]
     trained = [p for p in w.model.parameters() if p.requires_grad]
     optimizer = w.optimizer()
@@ -82,7 +82,7 @@ def train(w: workload.Workload, device: torch.device, first: int, count: int) ->
 
 
 def flops(w: workload.Workload, batch: Batch) -> float:
-    """Of a step on true tokens alone: 6 a weight and token, attention's products, 6 a weight and logit."""
+    """FLOPs of a step, padding excluded: 6 per weight and token, attention, 6 per weight and logit."""
     thinker, arch = w.model.thinker, w.model.thinker.arch
     weights = sum(p.numel() for layer in thinker.layers for p in layer.parameters() if p.dim() == 2)
     lengths = batch.layout.cu_seqlens.diff()[:-1].double()
@@ -97,10 +97,10 @@ def flops(w: workload.Workload, batch: Batch) -> float:
 
 
 def step(bench: Bench) -> dict:
-    """Training samples/s, steady state, media decoded, against the Trainer and the floor of the flops."""
+    """Training samples/s after warm-up and with decoded media, against the Trainer and a bound by FLOPs."""
     from tests.bench.baseline import seconds_a_step
 
-    steps, warm = 20, 40  # steady state: their sizes were met before
+    steps, warm = 20, 40  # after the warm-up, most batch sizes have occurred before
     times: dict[str, list[float]] = {"ours": [], "trainer": [], "dense": []}
     for _ in range(ROUNDS):
         times["ours"].append(statistics.median(train(bench.cached, bench.device, 0, steps + warm)[warm:]))
@@ -122,12 +122,12 @@ def step(bench: Bench) -> dict:
 
 
 def encode(bench: Bench) -> dict:
-    """Frozen features: what the first epoch pays, and what every epoch would pay without them."""
+    """Seconds of a step with cached features of frozen encoders, and of one that encodes its media."""
     steps = 20
     work = {"with": lambda: train(bench.cached, bench.device, 0, steps),
             "without": lambda: train(bench.decoded, bench.device, 0, steps)}
-    train(bench.decoded, bench.device, 0, steps)  # decodes
-    times = machine.by_turns(work, bench.device, ROUNDS)
+    train(bench.decoded, bench.device, 0, steps)  # decodes the media, so that no timed step does
+    times = machine.median_seconds(work, bench.device, ROUNDS)
     lookups = machine.seconds(lambda: [bench.cached.dataset[n] for n in range(steps)], bench.device)
     return {"a step with features, s": times["with"] / steps,
             "a step that encodes, s": times["without"] / steps,
@@ -136,29 +136,29 @@ def encode(bench: Bench) -> dict:
 
 
 def generate(bench: Bench) -> dict:
-    """Evaluation samples/s in batches with the KV cache, against one at a time without.
+    """Samples/s of generation in batches with the KV cache, against one sample at a time without it.
 
-    One row alone is faster by flash attention, so that is what the baseline has.
+    The baseline uses flash attention, which is faster for a single row.
     """
     w = bench.cached
     evaluator = Evaluator(w.model, w.dataset.collate, w.config.eval_batch_size, w.config.max_new_tokens,
                           w.config.precision)
     samples = [s for held_out in w.mix.val.values()  # in the order in which the evaluator scores them
                for s in sorted(held_out[:256], key=lambda s: len(s.answer))]
-    few = samples[::16]
+    every_16th = samples[::16]
     w.model.eval()
-    times = machine.by_turns({
+    times = machine.median_seconds({
         "ours": lambda: [evaluator.answers(samples[i:i + w.config.eval_batch_size])
                          for i in range(0, len(samples), w.config.eval_batch_size)],
-        "naive": lambda: [generate_naive(bench, w, sample) for sample in few]}, bench.device, ROUNDS)
-    ours, naive = len(samples) / times["ours"], len(few) / times["naive"]
+        "naive": lambda: [generate_naive(bench, w, sample) for sample in every_16th]}, bench.device, ROUNDS)
+    ours, naive = len(samples) / times["ours"], len(every_16th) / times["naive"]
     return {"ours, samples/s": ours, "one at a time, no KV cache, samples/s": naive, "ratio": ours / naive}
 
 
 @torch.no_grad()
 @patch("omni.model.attention.MAX_SCORES", 0)
 def generate_naive(bench: Bench, w: workload.Workload, sample) -> list[int]:
-    """Greedy decoding that reads everything again for each token."""
+    """Greedy decoding that computes the whole sequence again for each token."""
     batch = w.dataset.collate([sample], prompts=True).to(bench.device)
     tokens: list[int] = []
     with autocast(bench.device, w.config.precision):
@@ -173,10 +173,10 @@ def generate_naive(bench: Bench, w: workload.Workload, sample) -> list[int]:
 
 
 def run(bench: Bench) -> dict:
-    """The config's run from start to `omni_final.pt`, and where its seconds go.
+    """The seconds of a whole run of the config, by part, and an estimate for baseline (a).
 
-    As (a) it would decode and encode media in each step and each evaluation in place of once, and take the
-    Trainer's steps; loading, generation and saving are ours in both. The look before training is ours alone.
+    (a) would decode and encode media in each step and each evaluation instead of once, and take the Trainer's
+    steps. Loading, generation and saving count the same in both. (a) has no evaluation before training.
     """
     from tests.bench.baseline import seconds_a_step
 
@@ -209,17 +209,17 @@ def run(bench: Bench) -> dict:
     evaluation = config.num_epochs * machine.seconds(lambda: evaluate_undecoded(undecoded), bench.device)
     steps = spent.pop("training") - spent["checkpoints of steps"]
     trainer = statistics.median(before + [seconds_a_step(undecoded, bench.device, 40) for _ in range(ROUNDS)])
-    taken = max(row["step"] for row in rows)
-    baseline = whole - spent["features"] - spent["evaluation"] - steps + evaluation + trainer * taken
+    steps_taken = max(row["step"] for row in rows)
+    baseline = whole - spent["features"] - spent["evaluation"] - steps + evaluation + trainer * steps_taken
     return {f"{name}, s": seconds for name, seconds in spent.items()} | {
         "training steps, s": steps, "loading and all else, s": whole - steps - spent.total(),
         "the whole run, s": whole, "and as (a), s": baseline, "ours over (a)": baseline / whole,
-        "a training step, s": steps / taken, "as (a), s": trainer,
+        "a training step, s": steps / steps_taken, "as (a), s": trainer,
         "its evaluations, s": evaluation}
 
 
 def evaluate_undecoded(w: workload.Workload) -> None:
-    """An epoch's evaluation without kept features: each medium is decoded once, and encoded at each use."""
+    """An epoch's evaluation without cached features: media are decoded once and encoded at each use."""
     reader, collate = w.dataset.collate.reader, copy(w.dataset.collate)
     collate.reader = workload.DecodedReader(reader.image_size, reader.seed, reader.level)
     evaluator = Evaluator(w.model, collate, w.config.eval_batch_size, w.config.max_new_tokens,
@@ -229,7 +229,7 @@ def evaluate_undecoded(w: workload.Workload) -> None:
 
 
 def start(bench: Bench) -> dict:
-    """Seconds and memory to read manifests of 10^3, 10^5 and 10^6 lines, and microseconds a draw."""
+    """Seconds and memory to read manifests of 10^3, 10^5 and 10^6 lines, and microseconds per draw."""
     rows: dict[str, list[dict]] = {}
     for _ in range(ROUNDS):
         for lines in (10 ** 3, 10 ** 5, 10 ** 6):
@@ -242,7 +242,7 @@ def start(bench: Bench) -> dict:
 
 
 def memory(bench: Bench) -> dict:
-    """Peak memory of twice ten steps and an evaluation of each config for stage E."""
+    """Peak memory of a run of two short epochs (ten steps each) of each config for stage E."""
     figures = {}
     for path in tqdm(sorted(Path("configs").glob("omni_sft*.json")), desc="memory", leave=False):
         settings = {"device": bench.device.type, "num_epochs": 2, "log_every_steps": 1,

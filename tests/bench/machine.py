@@ -1,4 +1,4 @@
-"""The machine: what it is, and what it can do at most."""
+"""The machine: its name, its highest measured speeds, and timing."""
 
 import statistics
 import time
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from omni.device import choose_device  # noqa: F401 - the same choice as a run makes
+from omni.device import choose_device  # noqa: F401 - as a run chooses it
 
 
 def describe(device: torch.device) -> str:
@@ -24,7 +24,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of one call, the device's queue included."""
+    """Wall-clock seconds of one call, including the work that it queued on the GPU."""
     synchronize(device)
     start = time.perf_counter()
     work()
@@ -33,15 +33,16 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def gpu_seconds(work: Callable[[], object]) -> float:
-    """Seconds that the GPU computes or copies while `work` is done."""
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
+    """Seconds that the GPU computes or copies while `work` runs."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         work()
         torch.cuda.synchronize()
-    return sum(kernel.self_device_time_total for kernel in found.key_averages()) / 1e6
+    return sum(kernel.self_device_time_total for kernel in profiler.key_averages()) / 1e6
 
 
-def by_turns(works: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
-    """Median seconds of each, run A B A B ... so that a change of the machine's mood meets all of them."""
+def median_seconds(works: dict[str, Callable[[], object]], device: torch.device,
+                   rounds: int) -> dict[str, float]:
+    """Median seconds of each of `works`, run A B A B ..., so that slow phases of the machine affect all."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():

@@ -1,4 +1,4 @@
-"""A batch as most people would train it: rows right-padded to the longest, every token computed."""
+"""The usual form of a batch: rows right-padded to the longest, with computation on every token."""
 
 from dataclasses import dataclass, replace
 
@@ -14,9 +14,9 @@ from omni.model.thinker import Thinker
 
 @dataclass(frozen=True)
 class PaddedBatch:
-    """The samples of a packed batch of raw media, in rows of T tokens."""
+    """The samples of a packed batch with raw media, as rows of T tokens."""
 
-    batch: Batch  # whose ids are those of all rows (B * T,), and whose media tokens are numbered so
+    batch: Batch  # its ids are those of all rows (B * T,), and its media tokens are indices into them
     labels: torch.Tensor  # (B, T)
     lengths: torch.Tensor  # (B,)
 
@@ -30,7 +30,7 @@ def pad(packed: Batch, pad_id: int, ignore: int, length: int | None = None) -> P
         parts = [*x[:int(lengths.sum())].split(lengths.tolist()), x.new_full((T,), fill)]
         return pad_sequence(parts, batch_first=True, padding_value=fill)[:-1]
 
-    place = packed.layout.rows * T + packed.layout.positions  # of each packed token among the padded ones
+    place = packed.layout.rows * T + packed.layout.positions  # of each packed token in the padded rows
     return PaddedBatch(replace(packed, ids=rows(packed.ids, pad_id).flatten(),
                                image_tokens=place[packed.image_tokens],
                                audio_tokens=place[packed.audio_tokens]), rows(packed.labels, ignore), lengths)

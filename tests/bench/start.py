@@ -1,7 +1,7 @@
-"""Read a manifest of so many lines in a process of its own: seconds, memory, time a draw (as JSON).
+"""Measures in a separate process how a manifest of LINES lines is read: seconds, memory, time per draw.
 
     python -m tests.bench.start LINES          as a run reads it
-    python -m tests.bench.start LINES list     the baseline: each line parsed into one list, nothing checked
+    python -m tests.bench.start LINES list     the baseline: all lines parsed into a list, unchecked
 """
 
 import json
@@ -29,7 +29,7 @@ def main() -> None:
             with open(path, encoding="utf-8") as file:
                 entries = [json.loads(line) for line in file]
             first = random.Random(0).choice(entries)["messages"][-1]["content"]
-            tell(first, time.perf_counter() - begun)
+            print_result(first, time.perf_counter() - begun)
             return
         samples = manifest.read(str(path)).samples
         sampler = WeightedSampler({"a": len(samples)}, {"a": 1.0}, 0)
@@ -39,10 +39,10 @@ def main() -> None:
         for k in range(draws):
             sampler[k]
         a_draw = (time.perf_counter() - begun) / draws
-    tell(first.answer, started, {"microseconds a draw": a_draw * 1e6})
+    print_result(first.answer, started, {"microseconds a draw": a_draw * 1e6})
 
 
-def tell(first: str, started: float, more: dict[str, float] | None = None) -> None:
+def print_result(first: str, started: float, more: dict[str, float] | None = None) -> None:
     print(json.dumps({"seconds to the first sample": started, "peak memory, MB": peak_memory_gb() * 1024,
                       **(more or {}), "first sample": first}))
 

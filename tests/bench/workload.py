@@ -1,4 +1,4 @@
-"""What the benchmark trains on: the model, data and steps of a config, built as `sft_omni.py` builds them."""
+"""The model, data and steps that the benchmark trains, built from a config as `sft_omni.py` does."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from omni.train.features import FeatureStore
 
 
 class DecodedReader(MediaReader):
-    """A reader that decodes each medium once: what is measured is training, not the disk."""
+    """A reader that decodes each medium once, so that training is measured and not the disk."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -59,7 +59,7 @@ class Workload:
 
 def build(config_path: str, device: torch.device, cached: bool, samples_a_source: int | None = 400,
           reader_class: type[MediaReader] = DecodedReader) -> Workload:
-    """The first samples of each source (None: all), with features `cached` or else media as read."""
+    """A workload of the first samples of each source (None: all), with `cached` features or raw media."""
     config = load_config(config_path, SFTConfig)
     model = load_parts(config).to(device)
     mix = read_mix(config)

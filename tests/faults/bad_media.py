@@ -1,4 +1,4 @@
-"""Odd files that real data sets hold, each with the content or the reason for refusal that must come out."""
+"""Odd files as in real data sets, each with the expected content or the expected reason of its refusal."""
 
 import io
 import os
@@ -20,13 +20,13 @@ def picture(color=RED, size=(SIZE, SIZE), mode="RGB") -> Image.Image:
 
 
 def corner() -> Image.Image:
-    """White with a red top left corner, which shows how it is rotated."""
+    """White with a red top left corner, to see how the picture is rotated."""
     shown = picture("white")
     shown.paste(RED, (0, 0, 16, 24))
     return shown
 
 
-def packed(image: Image.Image, form: str, **options) -> bytes:
+def encoded(image: Image.Image, form: str, **options) -> bytes:
     out = io.BytesIO()
     image.save(out, form, **options)
     return out.getvalue()
@@ -34,7 +34,7 @@ def packed(image: Image.Image, form: str, **options) -> bytes:
 
 def noise(form: str) -> bytes:
     values = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    return packed(Image.fromarray(values), form)
+    return encoded(Image.fromarray(values), form)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -58,7 +58,7 @@ def wav(samples=None, rate: int = 16_000, form: str = "WAV", subtype: str | None
     return out.getvalue()
 
 
-def spoiled(value: float, subtype: str = "FLOAT") -> bytes:
+def with_sample(value: float, subtype: str = "FLOAT") -> bytes:
     samples = tone()
     samples[77] = value
     return wav(samples, subtype=subtype)
@@ -74,17 +74,17 @@ def rotated(orientation: int) -> bytes:
             7: T.TRANSVERSE, 8: T.ROTATE_270}
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return packed(corner().transpose(undo[orientation]), "PNG", exif=exif)
+    return encoded(corner().transpose(undo[orientation]), "PNG", exif=exif)
 
 
 def palette(**options) -> bytes:
     image = picture(1, mode="P")
     image.putpalette([0, 0, 0, *RED])
-    return packed(image, "PNG", **options)
+    return encoded(image, "PNG", **options)
 
 
 def frames(form: str) -> bytes:
-    return packed(picture(), form, save_all=True, append_images=[picture("blue"), picture("green")])
+    return encoded(picture(), form, save_all=True, append_images=[picture("blue"), picture("green")])
 
 
 WHITE, GREY = (255, 255, 255), (128, 128, 128)
@@ -96,7 +96,7 @@ PICTURES: dict[str, tuple[bytes, tuple | str]] = {
     "svg.jpg": (SVG, "not a picture"),
     "pdf.png": (b"%PDF-1.4\n%...", "not a picture"), "zip.png": (b"PK\x03\x04" + bytes(50), "not a picture"),
     "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
-    "ico.png": (packed(picture(), "ICO"), "not a picture"),
+    "ico.png": (encoded(picture(), "ICO"), "not a picture"),
     "psd.jpg": (b"8BPS\0\1" + bytes(40), "not a picture"),
     "sound.png": (wav(), "not a picture"), "text.png": (b"cat.png\n", "not a picture"),
     "magic_alone.png": (b"\x89PNG\r\n\x1a\n", ""), "magic_alone.gif": (b"GIF89a", ""),
@@ -110,32 +110,32 @@ PICTURES: dict[str, tuple[bytes, tuple | str]] = {
     "body_flipped.png": (flipped(noise("PNG"), 60), ""),
     **{f"half.{form.lower()}": (noise(form)[:len(noise(form)) // 2], "")
        for form in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")},
-    "half.gif": (packed(Image.effect_noise((SIZE, SIZE), 90), "GIF")[:500], ""),
-    "png_as.jpg": (packed(picture(), "PNG"), RED),
-    "jpeg_as.png": (packed(picture(), "JPEG", quality=95), RED),
-    "no_ending": (packed(picture(), "WEBP", lossless=True), RED),
-    "newline\nin.png": (packed(picture(), "PNG"), RED),
-    "ünï<script>.png": (packed(picture(), "PNG"), RED),
-    "progressive.jpg": (packed(picture(), "JPEG", quality=95, progressive=True), RED),
-    "grey.jpg": (packed(picture(128, mode="L"), "JPEG"), GREY),
-    "bits.png": (packed(picture(1, mode="1"), "PNG"), WHITE),
-    "cmyk.jpg": (packed(picture((0, 255, 255, 0), mode="CMYK"), "JPEG", quality=95), (254, 0, 0)),
-    "grey_16.png": (packed(Image.fromarray(np.full((SIZE, SIZE), 32_896, np.uint16)), "PNG"), GREY),
-    "grey_16.tiff": (packed(Image.fromarray(np.full((SIZE, SIZE), 32_896, np.uint16)), "TIFF"), GREY),
+    "half.gif": (encoded(Image.effect_noise((SIZE, SIZE), 90), "GIF")[:500], ""),
+    "png_as.jpg": (encoded(picture(), "PNG"), RED),
+    "jpeg_as.png": (encoded(picture(), "JPEG", quality=95), RED),
+    "no_ending": (encoded(picture(), "WEBP", lossless=True), RED),
+    "newline\nin.png": (encoded(picture(), "PNG"), RED),
+    "ünï<script>.png": (encoded(picture(), "PNG"), RED),
+    "progressive.jpg": (encoded(picture(), "JPEG", quality=95, progressive=True), RED),
+    "grey.jpg": (encoded(picture(128, mode="L"), "JPEG"), GREY),
+    "bits.png": (encoded(picture(1, mode="1"), "PNG"), WHITE),
+    "cmyk.jpg": (encoded(picture((0, 255, 255, 0), mode="CMYK"), "JPEG", quality=95), (254, 0, 0)),
+    "grey_16.png": (encoded(Image.fromarray(np.full((SIZE, SIZE), 32_896, np.uint16)), "PNG"), GREY),
+    "grey_16.tiff": (encoded(Image.fromarray(np.full((SIZE, SIZE), 32_896, np.uint16)), "TIFF"), GREY),
     "rgb_16.png": (
         png(SIZE, SIZE, (b"\0" + b"".join(bytes([c, c]) for c in RED) * SIZE) * SIZE, bits=16), RED),
-    "float.tiff": (packed(Image.fromarray(np.full((SIZE, SIZE), 128, np.float32)), "TIFF"), GREY),
-    "clear.png": (packed(picture((0, 0, 0, 0), mode="RGBA"), "PNG"), WHITE),
-    "half_clear.png": (packed(picture((255, 0, 0, 128), mode="RGBA"), "PNG"), (255, 127, 127)),
-    "grey_clear.png": (packed(picture((0, 0), mode="LA"), "PNG"), WHITE),
+    "float.tiff": (encoded(Image.fromarray(np.full((SIZE, SIZE), 128, np.float32)), "TIFF"), GREY),
+    "clear.png": (encoded(picture((0, 0, 0, 0), mode="RGBA"), "PNG"), WHITE),
+    "half_clear.png": (encoded(picture((255, 0, 0, 128), mode="RGBA"), "PNG"), (255, 127, 127)),
+    "grey_clear.png": (encoded(picture((0, 0), mode="LA"), "PNG"), WHITE),
     "palette.png": (palette(), RED), "palette_clear.png": (palette(transparency=1), WHITE),
     "palette_alpha.png": (palette(transparency=bytes([255, 0])), WHITE),
-    "clear.gif": (packed(picture((0, 0, 0, 0), mode="RGBA"), "GIF"), WHITE),
+    "clear.gif": (encoded(picture((0, 0, 0, 0), mode="RGBA"), "GIF"), WHITE),
     "moving.gif": (frames("GIF"), RED), "moving.webp": (frames("WEBP"), RED),
     "moving.png": (frames("PNG"), RED),
-    "pages.tiff": (frames("TIFF"), RED), "one.png": (packed(picture(size=(1, 1)), "PNG"), RED),
-    "thread.png": (packed(picture(size=(1, 9_000)), "PNG"), ""),
-    "line.png": (packed(picture(size=(9_000, 1)), "PNG"), ""),
+    "pages.tiff": (frames("TIFF"), RED), "one.png": (encoded(picture(size=(1, 1)), "PNG"), RED),
+    "thread.png": (encoded(picture(size=(1, 9_000)), "PNG"), ""),
+    "line.png": (encoded(picture(size=(9_000, 1)), "PNG"), ""),
     **{f"exif_{orientation}.png": (rotated(orientation), "corner") for orientation in range(2, 9)}}
 
 # name -> (content, True if the tone must be read, or a part of the reason why it must be refused)
@@ -148,8 +148,8 @@ SOUNDS: dict[str, tuple[bytes, bool | str]] = {
     "half.wav": (wav()[:4_000], "cut short"), "half.flac": (wav(form="FLAC")[:2_000], ""),
     "half.ogg": (wav(form="OGG")[:2_500], ""), "half.mp3": (wav(form="MP3")[:1_000], "cut short"),
     "header_alone.wav": (wav()[:44], ""), "magic_alone.wav": (b"RIFF\x24\0\0\0WAVE", ""),
-    "nan.wav": (spoiled(np.nan), "NaN"), "inf.wav": (spoiled(np.inf), "infinite"),
-    "minus_inf.wav": (spoiled(-np.inf, "DOUBLE"), "infinite"), "hour.wav": (
+    "nan.wav": (with_sample(np.nan), "NaN"), "inf.wav": (with_sample(np.inf), "infinite"),
+    "minus_inf.wav": (with_sample(-np.inf, "DOUBLE"), "infinite"), "hour.wav": (
         wav(np.zeros(3600 * 8_000, np.int16), 8_000, subtype="PCM_U8"), "limit"),
     "hour.flac": (wav(np.zeros(3600 * 8_000, np.int16), 8_000, "FLAC"), "limit"),
     "adpcm.wav": (wav(subtype="IMA_ADPCM"), "ADPCM"), "ms_adpcm.wav": (wav(subtype="MS_ADPCM"), "ADPCM"),
@@ -176,8 +176,8 @@ def loop(path: Path) -> None:
     path.symlink_to(path)
 
 
-# name -> function that makes it; none of them is a regular file
-NO_FILES: dict[str, Callable[[Path], None]] = {
+# name -> function that creates it; none is a regular file
+IRREGULAR: dict[str, Callable[[Path], None]] = {
     "folder": Path.mkdir, "pipe": os.mkfifo, "missing": lambda path: None, "loop": loop,
     "dangling": lambda path: path.symlink_to("nowhere"), "endless": lambda path: path.symlink_to("/dev/zero"),
     "x" * 300: lambda path: None}

@@ -1,4 +1,4 @@
-"""Runs in forked children: torch is imported once, an attempt costs half a second, many can be killed."""
+"""Runs in forked child processes, which need not import torch again, so that many runs can be killed."""
 
 import json
 import os

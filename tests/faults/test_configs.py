@@ -12,7 +12,7 @@ from test_config import MALFORMED
 import sft_omni
 from omni.errors import UserError
 
-MORE = {  # config -> words of its line; besides those of test_config
+MORE = {  # config -> words in its error, in addition to test_config's MALFORMED
     "\ufeff": ["line 1"], "\ufeff[]": ["object"], "null": ["object"], '"text"': ["object"], "{": ["line 1"],
     "{}}": ["line 1"], "{} {}": ["line 1"], "// nothing": ["line"], "/* never closed": ["line 1"],
     '{"seed": 1 /* never closed }': ["line 1"], '{"seed": 1,, "batch_size": 2}': ["line 1"],
@@ -48,23 +48,23 @@ MORE = {  # config -> words of its line; besides those of test_config
 ALL = MALFORMED | MORE
 
 
-def refused_here(arguments: list, log: Path) -> int:
-    """The exit code, as of `start` and `wait` but in this process: for the short form."""
+def run_in_process(arguments: list, log: Path) -> int:
+    """As `wait(start(...))`, but faster, in this process."""
     with pytest.raises(UserError) as caught:
         sft_omni.main([str(a) for a in arguments])
     log.write_text(f"error: {caught.value}\n")
     return 2
 
 
-def test_all_of_them(toy, tmp_path, full):
-    """Message, exit code, time and files left of each. In the full form each is a process of its own."""
+def test_every_malformed_config_is_a_one_line_error(toy, tmp_path, full):
+    """Checks message, exit code, time and files of each. With --full each runs in a process of its own."""
     assert len(ALL) >= 60
     slowest = 0.0
     for number, (text, words) in enumerate(ALL.items()):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "c.json").write_text(text, encoding="utf-8")
-        parts = ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "data_dir")  # of toys: they are read in no time
+        parts = ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "data_dir")  # toy parts load fast
         settings = {key: toy.config[key] for key in parts if f'"{key}"' not in text}
         arguments = ["--config", folder / "c.json"]
         for key, value in settings.items() if text.lstrip("\ufeff ").startswith("{") else ():
@@ -73,7 +73,7 @@ def test_all_of_them(toy, tmp_path, full):
             arguments += ["--set", f"save_dir={folder / 'out'}"]
         begun = time.monotonic()
         ended = (wait(start(arguments, folder / "log")) if full else
-                 refused_here(arguments, folder / "log"))
+                 run_in_process(arguments, folder / "log"))
         slowest = max(slowest, time.monotonic() - begun)
         said = (folder / "log").read_text().splitlines()
         assert ended == 2 and said[-1].startswith("error: "), (text, said)
@@ -88,7 +88,7 @@ def test_all_of_them(toy, tmp_path, full):
 @pytest.mark.parametrize("setting", [
     "seed=" + "[" * 100_000, "save_dir=a\udcffb", "data_mix.text_only.x.y=1", "=", "batch_size=1e3",
     'data_mix={"a": NaN}'])
-def test_overrides_too(tmp_path, setting, toy):
+def test_a_malformed_override_is_an_error(tmp_path, setting, toy):
     config = toy.write(tmp_path)
     assert wait(start(["--config", config, "--set", setting], tmp_path / "log")) == 2
     assert (tmp_path / "log").read_text().startswith("error: ") and not (tmp_path / "out").exists()

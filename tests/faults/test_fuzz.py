@@ -1,4 +1,4 @@
-"""Any content of a manifest, config or checkpoint header is accepted or refused with a one-line UserError."""
+"""Any content of a manifest, config or checkpoint is accepted or refused with a one-line UserError."""
 
 import json
 import os

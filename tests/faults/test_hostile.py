@@ -1,4 +1,4 @@
-"""Hostile checkpoints: no file that is read may run code, wherever in it the code is hidden."""
+"""Hostile checkpoints: code hidden anywhere in a file must not run."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from omni.errors import UserError
 
 
 class Evil:
-    """When unpickled without protection, it creates a folder, which shows that code was run."""
+    """Creates a folder if it is unpickled without protection, which shows that its code ran."""
 
     def __init__(self, folder: Path):
         self.folder = str(folder)

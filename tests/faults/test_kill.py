@@ -23,8 +23,8 @@ def whole(toy, tmp_path_factory) -> Path:
 
 
 def test_sigkill_at_random_moments(toy, tmp_path, whole, full):
-    """Some runs are killed several times; each attempt resumes from the one before."""
-    luck, wanted, kills, attempts = random.Random(0 if not full else time.time_ns()), 20 if full else 3, 0, 0
+    """Some runs are killed several times; each attempt resumes the last one."""
+    rng, wanted, kills, attempts = random.Random(0 if not full else time.time_ns()), 20 if full else 3, 0, 0
     begun = time.monotonic()
     assert wait(start(["--config", toy.write(tmp_path / "timed", **SETTINGS)], tmp_path / "log")) == 0
     lasts = time.monotonic() - begun
@@ -34,8 +34,8 @@ def test_sigkill_at_random_moments(toy, tmp_path, whole, full):
         while ended != 0:
             attempts += 1
             child = start(["--config", config, *next_try(folder / "out")], tmp_path / "log")
-            if kills < wanted or luck.random() < 0.5:
-                time.sleep(luck.uniform(0.02, lasts))
+            if kills < wanted or rng.random() < 0.5:
+                time.sleep(rng.uniform(0.02, lasts))
                 os.kill(child, signal.SIGKILL)
             ended = wait(child)
             assert ended in (0, -signal.SIGKILL), (tmp_path / "log").read_text()[-2000:]
@@ -66,7 +66,7 @@ def die_at(number: int, counted: Path | None = None):
 
 
 def test_death_at_every_file_operation(toy, tmp_path, whole, full):
-    """A kill in the middle of a save, between its parts and between two files: each place in turn."""
+    """The run is killed before each file operation in turn; without --full before three of them."""
     config, log = toy.write(tmp_path / "counted", **SETTINGS), tmp_path / "log"
     assert wait(start(["--config", config], log, lambda: die_at(-1, tmp_path / "count"))) == 0
     operations = int((tmp_path / "count").read_text())
@@ -94,7 +94,7 @@ def test_death_between_the_best_model_and_the_row_of_its_epoch(toy, tmp_path, wh
 def until(condition, seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.005)
 
 
@@ -117,7 +117,7 @@ def test_a_signal_to_the_whole_group_saves_the_step_and_ends_within_10_s(toy, tm
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_a_second_ctrl_c_ends_the_run_at_once_and_harms_nothing(toy, tmp_path, whole):
+def test_a_second_ctrl_c_ends_the_run_at_once_and_a_resume_is_the_same(toy, tmp_path, whole):
     def slow_saves():  # so that the second Ctrl-C comes during the save that the first one caused
         save = RunDir.save_step
         RunDir.save_step = lambda self, state, *rest: (

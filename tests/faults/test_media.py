@@ -1,4 +1,4 @@
-"""Every kind of bad file is read correctly or refused with a reason: no crash, no hang, no other mix."""
+"""Bad files are read correctly or refused with a reason: no crash, no hang, and the other samples stay."""
 
 import json
 import multiprocessing
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bad_media import NO_FILES, PICTURES, RED, SOUND, SOUNDS
+from bad_media import IRREGULAR, PICTURES, RED, SOUND, SOUNDS
 from harness import assert_same_run, next_try, start, wait
 from test_run import rows, train
 
@@ -79,10 +79,10 @@ def test_sounds_are_read_correctly_or_refused(tmp_path):
 
 @pytest.mark.parametrize("method", ["pixels", "mel"])
 def test_a_path_that_is_no_regular_file_is_refused_at_once(tmp_path, method):
-    for name, make in NO_FILES.items():
+    for name, make in IRREGULAR.items():
         make(tmp_path / name)
     begun = time.monotonic()
-    assert all(isinstance(got, str) and got for got in read(tmp_path, NO_FILES, method=method).values())
+    assert all(isinstance(got, str) and got for got in read(tmp_path, IRREGULAR, method=method).values())
     assert time.monotonic() - begun < 5
 
 
@@ -132,7 +132,7 @@ def test_media_that_hang_or_crash_are_refused_and_the_others_are_read(tmp_path):
 
 
 class Once(Slow):
-    """Hangs or crashes the first time that a file is read, as after the machine was asleep."""
+    """Hangs or crashes only the first time that a file is read, as if the machine had been asleep."""
 
     def pixels(self, path, take=0):
         if not os.path.exists(path + ".read"):
@@ -169,7 +169,7 @@ def test_a_medium_is_decoded_once_for_all_its_takes(tmp_path):
         assert torch.equal(medium, MediaReader(SIDE).pixels(path, take))
 
 
-def test_child_and_thread_end_however_the_reading_ends(tmp_path):
+def test_child_and_thread_end_when_reading_ends_or_is_stopped(tmp_path):
     (tmp_path / "a.png").write_bytes(PICTURES["png_as.jpg"][0])
     requests = [("pixels", str(tmp_path / "a.png"), take) for take in range(999)]
     for wanted in (999, 3):
@@ -189,7 +189,7 @@ class Hanging(MediaReader):
 
 
 def test_a_child_that_cannot_be_killed_is_not_waited_for(tmp_path, monkeypatch):
-    """Like one that waits for a lost network disk. Here its own alarm ends it after about six seconds."""
+    """As when it waits for a lost network disk. Here its own alarm ends it after about six seconds."""
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "kill", lambda _: None)
     begun = time.monotonic()
     assert "took longer" in read(tmp_path, {"a.png": None}, Hanging(SIDE), timeout=0.2)["a.png"]

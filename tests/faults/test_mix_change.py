@@ -1,4 +1,4 @@
-"""Data that changes what an epoch's end has to work with: sources that left the mix, groups everywhere."""
+"""The end of an epoch after sources left or joined the mix, and where all held-out samples have a group."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def change(toy, what: str) -> dict:
 
 
 @pytest.mark.parametrize("what", ["removed", "switched off", "renamed", "added", "all replaced"])
-def test_a_resume_in_mid_epoch_with_another_mix_ends_well(toy, tmp_path, half, capsys, what):
+def test_a_resume_in_mid_epoch_with_another_mix_finishes(toy, tmp_path, half, capsys, what):
     out, mix = tmp_path / "out", change(toy, what)
     out.mkdir()
     shutil.copy(half / "step_000003.pt", out)
@@ -55,7 +55,7 @@ def test_a_resume_in_mid_epoch_with_another_mix_ends_well(toy, tmp_path, half, c
         assert [sum(s[key] for s in shares.values()) for key in ("wanted", "samples", "tokens")] == \
             pytest.approx([1, 1, 1])
     assert (out / "report.html").exists() and (out / "omni_final.pt").exists()
-    for later in range(5, 11):  # once more from the middle of the epoch, and nothing needs to be allowed
+    for later in range(5, 11):  # a second resume with the new mix needs no --allow-change
         (out / f"step_{later:06d}.pt").unlink()
     train(toy, tmp_path, "--resume", data_mix=mix)
     assert [row["mix"] for row in rows(out, "epoch")] == [first, second]

@@ -1,4 +1,4 @@
-"""A resume shows what changed, and refuses what would change the training run. One run per folder."""
+"""A resume prints what changed and refuses what would change the training. One run per folder."""
 
 import os
 import shutil
@@ -58,7 +58,7 @@ def test_changed_files_are_noticed_by_size_and_hash(toy, folder, changed):
         key = "vision_ckpt"
         content = Path(toy.config[key]).read_bytes()
         parts[key] = str(folder / "vision.pt")
-        toy.model()  # the same architecture with other weights: what a retrained part is
+        toy.model()  # as a retrained part: same architecture, other weights
         from test_mismatch import changed_part
         changed_part(toy, folder, key, lambda c: c["state"]["norm.weight"].mul_(2) if "norm.weight"
                      in c["state"] else next(iter(c["state"].values())).mul_(2))

@@ -1,4 +1,4 @@
-"""Workers, locale, time zone, the width of the terminal and a closed stdout change no bit of a run."""
+"""Workers, locale, time zone, terminal width and a closed stdout change no bit of a run's result."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def test_the_number_of_workers(toy, tmp_path, whole, workers):
 
 
 def command(toy, folder: Path, prefix: str = "", suffix: str = "", **environment) -> None:
-    """The command as a shell runs it, in an odd environment."""
+    """Run the command in a shell, in an odd environment."""
     line = f"{prefix} '{sys.executable}' sft_omni.py --config '{toy.write(folder)}' {suffix}"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], cwd=ROOT, timeout=120, text=True,
                           env={**os.environ, **environment}, capture_output=True)
@@ -31,7 +31,7 @@ def command(toy, folder: Path, prefix: str = "", suffix: str = "", **environment
 
 ODD = {
     "a closed stdout": {"suffix": ">&-"}, "everything closed": {"suffix": ">&- 2>&- <&-"},
-    "a full disk as stdout": {"suffix": "> /dev/full"}, "a reader that leaves": {"suffix": "| head -1"},
+    "a full disk as stdout": {"suffix": "> /dev/full"}, "a pipe that closes": {"suffix": "| head -1"},
     "a locale of 1990": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
                          "PYTHONIOENCODING": "ascii"},
     "a time zone and a narrow terminal": {"TZ": "Pacific/Chatham", "COLUMNS": "7", "LINES": "2",
@@ -39,8 +39,8 @@ ODD = {
 
 
 def test_the_environment(toy, tmp_path, whole, full):
-    """In the short form only two at once, which broke runs before."""
-    ODD["in short"] = ODD["a reader that leaves"] | ODD["a locale of 1990"]
+    """Without --full only a combination of two, which broke runs before."""
+    ODD["in short"] = ODD["a pipe that closes"] | ODD["a locale of 1990"]
     for name in ODD if full else ("in short",):
         folder = tmp_path / name.replace(" ", "_")
         command(toy, folder, **ODD[name])

@@ -1,4 +1,4 @@
-"""Saves that fail and files that are damaged: an earlier checkpoint stays, the damaged one is recognised."""
+"""Saves that fail and files that are damaged: an earlier checkpoint stays, the damaged one is detected."""
 
 import os
 import random
@@ -29,24 +29,24 @@ def flip(path: Path, whole: bytes, bit: int) -> None:
     path.write_bytes(damaged)
 
 
-def test_every_flipped_bit_is_recognised(tmp_path, full):
+def test_every_flipped_bit_is_detected(tmp_path, full):
     """Random bits, and all of the last 60 bytes, which hold the checksum."""
-    path, luck = tmp_path / "a.pt", random.Random(0)
+    path, rng = tmp_path / "a.pt", random.Random(0)
     checkpoint.save(path, "thing", {"x": torch.randn(300), "y": {"z": [1, 2.5, "text"]}})
     good = path.read_bytes()
-    bits = luck.sample(range(8 * len(good)), 2000 if full else 200)
+    bits = rng.sample(range(8 * len(good)), 2000 if full else 200)
     bits += range(8 * len(good) - (480 if full else 100), 8 * len(good))
     for bit in bits:
         flip(path, good, bit)
         with pytest.raises(UserError, match="a.pt"):
             checkpoint.load(path, "thing", "")
-    print(f"{len(bits)} of {len(bits)} flipped bits recognised")
+    print(f"{len(bits)} of {len(bits)} flipped bits detected")
     path.write_bytes(good)
     assert checkpoint.load(path, "thing", "")["y"] == {"z": [1, 2.5, "text"]}
 
 
 @pytest.mark.parametrize("size", [0, 1, 30, 40, 41, 1000])
-def test_every_truncation_is_recognised(tmp_path, size):
+def test_every_truncation_is_detected(tmp_path, size):
     checkpoint.save(tmp_path / "a.pt", "thing", {"x": torch.randn(300)})
     (tmp_path / "a.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:size])
     with pytest.raises(UserError, match="a.pt"):
@@ -72,15 +72,15 @@ def test_a_newest_checkpoint_with_a_flipped_bit_is_ignored_or_refused(toy, tmp_p
 
 @pytest.mark.parametrize("at", [3_000, 100_000])
 def test_a_full_disk_is_one_line_that_names_the_checkpoint_kept(toy, tmp_path, whole, at):
-    """A limit on the size of files stands in for a full disk: every write beyond it fails."""
-    def little_room():
+    """A limit on the size of files simulates a full disk: every write beyond it fails."""
+    def limit_file_size():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (at, at))
     shutil.copytree(whole, tmp_path / "out")
     (tmp_path / "out" / "step_000010.pt").unlink()
     before = (tmp_path / "out" / "step_000008.pt").read_bytes()
     config, log = toy.write(tmp_path, **SETTINGS), tmp_path.parent / f"{tmp_path.name}.log"
-    assert wait(start(["--config", config, "--resume"], log, little_room)) == 2
+    assert wait(start(["--config", config, "--resume"], log, limit_file_size)) == 2
     said = log.read_text()
     assert "Traceback" not in said and said.splitlines()[-1].startswith("error: ") and "intact" in said
     if at > 50_000:  # the metrics fit, the checkpoint does not
@@ -91,7 +91,7 @@ def test_a_full_disk_is_one_line_that_names_the_checkpoint_kept(toy, tmp_path, w
     assert_same_run(tmp_path / "out", whole, 10)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become somebody who may not write")
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become a user without permission")
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_folder_without_permission_is_one_line(toy, tmp_path_factory, whole, resume):
     folder = tmp_path_factory.mktemp("forbidden")
@@ -122,7 +122,7 @@ def test_a_save_that_reads_back_wrong_fails(tmp_path, monkeypatch):
     assert (tmp_path / "a.pt").read_bytes() == before and os.listdir(tmp_path) == ["a.pt"]
 
 
-def test_older_checkpoints_outlive_a_save_that_fails(toy, tmp_path, monkeypatch):
+def test_older_checkpoints_stay_if_a_save_fails(toy, tmp_path, monkeypatch):
     save, kept = checkpoint.save, []
 
     def fails_at_6(path, kind, content):

@@ -1,4 +1,4 @@
-"""Steps that go wrong: loss or gradients that are not finite, and a GPU that is full."""
+"""Failing steps: loss or gradients that are not finite, and a full GPU."""
 
 import shutil
 
@@ -53,7 +53,7 @@ def test_too_many_in_a_row_stop_the_run_with_a_checkpoint_from_before_them(toy, 
     out = tmp_path / "out"
     assert max(p.name for p in out.glob("step_*")) == "step_000003.pt"
     monkeypatch.undo()
-    train(toy, tmp_path, "--resume")  # with the fault gone, nothing is missing
+    train(toy, tmp_path, "--resume")  # without the fault the result is that of an undisturbed run
     assert losses(out) == losses(whole)
     assert_same_run(out, whole, 10)
 
