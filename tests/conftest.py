@@ -1,4 +1,4 @@
-"""What all tests share: the toy run, one thread for equal bits, signals put back, marked tests skipped."""
+"""What all tests share: the toy run, one thread for equal bits, signals restored, marked tests skipped."""
 
 import os
 import signal

@@ -71,7 +71,7 @@ def tone(path: Path, level: int, number: int) -> None:
     soundfile.write(path, 0.3 * np.sin(2 * math.pi * 200 * 2 ** level * t), rate)
 
 
-def talk(question: str, answer: str, **media) -> dict:
+def conversation(question: str, answer: str, **media) -> dict:
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
             **media}
 
@@ -87,15 +87,15 @@ def make_lines(folder: Path, source: str, split: str, count: int) -> list[dict]:
         if "audio" in source:
             tone(folder / clip, level, i)
         if source == "text_only":
-            lines.append(talk(f"What is {n % 5} plus {n % 3}?", f"It is {n % 5 + n % 3}."))
+            lines.append(conversation(f"What is {n % 5} plus {n % 3}?", f"It is {n % 5 + n % 3}."))
         elif source == "image_text":
-            lines.append(talk("<image>What color?", color, images=[picture]) if i % 2 else
-                         talk("What shape? <image>", shape, images=[picture]))
+            lines.append(conversation("<image>What color?", color, images=[picture]) if i % 2 else
+                         conversation("What shape? <image>", shape, images=[picture]))
         elif source == "audio_text":
-            lines.append(talk("<audio>Transcribe.", WORDS[level], audios=[clip]))
+            lines.append(conversation("<audio>Transcribe.", WORDS[level], audios=[clip]))
         else:
-            lines.append(talk("<image><audio>What is seen and heard?", f"{color} and {WORDS[level]}",
-                              images=[picture], audios=[clip], task="qa"))
+            lines.append(conversation("<image><audio>What is seen and heard?", f"{color} and {WORDS[level]}",
+                                      images=[picture], audios=[clip], task="qa"))
     return lines
 
 
@@ -113,16 +113,17 @@ def make(root: Path) -> Toy:
     thinker = Thinker(ThinkerArch(vocab_size=len(tokenizer), width=32, layers=2, heads=4, kv_heads=2,
                                   head_dim=8,
                                   mlp_width=64))
-    hearing = AudioEncoder(AudioArch(width=24, layers=2, heads=2, mlp_width=32, stem_channels=4,
-                                     conv_kernel=5))
-    seeing = VisionEncoder(VisionArch(image_size=32, patch_size=8, width=32, layers=1, heads=2, mlp_width=32))
+    audio_encoder = AudioEncoder(AudioArch(width=24, layers=2, heads=2, mlp_width=32, stem_channels=4,
+                                           conv_kernel=5))
+    vision_encoder = VisionEncoder(VisionArch(image_size=32, patch_size=8, width=32, layers=1, heads=2,
+                                              mlp_width=32))
     pieces = SpeechPieces([t.lower() for t in texts], 60)
     head = torch.nn.Linear(24, len(pieces) + 1)
     contents = {"thinker": {**checkpoint.part(thinker), "tokenizer": tokenizer.json_text,
                             "pieces": pieces.pieces},
-                "audio_encoder": {**checkpoint.part(hearing), "pieces": pieces.pieces,
+                "audio_encoder": {**checkpoint.part(audio_encoder), "pieces": pieces.pieces,
                                   "ctc_head": head.state_dict()},
-                "vision_encoder": checkpoint.part(seeing)}
+                "vision_encoder": checkpoint.part(vision_encoder)}
     for kind, content in contents.items():
         checkpoint.save(root / "parts" / f"{kind}.pt", kind, {**content, "metrics": {}})
     return Toy(root, {

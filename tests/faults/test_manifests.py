@@ -6,7 +6,7 @@ import time
 
 import pytest
 from test_run import rows, train
-from toy import talk
+from toy import conversation
 
 from omni.data import manifest
 from omni.errors import UserError
@@ -23,21 +23,21 @@ def write(toy, tmp_path, lines: list[str | dict], **changes) -> dict:
     return {"data_mix": {"text_only": source}, **changes}
 
 
-GOOD = [talk(f"What is {n}?", f"It is {n}.") for n in range(40)]
+GOOD = [conversation(f"What is {n}?", f"It is {n}.") for n in range(40)]
 
 
 def test_a_long_prompt_loses_its_start_but_never_its_answer_and_is_counted(toy, tmp_path, capsys):
-    lines = [*GOOD, talk("the question " * 300 + "is red", "It is 7.")]
+    lines = [*GOOD, conversation("the question " * 300 + "is red", "It is 7.")]
     out = train(toy, tmp_path, **write(toy, tmp_path, lines), num_epochs=1, max_length=64)
     assert "source text_only: 1 samples are longer than max_length" in capsys.readouterr().out
     assert rows(out, "epoch")[0]["cut"] == {"text_only": 1}
 
 
 def test_samples_that_cannot_be_cut_are_skipped_with_a_reason(toy, tmp_path):
-    lines = [*GOOD, talk("What?", "word " * 300)]
+    lines = [*GOOD, conversation("What?", "word " * 300)]
     out = train(toy, tmp_path / "a", **write(toy, tmp_path, lines), num_epochs=1, max_length=64)
-    assert rows(out, "epoch")[0]["skipped"] == {"text_only": {"its answer alone exceed max_length": 1}}
-    with pytest.raises(UserError, match="its media alone exceed max_length"):
+    assert rows(out, "epoch")[0]["skipped"] == {"text_only": {"its media and answer exceed max_length": 1}}
+    with pytest.raises(UserError, match="its media exceed max_length"):
         train(toy, tmp_path / "b", num_epochs=1, max_length=16, data_mix={"image_audio_text": 1})
 
 
@@ -85,7 +85,7 @@ def test_paths_that_leave_the_folder_are_refused_unless_allowed(toy, tmp_path, p
     outside = tmp_path / "outside.png"
     outside.write_bytes((toy.root / "data" / "image_text" / "train_0.png").read_bytes())
     (inside / "link.png").symlink_to(outside)
-    (inside / "m.jsonl").write_text(json.dumps(talk("<image>What?", "x", images=[path])))
+    (inside / "m.jsonl").write_text(json.dumps(conversation("<image>What?", "x", images=[path])))
     ((_, reason),) = manifest.read(str(inside / "m.jsonl")).skipped
     assert "leaves the manifest's folder (allow_outside_paths permits it)" in reason
     assert manifest.read(str(inside / "m.jsonl"), allow_outside_paths=True).samples
@@ -93,7 +93,7 @@ def test_paths_that_leave_the_folder_are_refused_unless_allowed(toy, tmp_path, p
 
 def test_a_line_of_50_mb_costs_that_line(tmp_path):
     with open(tmp_path / "m.jsonl", "w") as file:
-        file.write(json.dumps(talk("x" * 50_000_000, "y")) + "\n" + json.dumps(GOOD[0]) + "\n")
+        file.write(json.dumps(conversation("x" * 50_000_000, "y")) + "\n" + json.dumps(GOOD[0]) + "\n")
     begun = time.monotonic()
     source = manifest.read(str(tmp_path / "m.jsonl"))
     assert time.monotonic() - begun < 10
@@ -104,7 +104,7 @@ def test_many_lines(tmp_path, full):
     """A million with --full. Prints the time per line, which must not grow with their number."""
     count = 1_000_000 if full else 20_000
     with open(tmp_path / "m.jsonl", "w") as file:
-        file.writelines(json.dumps(talk(f"What is {n}?", f"{n}")) + "\n" for n in range(count))
+        file.writelines(json.dumps(conversation(f"What is {n}?", f"{n}")) + "\n" for n in range(count))
     begun = time.monotonic()
     source = manifest.read(str(tmp_path / "m.jsonl"))
     seconds = time.monotonic() - begun
@@ -117,7 +117,8 @@ EVIL = "<script>alert(1)</script>"
 
 def test_the_report_shows_manifest_content_as_plain_text(toy, tmp_path):
     (tmp_path / "val.jsonl").write_text(json.dumps(
-        talk(EVIL, f"'\"><img src=x onerror=alert(1)>{EVIL}", group=EVIL)) + "\n" + json.dumps(GOOD[0]))
+        conversation(EVIL, f"'\"><img src=x onerror=alert(1)>{EVIL}", group=EVIL))
+        + "\n" + json.dumps(GOOD[0]))
     mix = {EVIL: {"weight": 1, "train": str(toy.root / "data" / "text_only" / "train.jsonl"),
                   "val": str(tmp_path / "val.jsonl")}}
     out = train(toy, tmp_path, data_mix=mix, num_epochs=1)
