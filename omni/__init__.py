@@ -2,7 +2,7 @@
 
 
 def __getattr__(name: str):
-    """`OmniModel` is imported when it is asked for: who needs one module of the package loads no more."""
+    """Import `OmniModel` on first use, so that importing one module does not load the whole package."""
     if name == "OmniModel":
         from omni.chat import OmniModel
         return OmniModel

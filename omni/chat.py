@@ -2,7 +2,7 @@
 
     python -m omni.chat --ckpt checkpoints/omni_sft_tiny/omni_final.pt --image cat.png "What animal is this?"
 
-Without a question an interactive session starts. /image PATH and /audio PATH add a medium to the next
+Without a question an interactive session starts. /image PATH and /audio PATH attach a file to the next
 question, /reset forgets the conversation so far, /quit (or Ctrl-D) leaves.
 """
 
@@ -56,23 +56,23 @@ class OmniModel(OmniNetwork):
                top_p: float = 1.0, seed: int = 0) -> Iterator[str]:
         """The answer in pieces, as it is generated. Greedy decoding unless a temperature is given."""
         if max_new_tokens is not None and max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be at least 1, and {max_new_tokens} was given")
+            raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
         try:
             sample, choose = as_sample(messages), Sampling(temperature, top_p, seed)
         except ValueError as err:
             raise UserError(str(err)) from None
-        device, ids, sent = next(self.parameters()).device, [], 0  # sent: characters of the answer so far
+        device, ids, sent = next(self.parameters()).device, [], 0  # sent: characters yielded so far
         with torch.inference_mode(), autocast(device, self.config.precision):
             batch = self.collator(NamingReader)([sample], prompts=True).to(device)
         tokens = stream_tokens(self, batch, max_new_tokens or self.config.max_new_tokens, choose)
         while True:
-            with autocast(device, self.config.precision):  # not kept on while the caller runs
+            with autocast(device, self.config.precision):  # off while the caller runs
                 token = next(tokens, None)
             if token is None or int(token) == self.tokenizer.end:
                 break
             ids.append(int(token))
             text = self.tokenizer.decode(ids)
-            if not text.endswith("\ufffd"):  # else the last character still lacks bytes
+            if not text.endswith("\ufffd"):  # else its last character lacks bytes
                 yield text[sent:]
                 sent = len(text)
         yield self.tokenizer.decode(ids)[sent:]
@@ -88,7 +88,7 @@ class OmniModel(OmniNetwork):
 
 
 class NamingReader(MediaReader):
-    """A reader whose errors name the file too: nobody else does in a chat."""
+    """A reader whose errors name the file. In a chat no caller adds the name."""
 
     def pixels(self, path: str, take: int = 0) -> torch.Tensor:
         try:
@@ -119,9 +119,10 @@ def as_sample(messages: list[dict]) -> Sample:
 
 
 def question_parts(question: str, images: list[str], audios: list[str]) -> list[dict]:
-    """A question as content parts. Media go where its <image> and <audio> stand, those left over come first.
+    """A question as content parts, with media in place of its <image> and <audio>.
 
-    UserError if it has more placeholders than files were given.
+    If there are more files than placeholders, the first ones go before the question. UserError if there are
+    fewer.
     """
     left = {IMAGE: list(images), AUDIO: list(audios)}
     counts = {placeholder: question.count(placeholder) for placeholder in left}
@@ -141,7 +142,7 @@ def media_part(placeholder: str, path: str) -> dict:
 
 
 class Chat:
-    """A conversation with a system, of which it keeps the history."""
+    """A conversation with a system, and its history."""
 
     def __init__(self, system: OmniModel, as_json: bool = False, **options):
         self.system, self.as_json, self.options = system, as_json, options
@@ -175,21 +176,21 @@ def converse(chat: Chat, images: list[str], audios: list[str]) -> None:
         except (EOFError, KeyboardInterrupt):
             print("", file=sys.stderr)
             return
-        command, _, path = line.partition(" ")
+        action, _, path = line.partition(" ")
         path = path.strip().strip("\"'")
         try:
-            if command == "/quit":
+            if action == "/quit":
                 return
-            if command == "/reset":
+            if action == "/reset":
                 chat.messages, images, audios = [], [], []
-            elif command == "/image":
-                reader.pixels(path)  # a wrong path is an error at once, not with the question
+            elif action == "/image":
+                reader.pixels(path)  # so that a wrong path is reported at once
                 images.append(path)
-            elif command == "/audio":
+            elif action == "/audio":
                 reader.mel(path)
                 audios.append(path)
-            elif command.startswith("/"):
-                print(f"{command} is no command; there are: {COMMANDS}", file=sys.stderr)
+            elif action.startswith("/"):
+                print(f"unknown command {action}; there are {COMMANDS}", file=sys.stderr)
             elif line or audios:
                 asked, images, audios = (line, images, audios), [], []
                 chat.ask(*asked)
@@ -203,9 +204,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m omni.chat", description=__doc__.splitlines()[0])
     parser.add_argument("--ckpt", required=True, help="omni_final.pt or omni_best.pt of a run")
     parser.add_argument("--image", action="append", default=[], metavar="PATH",
-                        help="a picture to ask about; may be repeated")
+                        help="an image to ask about; may be repeated")
     parser.add_argument("--audio", action="append", default=[], metavar="PATH",
-                        help="a sound clip to ask about; may be repeated")
+                        help="an audio clip to ask about; may be repeated")
     parser.add_argument("--json", action="store_true", help="print each answer as one line of JSON")
     parser.add_argument("--temperature", type=float, default=0.0,
                         help="sampling temperature; 0 (default) is greedy decoding")
@@ -214,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="random seed of the sampling")
     parser.add_argument("--max-new-tokens", type=int, help="longest answer (default: as in the run's config)")
     parser.add_argument("question", nargs="?",
-                        help="if this and --audio are left out, an interactive session starts")
+                        help="without it and --audio, an interactive session starts")
     args = parser.parse_args(arguments)
     try:
         Sampling(args.temperature, args.top_p, args.seed)
@@ -229,7 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def system_evaluator(system: OmniModel) -> Evaluator:
-    """Answers many samples at once, with the code that evaluated the system during training."""
+    """The evaluator that training uses, for answering many samples at once."""
     return Evaluator(system, system.collator(), system.config.eval_batch_size, system.config.max_new_tokens,
                      system.config.precision)
 

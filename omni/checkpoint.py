@@ -101,12 +101,12 @@ def load(path: str | Path, kind: str, remedy: str) -> dict:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint; {remedy}")
     try:
-        holds = _checksum_matches(path)
-        content = torch.load(path, map_location="cpu", weights_only=True) if holds is not False else None
-    except Exception as err:  # torch raises a dozen types on broken files; to a user they mean the same
+        intact = _checksum_matches(path)
+        content = torch.load(path, map_location="cpu", weights_only=True) if intact is not False else None
+    except Exception as err:  # on broken files torch raises a dozen types of exception
         raise UserError(f"{path}: not readable as a checkpoint ({_reason(err)}); {remedy}") from None
     written = content.get("format") if isinstance(content, dict) else None
-    if holds is False or (written == FORMAT and not holds):
+    if intact is False or (written == FORMAT and not intact):
         raise UserError(f"{path}: damaged: its checksum does not match; {remedy}")
     if written != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this project ({FORMAT}); {remedy}")
@@ -157,8 +157,8 @@ def _compare(module: nn.Module, state: dict, name: str, where: str | Path) -> st
         if first in misshaped:
             given = tuple(getattr(state[first], "shape", ()))
             shapes = f", {given} in the file and {tuple(own[first].shape)} here"
-        raise UserError(f"{where}: {line} (first: {first}{shapes}); it does not match its own "
-                        "architecture")
+        raise UserError(f"{where}: {line} (first: {first}{shapes}); the weights do not "
+                        "match the architecture")
     return line
 
 

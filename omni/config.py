@@ -35,7 +35,7 @@ class SFTConfig:
     data_mix: dict = _key(factory=lambda: {"text_only": 0.4, "image_text": 0.3, "audio_text": 0.3})
     data_dir: str = "data/tiny"
     samples_per_epoch: int | None = _key(None, low=1, high=10 ** 12)  # None: as many as all sources have
-    max_length: int = _key(512, low=16, high=2 ** 20)  # tokens per sample; longer prompts lose their front
+    max_length: int = _key(512, low=16, high=2 ** 20)  # tokens per sample; longer prompts lose their start
     augment_takes: int = _key(2, low=1, high=100)  # versions of each medium; the first is the original
     allow_outside_paths: bool = False  # allow media outside the manifest's folder
     max_skipped: float = _key(0.05, low=0.0, high=1.0)  # largest share of unusable samples in a source
@@ -49,7 +49,7 @@ class SFTConfig:
     projector_learning_rate: float = _key(1e-3, above=0.0, high=1.0)
     encoder_learning_rate: float = _key(1e-5, above=0.0, high=1.0)  # with freeze_encoders: false
     warmup_steps: int = _key(100, low=0, high=10 ** 9)
-    min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # last rate as a share of the peak
+    min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # last learning rate / peak
     weight_decay: float = _key(0.01, low=0.0, high=100.0)
     grad_clip: float = _key(1.0, above=0.0)
     label_smoothing: float = _key(0.0, low=0.0, high=0.9)  # of the training loss
@@ -93,6 +93,7 @@ class ThinkerArch:
 @dataclass(frozen=True)
 class AudioArch:
     """Shape of the audio encoder: convolutions to 12.5 or 25 frames/s, then transformer layers."""
+
     width: int = _key(192, low=8, high=2 ** 18)
     layers: int = _key(4, low=1, high=1024)
     heads: int = _key(6, low=1, high=1024)
@@ -100,7 +101,7 @@ class AudioArch:
     stem_channels: int = _key(32, low=1, high=2 ** 18)
     conv_kernel: int = _key(9, low=1, high=1025)  # depthwise convolution inside each layer, in frames
     frames_per_second: float = _key(12.5, choices=(12.5, 25.0))
-    level: str = _key("clip", choices=("clip", "speech"))  # log-mels are normalised over
+    level: str = _key("clip", choices=("clip", "speech"))  # what a log-mel is normalised over
 
 
 @dataclass(frozen=True)
@@ -139,21 +140,21 @@ class PretrainConfig:
     seed: int = _key(0, low=0, high=2 ** 63)
     # Stages A and C
     vocab_size: int = _key(1200, low=300)  # of the byte-level BPE trained on `train`
-    reading_share: float = _key(0.3, low=0.0, high=1.0)  # Stage A: of samples that read speech pieces
-    # Stages A and B: pieces of words, which the audio encoder outputs and the Thinker learns to read
+    reading_share: float = _key(0.3, low=0.0, high=1.0)  # Stage A: share of batches that read speech pieces
+    # Stages A and B: the subwords that the audio encoder outputs and the Thinker learns to read
     speech_pieces: int = _key(192, low=30)
     decoder: dict = _key(factory=dict)  # Stage C: the captioning decoder, not kept afterwards
     photographs: list = _key(factory=list)  # Stage C: manifests of `train` to augment as photographs
 
 
 def _type_name(kind) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false",
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false",
              dict: "an object {...}", list: "a list", types.NoneType: "null"}
     return " or ".join(names[k] for k in (typing.get_args(kind) or (kind,)))
 
 
 def _check_value(f: dataclasses.Field, kind, value):
-    """`value` converted to the field's type; ValueError with what is allowed if it is not."""
+    """`value` converted to the field's type. A ValueError says what is allowed."""
     allowed = typing.get_args(kind) or (kind,)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1e300 else math.inf
@@ -173,7 +174,7 @@ def _check_value(f: dataclasses.Field, kind, value):
     return value
 
 
-def _shown(value) -> str:  # a checkpoint's header may hold values that JSON lacks
+def _shown(value) -> str:  # a checkpoint may hold values that JSON can't
     return json.dumps(value, default=lambda other: type(other).__name__, skipkeys=True)
 
 

@@ -14,7 +14,7 @@ def parse_json(text: str, where: str):
     UserError if it is malformed, or holds duplicate keys, NaN or Infinity, since these hide mistakes.
     """
     token = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.S)
-    # A comment becomes as many blanks, so that errors name the right line and column.
+    # A comment becomes as many spaces, so that errors name the right line and column.
     text = text.removeprefix("\ufeff")
     blank = token.sub(lambda m: m[0] if m[0][0] == '"' else re.sub(r"[^\n]", " ", m[0]), text)
     comma = re.compile(r'"(?:\\.|[^"\\\n])*"|,(?=\s*[}\]])', re.S)
@@ -41,7 +41,7 @@ def parse_json(text: str, where: str):
 
 
 def apply_override(values: dict, setting: str) -> None:
-    """Apply one `--set key=value` to `values`. Dots in the key nest; a value that is not JSON is a text."""
+    """Apply one `--set key=value` to `values`. Dots join nested keys. A value that isn't JSON is a string."""
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise UserError(f"--set {setting}: write it as key=value, for example --set batch_size=16")
@@ -60,7 +60,7 @@ def apply_override(values: dict, setting: str) -> None:
 def load_config(path: str, cls, overrides: list[str] = ()):
     """Read the config file at `path` as the dataclass `cls`, with `--set` overrides. UserError if bad."""
     try:
-        if Path(path).stat().st_size > 1_000_000 or not Path(path).is_file():  # reading a pipe would wait
+        if Path(path).stat().st_size > 1_000_000 or not Path(path).is_file():  # reading a pipe would block
             raise OSError("not a regular file of at most 1 MB")
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -112,7 +112,7 @@ def _source_problems(where: str, entry: dict) -> list[str]:
                 problems.append(f'"{where}.val" as a number is the held-out share: above 0 and below 1, '
                                 f"not {value:g}")
         elif key != "weight" and not isinstance(value, str):
-            what = {"question": "a text", "val": "a path or the held-out share"}
+            what = {"question": "a string", "val": "a path or the held-out share"}
             problems.append(f'"{where}.{key}" must be {what[key] if key in what else "a path"}')
     if "image_folder" in entry and "train" in entry:
         problems.append(f'"{where}" has both train and image_folder; keep one of them')
@@ -133,6 +133,6 @@ def mix_entry(config: SFTConfig, name: str) -> tuple[float, str, str | float]:
 
 
 def mix_question(config: SFTConfig, name: str) -> str:
-    """The question for samples of the source `name` that have none; "" for that of their format."""
+    """The question for samples of the source `name` that have none; "" for their format's own."""
     entry = config.data_mix[name]
     return entry.get("question", "") if isinstance(entry, dict) else ""

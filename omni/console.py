@@ -30,9 +30,9 @@ def open_streams() -> None:
 def command(main: Callable[[], object]) -> None:
     """Run `main` as a command. A UserError is printed as one line with exit code 2; Ctrl-C is exit code 130.
 
-    However `main` ends, the process group of `torchrun` is left in order.
+    However `main` ends, this process leaves the process group of `torchrun` cleanly.
     """
-    with contextlib.suppress(AttributeError):  # a terminal may lack arrows; a file name may not be UTF-8
+    with contextlib.suppress(AttributeError):  # a terminal may not show arrows; a file name may not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
@@ -56,7 +56,7 @@ def say(line: str) -> None:
     try:
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
-    except (OSError, ValueError):  # the pipe's reader has left, the disk is full, or stdout is closed
+    except (OSError, ValueError):  # the pipe's reader has exited, the disk is full, or stdout is closed
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 

@@ -29,7 +29,9 @@ def keep_freed_memory() -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for a config's `device`: "auto" is CUDA if available, else the CPU. UserError if it is not.
+    """The device for a config's `device`: "auto" is CUDA if available, else the CPU.
+
+    UserError if `name` is "cuda" and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError('"device" is cuda, but no CUDA device is available; use "auto" or "cpu"')
@@ -65,7 +67,7 @@ def gpu_memory_gb(device: torch.device) -> float:
 def peak_memory_gb() -> float:
     """Peak main memory of this process so far, in GiB.
 
-    Linux has it in /proc: its ru_maxrss starts at the value of the parent process.
+    On Linux it is read from /proc, because ru_maxrss starts at the value of the parent process.
     """
     status = Path("/proc/self/status")
     peak = status.read_text(encoding="utf-8").partition("VmHWM:")[2].split() if status.exists() else []

@@ -28,7 +28,7 @@ from omni.errors import UserError
 class World:
     """This process among the ranks of a run. With a size of 1 no method communicates.
 
-    All ranks must call the methods that communicate in the same order: all but `share`.
+    With more ranks all methods but `share` communicate, so all ranks must call them in the same order.
     """
 
     rank: int = 0
@@ -91,7 +91,7 @@ ALONE = World()
 
 
 def start(device: torch.device) -> World:
-    """Join the process group if `torchrun` started this process; each rank takes the GPU of its number."""
+    """Join the process group if `torchrun` started this process. Each local rank takes its own GPU."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
@@ -109,14 +109,14 @@ def start(device: torch.device) -> World:
 
 
 def stop() -> None:
-    """End the process group, once all ranks have come here. One of several ranks ends its process here."""
+    """Wait for all ranks, then end this process with exit code 0. Does nothing without `torchrun`."""
     if dist.is_initialized():
         dist.barrier()
         leave(0)
 
 
 def leave(code: int) -> NoReturn:
-    """End this process with exit code `code`, as one of several ranks without destroying its process groups.
+    """End this process with exit code `code`. With `torchrun` its process groups are not destroyed.
 
     Gloo's destructor (PyTorch 2.11) holds the interpreter's lock while it waits for its worker thread. If the
     worker needs the lock at that moment, both wait forever.
@@ -130,7 +130,7 @@ def leave(code: int) -> NoReturn:
 
 
 def wrap(model: nn.Module, kind: str, world: World, bf16: bool) -> nn.Module:
-    """The module to train: `model` itself for one rank, else in DDP ("auto", "ddp") or FSDP2 ("fsdp").
+    """The module to train: `model` itself for one rank, else DDP ("auto", "ddp") or FSDP2 ("fsdp") around it.
 
     FSDP2 shards each block of the Thinker and computes in bf16 if `bf16` is set; gradients stay in fp32.
     """

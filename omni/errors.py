@@ -9,4 +9,4 @@ class UserError(Exception):
 
 
 class MediaError(Exception):
-    """A picture or clip can't be used. The message is the reason, without the path."""
+    """An image or clip can't be used. The message is the reason, without the path."""

@@ -101,7 +101,7 @@ def _sample(number: int, sample: Sample, meter: SampleMeter) -> Iterator[str]:
 
 
 def histogram(lengths: list[int]) -> Iterator[str]:
-    """The lines of a text histogram of lengths in tokens; none without lengths."""
+    """The lines of a text histogram of lengths in tokens; no lines if there are no lengths."""
     if not lengths:
         return
     low, high = min(lengths), max(lengths)

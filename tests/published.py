@@ -33,7 +33,7 @@ def put(folder, files: dict[str, bytes | str]) -> None:
 
 
 def write(folder, name: str, entries) -> str:
-    """A JSON list, or JSON lines where the name says so."""
+    """Write a JSON list, or JSON lines if the name ends in l; returns the path."""
     lines = "".join(json.dumps(e) + "\n" for e in entries)
     put(folder, {name: lines if name.endswith("l") else json.dumps(entries, indent=1)})
     return str(folder / name)

@@ -14,7 +14,7 @@ HEADS, WIDTH = 4, 8
 
 
 def loop(q, k, v, seen) -> torch.Tensor:
-    """q (T, H, d), k and v (S, K, d): query by query, head by head; `seen(t, s)` says what it may look at."""
+    """q (T, H, d), k and v (S, K, d): one query and head at a time; `seen(t, s)` is the mask."""
     q, k, v = q.double(), k.double(), v.double()
     out = torch.zeros(len(q), q.shape[1], q.shape[2], dtype=torch.float64)
     for t in range(len(q)):
@@ -32,7 +32,7 @@ def random(*shapes, dtype=torch.float64):
 
 
 def assert_near(fast: torch.Tensor, slow: torch.Tensor) -> None:
-    torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)  # PyTorch's is float32 on CPUs
+    torch.testing.assert_close(fast.double(), slow, rtol=1e-5, atol=1e-5)  # PyTorch's gets float32
 
 
 @pytest.fixture(params=[attention.MAX_SCORES, 0], ids=["products", "scaled_dot_product_attention"])
@@ -59,7 +59,7 @@ def test_packed_rows_in_bins(backend, kv_heads, lengths):
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("lengths", [None, [5, 3]])
-def test_encoders_see_everything_that_is_valid(backend, kv_heads, lengths):
+def test_full_layout_attends_to_all_valid_positions(backend, kv_heads, lengths):
     q, k, v = random((2, 5, HEADS, WIDTH), (2, 5, kv_heads, WIDTH), (2, 5, kv_heads, WIDTH))
     valid = None if lengths is None else torch.arange(5) < torch.tensor(lengths)[:, None]
     fast = attend(q, k, v, FullLayout(valid))
@@ -69,7 +69,7 @@ def test_encoders_see_everything_that_is_valid(backend, kv_heads, lengths):
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_a_new_token_sees_its_row_so_far(backend, kv_heads):
+def test_a_new_token_attends_to_its_row_so_far(backend, kv_heads):
     positions, reach = torch.tensor([0, 6, 3]), 7
     q, k, v = random((3, 1, HEADS, WIDTH), (3, reach, kv_heads, WIDTH), (3, reach, kv_heads, WIDTH))
     fast = attend(q, k, v, DecodeLayout(positions, reach))
@@ -79,7 +79,7 @@ def test_a_new_token_sees_its_row_so_far(backend, kv_heads):
 
 
 def fake_kernel(q, k, v, starts_q, starts_k, max_q, max_k, *, window_size):
-    """What torch's kernel for packed rows promises to compute, as its documentation says it."""
+    """What torch's kernel for packed rows computes, according to its documentation."""
     assert starts_q.dtype == torch.int32 and torch.equal(starts_q, starts_k) and window_size == (-1, 0)
     assert int(starts_q[0]) == 0 and int(starts_q[-1]) == len(q), "tokens outside of all rows are undefined"
     assert int(starts_q.diff().max()) <= min(max_q, max_k)
@@ -92,7 +92,7 @@ def fake_kernel(q, k, v, starts_q, starts_k, max_q, max_k, *, window_size):
 
 
 @pytest.mark.parametrize("lengths", [[1], [5, 1, 9], [2, 20]])
-def test_the_kernel_for_packed_rows_is_called_as_it_wants_to_be(lengths, monkeypatch):
+def test_the_kernel_for_packed_rows_is_called_as_documented(lengths, monkeypatch):
     """Without a GPU: the kernel is replaced by a loop. Under autocast norms may leave q and k in fp32."""
     layout, N = packed_layout(lengths, 6), sum(lengths) + 6
     q, k, v = random((N, HEADS, WIDTH), (N, 2, WIDTH), (N, 2, WIDTH), dtype=torch.float32)
@@ -107,7 +107,7 @@ def test_the_kernel_for_packed_rows_is_called_as_it_wants_to_be(lengths, monkeyp
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("lengths", [[1], [5, 1, 9], [140, 3, 131]])
-def test_packed_rows_by_the_kernel_of_a_gpu(lengths):
+def test_packed_rows_on_a_gpu(lengths):
     layout, N = packed_layout(lengths, 40), sum(lengths) + 40
     q, k, v = (x.cuda().bfloat16().requires_grad_() for x in random((N, 4, 32), (N, 2, 32), (N, 2, 32)))
     assert attention.has_packed_kernel(q)

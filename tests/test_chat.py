@@ -72,13 +72,13 @@ def test_the_answer_is_that_of_evaluation_and_comes_in_pieces(system, toy):
 
 def test_history_several_media_and_system_messages(system, media):
     picture, clip = media
-    talk = [{"role": "system", "content": "Be brief."},
-            {"role": "user", "content": [part("image", picture), part("image", picture), part("text", "?")]},
-            {"role": "assistant", "content": "red"}, {"role": "user", "content": [part("audio", clip)]}]
-    assert isinstance(system.chat(talk), str)
+    messages = [{"role": "system", "content": "Be brief."},
+                {"role": "user", "content": [*[part("image", picture)] * 2, part("text", "?")]},
+                {"role": "assistant", "content": "red"}, {"role": "user", "content": [part("audio", clip)]}]
+    assert isinstance(system.chat(messages), str)
 
 
-def test_media_stand_at_their_placeholders():
+def test_media_replace_their_placeholders():
     kinds = [p["type"] for p in question_parts("a <audio> b <image>", ["x", "y"], ["z"])]
     assert kinds == ["image", "text", "audio", "text", "image", "text"]
     with pytest.raises(UserError, match="more <image>"):
@@ -96,7 +96,7 @@ def test_a_malformed_conversation_is_a_user_error(system, messages, word):
         system.chat(messages)
 
 
-def test_sampling_is_greedy_at_temperature_0_seeded_and_cut_by_top_p():
+def test_sampling_is_greedy_at_temperature_0_seeded_and_limited_by_top_p():
     logits = torch.tensor([[0.0, 3.0, 2.0, -1.0]]).expand(500, -1)
     assert (Sampling()(logits) == 1).all()
     drawn = Sampling(1.0, seed=3)(logits)
@@ -133,7 +133,7 @@ def test_unusable_arguments_are_a_user_error(saved, command, arguments, word):
 
 
 def test_an_interactive_session(saved, media):
-    """In a terminal: prompt, picture, wrong path, question, history, unknown command, /reset, Ctrl-D."""
+    """In a terminal: prompt, image, wrong path, question, history, unknown command, /reset, Ctrl-D."""
     picture, clip = media
     terminal, other_end = pty.openpty()
     chat = subprocess.Popen([sys.executable, "-m", "omni.chat", "--ckpt", saved], cwd=ROOT, stdin=other_end,
@@ -158,7 +158,7 @@ def test_an_interactive_session(saved, media):
     assert chat.wait(timeout=30) == 0
     os.close(terminal)
     assert "Ask something." in screen and "no such.png: no such file" in screen and "Traceback" not in screen
-    assert "/sing is no command" in screen
+    assert "unknown command /sing" in screen
 
 
 def test_a_session_in_json_for_scripts(saved, media, command):

@@ -1,4 +1,4 @@
-"""Checkpoints: written completely or not at all, run no code, and one line for whatever is wrong."""
+"""Checkpoints: written completely or not at all, never run code, and give one-line errors."""
 
 import os
 
@@ -69,19 +69,19 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04.", b"<html>", b"\0" * 1000])
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "a.pt").write_bytes(content)
     refused(lambda: checkpoint.load(tmp_path / "a.pt", "thing", "make it anew"), "a.pt", "make it anew")
 
 
 @pytest.mark.parametrize("content", [[1], {"x": 1}, {"format": "other", "kind": "thing"}, torch.zeros(2),
                                      {"format": checkpoint.FORMAT}])
-def test_a_checkpoint_of_another_make_is_refused(tmp_path, content):
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "a.pt")
     refused(lambda: checkpoint.load(tmp_path / "a.pt", "thing", "make it anew"), "a.pt", "make it anew")
 
 
-def test_a_cut_checkpoint_is_refused(tmp_path):
+def test_a_truncated_checkpoint_is_refused(tmp_path):
     checkpoint.save(tmp_path / "a.pt", "thing", {"x": torch.randn(1000)})
     whole = (tmp_path / "a.pt").read_bytes()
     for part in (0.1, 0.5, 0.99):
@@ -116,7 +116,7 @@ def test_tensors_that_do_not_fit_are_counted_and_named(change, counts, first):
                          [lambda c: c["arch"].update(wide=3), lambda c: c["arch"].update(width="big"),
                                     lambda c: c.update(arch=[]), lambda c: c["arch"].update(layers=3),
                                     lambda c: c.pop("arch"), lambda c: c.pop("state")])
-def test_a_part_that_does_not_describe_itself_is_refused(change):
+def test_a_part_with_a_wrong_architecture_or_no_weights_is_refused(change):
     module = VisionEncoder(VisionArch(image_size=32, patch_size=16, width=16, layers=1, heads=2, mlp_width=8))
     content = checkpoint.part(module)
     assert "0 missing" in checkpoint.build_part(VisionEncoder, VisionArch, content, "vision", "a.pt")[1]
@@ -124,7 +124,7 @@ def test_a_part_that_does_not_describe_itself_is_refused(change):
     refused(lambda: checkpoint.build_part(VisionEncoder, VisionArch, content, "vision", "a.pt"), "a.pt")
 
 
-def test_a_fingerprint_sees_one_bit():
+def test_a_fingerprint_changes_with_one_bit():
     module = nn.Linear(3, 2)
     before = checkpoint.fingerprint(module)
     assert checkpoint.fingerprint(module) == before

@@ -1,4 +1,4 @@
-"""Samples become a packed batch. A prompt that is too long loses its front; an answer loses nothing."""
+"""Samples become a packed batch. A long prompt loses its start; the last answer is never cut."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ TOK = Tokenizer.train(["the cat is red and the dog is blue"] * 3, 300)
 
 
 class Reader:
-    """Media without files: a picture is zeros, a clip's name says how many mel frames it has."""
+    """Media without files: an image is zeros, a clip's name says how many mel frames it has."""
 
     def pixels(self, path, take=0):
         return torch.zeros(3, 32, 32)
@@ -82,19 +82,19 @@ def test_a_batch_without_media_has_none():
 
 @given(st.integers(0, 60), st.integers(1, 8), st.integers(0, 2), st.integers(24, 60))
 @settings(deadline=None)
-def test_what_is_too_long_loses_its_front_and_never_its_answer_or_media(words, answer, pictures, limit):
-    sample = Sample(("user", "<image>" * pictures + "cat " * words, "assistant", "red " * answer),
-                    ("p",) * pictures)
+def test_a_long_prompt_loses_its_start_but_never_its_answer_or_media(words, answer, images, limit):
+    sample = Sample(("user", "<image>" * images + "cat " * words, "assistant", "red " * answer),
+                    ("p",) * images)
     batch = collator(limit)([sample])
     (ids, labels), = rows(batch)
     assert len(ids) <= limit
-    assert answer_of(batch, 0) == "red " * answer and ids.count(TOK.image) == 4 * pictures
+    assert answer_of(batch, 0) == "red " * answer and ids.count(TOK.image) == 4 * images
     assert labels[-2] == TOK.end
 
 
 @given(st.integers(1, 60), st.booleans())
 @settings(deadline=None)
-def test_a_label_is_the_token_that_follows_also_where_text_was_cut(words, plain):
+def test_a_label_is_the_next_token_also_where_text_was_cut(words, plain):
     text = " ".join(f"{i}" for i in range(words))
     turns = (("assistant", text),) if plain else (("user", text), ("assistant", text), ("user", "x"),
                                                  ("assistant", "red"))
@@ -104,13 +104,13 @@ def test_a_label_is_the_token_that_follows_also_where_text_was_cut(words, plain)
     assert labels[-1] == IGNORE and len(ids) <= 24
 
 
-def test_media_too_large_for_max_length_do_not_eat_the_answer():
+def test_media_larger_than_max_length_do_not_cut_the_answer():
     sample = Sample(("user", "<image>cat", "assistant", "red"), ("p",))
     assert answer_of(collator(24, image_tokens=40)([sample]), 0) == "red"
 
 
 @given(st.integers(1, 50), st.integers(1, 12), st.integers(1, 4))
-def test_the_steps_of_a_schedule_deal_out_every_draw_once(samples, batch, epochs):
+def test_the_steps_of_a_schedule_have_every_draw_once(samples, batch, epochs):
     schedule = Schedule(samples, batch, epochs)
     draws = [list(schedule.draws(step)) for step in range(schedule.steps)]
     assert [k for step in draws for k in step] == list(range(samples * epochs))
@@ -120,7 +120,7 @@ def test_the_steps_of_a_schedule_deal_out_every_draw_once(samples, batch, epochs
 
 
 @pytest.mark.parametrize("prompts, wanted", [(True, ""), (False, "red")])
-def test_a_prompt_alone_holds_no_answer(prompts, wanted):
+def test_a_prompt_holds_no_answer(prompts, wanted):
     sample = Sample(("user", "the cat", "assistant", "red"))
     batch = collator(100)([sample], prompts=prompts)
     assert answer_of(batch, 0) == wanted and ("red" in TOK.decode(batch.ids)) != prompts

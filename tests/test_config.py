@@ -1,4 +1,4 @@
-"""Configs: what they may hold, and one line for whatever is wrong."""
+"""Configs: what they may hold, and a one-line error for anything else."""
 
 import json
 from pathlib import Path
@@ -64,17 +64,17 @@ def test_comments_and_trailing_commas_are_allowed(text, value):
 
 
 @pytest.mark.parametrize("text", ["{} /* open", '{"a": 1,, }', "{'a': 1}", "", '{"a": 1 / 2}'])
-def test_what_is_no_json_stays_an_error(text):
+def test_other_invalid_json_is_an_error(text):
     with pytest.raises(UserError, match="here"):
         parse_json(text, "here")
 
 
-def test_the_line_of_an_error_is_true_behind_comments(tmp_path):
+def test_the_line_of_an_error_is_right_after_comments(tmp_path):
     with pytest.raises(UserError, match="line 4, column 3"):
         load(tmp_path, '{ /* one\n two */ "batch_size": 8, // three\n\n  oops\n}')
 
 
-MALFORMED = {  # config -> words of the one line
+MALFORMED = {  # config -> words of the error
     '{"batchsize": 8}': ["batchsize", '"batch_size"'],
     '{"lerning_rate": 1}': ["lerning_rate", "learning_rate"],
     '{"zzz": 1}': ["zzz", "known keys", "thinker_ckpt"], '{"batch_size": "8"}': ["batch_size", "whole number",
@@ -88,7 +88,7 @@ MALFORMED = {  # config -> words of the one line
     '{"learning_rate": -Infinity}': ["Infinity"], f'{{"learning_rate": 1{"0" * 400}}}': ["learning_rate"],
     f'{{"seed": 1{"0" * 5000}}}': ["c.json"], '{"freeze_encoders": 1}': ["freeze_encoders", "true or false"],
     '{"freeze_encoders": "false"}': ["freeze_encoders"], '{"device": "gpu"}': ["device", "auto, cpu, cuda"],
-    '{"precision": "fp16"}': ["precision", "bf16"], '{"thinker_ckpt": 3}': ["thinker_ckpt", "a text"],
+    '{"precision": "fp16"}': ["precision", "bf16"], '{"thinker_ckpt": 3}': ["thinker_ckpt", "a string"],
     '{"thinker_ckpt": null}': ["thinker_ckpt"], '{"save_dir": 3}': ["save_dir", "null"],
     '{"max_skipped": 1.5}': ["max_skipped"], '{"data_mix": []}': ["data_mix", "an object"],
     '{"data_mix": {}}': ["data_mix", "above 0"], '{"data_mix": {"text_only": 0}}': ["data_mix", "above 0"],
@@ -113,7 +113,7 @@ MALFORMED = {  # config -> words of the one line
 
 
 @pytest.mark.parametrize("text", MALFORMED, ids=lambda t: t[:60])
-def test_a_malformed_config_is_one_line_that_names_the_key(tmp_path, text):
+def test_a_malformed_config_gives_a_one_line_error_that_names_the_key(tmp_path, text):
     with pytest.raises(UserError) as caught:
         load(tmp_path, text)
     said = str(caught.value)
@@ -123,7 +123,7 @@ def test_a_malformed_config_is_one_line_that_names_the_key(tmp_path, text):
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe{\x00}\x00", b"\x80"])
-def test_a_config_that_is_no_text_is_one_line(tmp_path, content):
+def test_a_config_that_is_not_text_gives_a_one_line_error(tmp_path, content):
     (tmp_path / "c.json").write_bytes(content)
     for path in (tmp_path / "c.json", tmp_path, tmp_path / "none.json"):
         with pytest.raises(UserError) as caught:
@@ -141,7 +141,7 @@ def test_overrides_are_set_and_checked(tmp_path):
     assert mix_entry(config, "more") == (1.0, "t.jsonl", "data/tiny/more/val.jsonl")
 
 
-def test_a_source_points_at_a_file_and_that_is_all(tmp_path):
+def test_a_source_needs_only_a_path(tmp_path):
     config = load(tmp_path, """{"data_mix": {"vqa": {"weight": 0.3, "train": "my/vqa.json", "val": 0.05},
         "kinds": {"weight": 1, "image_folder": "my/kinds", "val": "my/test", "question": "What is this?"}}}
         """)
@@ -156,7 +156,7 @@ def test_a_source_points_at_a_file_and_that_is_all(tmp_path):
     ("batch_size.x=3", "batch_size"), ("learning_rate=NaN", "learning_rate"),
     ("data_mix.text_only=-1", "text_only"),
     ("data_mix.image_text.weight=1", "image_text"), (f"seed=1{'0' * 5000}", "seed")])
-def test_a_wrong_override_is_one_line(tmp_path, setting, word):
+def test_a_wrong_override_gives_a_one_line_error(tmp_path, setting, word):
     with pytest.raises(UserError, match=word) as caught:
         load(tmp_path, SPECIFIED, setting)
     assert "\n" not in str(caught.value)
@@ -164,7 +164,7 @@ def test_a_wrong_override_is_one_line(tmp_path, setting, word):
 
 @pytest.mark.parametrize("text, word", [
     ('{"batchsize": 8}', "batchsize"), ('{"learning_rate": NaN}', "NaN"), ("{", "line 1")])
-def test_the_command_ends_with_2_and_one_line_and_makes_no_folder(tmp_path, command, text, word):
+def test_the_command_gives_a_one_line_error_and_makes_no_folder(tmp_path, command, text, word):
     (tmp_path / "c.json").write_text(text)
     before = set(Path(ROOT / "checkpoints").iterdir())
     assert_user_error(command("sft_omni.py", "--config", tmp_path / "c.json"), word)

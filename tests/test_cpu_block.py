@@ -1,4 +1,4 @@
-"""The Thinker over packed tokens, by the plain blocks and by those of a CPU, against padded rows."""
+"""The Thinker over packed tokens, with plain and with fused blocks, against padded rows."""
 
 import gc
 
@@ -23,32 +23,32 @@ def thinker(qk_norm: bool = True, kv_heads: int = 2, **options) -> Thinker:
     made = Thinker(ThinkerArch(vocab_size=20, width=WIDTH, layers=2, heads=4, kv_heads=kv_heads, head_dim=4,
                                mlp_width=24, qk_norm=qk_norm), **options).double()
     for name, p in made.named_parameters():
-        p.data.uniform_(0.5, 2) if "norm" in name else p.data.mul_(8)  # attention that prefers some keys
+        p.data.uniform_(0.5, 2) if "norm" in name else p.data.mul_(8)  # attention far from uniform
     return made
 
 
-@pytest.fixture(params=["plain blocks", "CPU blocks"])
+@pytest.fixture(params=["plain blocks", "fused blocks"])
 def blocks(request, monkeypatch):
     if request.param == "plain blocks":
-        monkeypatch.setattr(cpu_block, "faster", lambda *_: None)
+        monkeypatch.setattr(cpu_block, "fused", lambda *_: None)
 
 
-def computed_here(model: Thinker, layout=None) -> bool:
+def is_fused(model: Thinker, layout=None) -> bool:
     layout = layout or packed_layout([5, 9], 2)
     x = torch.zeros(len(layout.rows), WIDTH, dtype=next(model.parameters()).dtype)
-    return cpu_block.faster(model.layers, x, rope_table(layout.positions, 4), layout) is not None
+    return cpu_block.fused(model.layers, x, rope_table(layout.positions, 4), layout) is not None
 
 
-def test_a_plain_thinker_is_computed_by_cpu_blocks():
+def test_a_thinker_gets_fused_blocks():
     for model in (thinker(), thinker(qk_norm=False), thinker().float()):
-        assert computed_here(model)
+        assert is_fused(model)
 
 
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("lengths", [[1], [7, 30, 9, 60, 33], [64] * 4, [5, 140, 17, 200, 131, 128, 270]])
-def test_packed_tokens_are_those_of_padded_rows(blocks, qk_norm, kv_heads, lengths):
-    """The states that are kept, and the gradients of weights and embeddings."""
+def test_packed_rows_give_the_results_of_padded_rows(blocks, qk_norm, kv_heads, lengths):
+    """The kept hidden states, and the gradients of weights and embeddings."""
     model, layout = thinker(qk_norm, kv_heads), packed_layout(lengths, 5)
     embeds = torch.randn(len(lengths), max(lengths), WIDTH, dtype=torch.float64, requires_grad=True)
     kept = torch.randperm(sum(lengths))[:40]
@@ -111,7 +111,7 @@ def test_weights_without_gradient_get_none(frozen):
     model, layout = thinker(), packed_layout([7, 12], 3)
     for layer in model.layers:
         layer.get_submodule(frozen).requires_grad_(False)
-    assert not computed_here(model)
+    assert not is_fused(model)
     x = torch.randn(len(layout.rows), WIDTH, dtype=torch.float64, requires_grad=True)
     model.hidden(x, layout).sum().backward()
     assert x.grad.abs().max() > 0
@@ -120,10 +120,10 @@ def test_weights_without_gradient_get_none(frozen):
 
 
 @torch.no_grad()
-def test_frozen_weights_are_computed_here_where_no_gradient_is_wanted():
+def test_blocks_of_frozen_weights_are_fused_without_gradients():
     model = thinker()
     model.requires_grad_(False)
-    assert computed_here(model)
+    assert is_fused(model)
 
 
 @pytest.mark.parametrize("change", [
@@ -134,20 +134,20 @@ def test_frozen_weights_are_computed_here_where_no_gradient_is_wanted():
     lambda model: model.layers[1].mlp.half(),
     lambda model: setattr(model.layers[0], "mlp", nn.Identity())],
     ids=["hook", "pre-hook", "parametrization", "another eps", "half precision", "another module"])
-def test_what_is_not_computed_here_is_left_to_the_plain_blocks(change):
+def test_unusual_blocks_are_not_fused(change):
     model = thinker()
     change(model)
-    assert not computed_here(model)
+    assert not is_fused(model)
 
 
-def test_rows_too_long_are_left_to_the_plain_blocks():
-    assert not computed_here(thinker(), packed_layout([3, cpu_block.LONGEST + 1], 2))
-    assert computed_here(thinker(), packed_layout([3, cpu_block.LONGEST], 2))
+def test_blocks_are_not_fused_for_very_long_rows():
+    assert not is_fused(thinker(), packed_layout([3, cpu_block.LONGEST + 1], 2))
+    assert is_fused(thinker(), packed_layout([3, cpu_block.LONGEST], 2))
 
 
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("kept", [None, [0, 3, 7, 15, 15]])
-def test_the_gradient_of_a_block_is_that_of_its_differences(qk_norm, kept):
+def test_the_gradient_of_a_fused_block_equals_finite_differences(qk_norm, kept):
     model, layout = thinker(qk_norm), packed_layout([5, 2, 4], 5)
     x = torch.randn(len(layout.rows), WIDTH, dtype=torch.float64, requires_grad=True)
     rope = tuple(table.double() for table in rope_table(layout.positions, 4))
@@ -170,8 +170,8 @@ def test_the_gradient_of_a_block_is_that_of_its_differences(qk_norm, kept):
     assert torch.autograd.gradcheck(block, (x, *values), fast_mode=True)
 
 
-def test_a_sample_depends_on_no_neighbour(blocks):
-    """To the bit, as long as the sizes are the same: masked scores are exactly 0 after the softmax."""
+def test_samples_of_a_batch_do_not_affect_each_other(blocks):
+    """Equal to the bit if the sizes are the same: masked scores are exactly 0 after the softmax."""
     lengths = [20, 31, 150, 12, 140]
     model, layout = thinker(), packed_layout(lengths, 3)
     embeds = torch.randn(len(lengths), 150, WIDTH, dtype=torch.float64)
@@ -185,7 +185,7 @@ def test_a_sample_depends_on_no_neighbour(blocks):
 
 
 @torch.no_grad()
-def test_the_cache_gives_the_hidden_states_of_the_whole(blocks):
+def test_hidden_states_with_the_cache_equal_those_of_whole_rows(blocks):
     """A packed prompt, then token by token."""
     model, lengths = thinker(), torch.tensor([20, 1, 150, 12])
     layout, longest, B = packed_layout(lengths.tolist(), 9), 150, 4
@@ -202,7 +202,7 @@ def test_the_cache_gives_the_hidden_states_of_the_whole(blocks):
         torch.testing.assert_close(states, whole[torch.arange(B), lengths - 1 + t], rtol=1e-4, atol=1e-4)
 
 
-def test_bf16_is_near_fp32_and_as_near_as_the_plain_blocks(monkeypatch):
+def test_bf16_is_as_near_to_fp32_as_with_plain_blocks(monkeypatch):
     lengths = [20, 31, 150, 12, 140]
     model, layout = thinker().float(), packed_layout(lengths, 3)
     x = packed(layout, torch.randn(len(lengths), 150, WIDTH))
@@ -213,7 +213,7 @@ def test_bf16_is_near_fp32_and_as_near_as_the_plain_blocks(monkeypatch):
         return torch.cat([g.flatten() for g in torch.autograd.grad(states.square().sum(),
                                                                    [*model.layers.parameters()])])
     exact, ours = gradients(False), gradients(True)
-    monkeypatch.setattr(cpu_block, "faster", lambda *_: None)
+    monkeypatch.setattr(cpu_block, "fused", lambda *_: None)
     plain = gradients(True)
     errors = [float((g - exact).norm() / exact.norm()) for g in (ours, plain)]
     assert errors[0] < 0.05 and errors[0] < 2 * errors[1] + 1e-3, errors
@@ -225,13 +225,13 @@ def live_bytes() -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def test_under_checkpointing_a_block_keeps_nothing_of_its_own():
-    """What autograd is told to save is left to it; anything else on the context would stay."""
+def test_a_fused_block_keeps_no_tensors_under_activation_checkpointing():
+    """Autograd drops what is saved with save_for_backward, but not other attributes of the context."""
     model, layout = thinker(activation_checkpointing=True), packed_layout([128] * 8, 32)
     x = torch.randn(len(layout.rows), WIDTH, dtype=torch.float64)
     before = live_bytes()
     states = model.hidden(x, layout)
     shared = layout.groups[-1]
-    one_block = 4 * shared.bins * shared.length ** 2 * 8  # bytes of what its heads attend to
+    one_block = 4 * shared.bins * shared.length ** 2 * 8  # bytes of its attention probabilities
     assert live_bytes() - before < one_block / 2
     states.sum().backward()

@@ -149,13 +149,13 @@ def test_easy_vqa(folder):
 
 
 @pytest.mark.parametrize("header, row, kind, question", [
-    ("path,text", "wav/c.wav,hi there", "CSV: clips with words", "<audio>Transcribe the audio."),
-    ("wav;sentence", "wav/c.wav;hi there", "CSV: clips with words", "<audio>Transcribe the audio."),
-    ("id\taudio\ttranscript", "1\twav/c.wav\thi there", "TSV: clips with words",
+    ("path,text", "wav/c.wav,hi there", "CSV: clips with text", "<audio>Transcribe the audio."),
+    ("wav;sentence", "wav/c.wav;hi there", "CSV: clips with text", "<audio>Transcribe the audio."),
+    ("id\taudio\ttranscript", "1\twav/c.wav\thi there", "TSV: clips with text",
      "<audio>Transcribe the audio."),
-    ("path|text", "wav/c.wav|hi there", "CSV: clips with words", "<audio>Transcribe the audio."),
-    ("file,caption", "img/b.jpg,hi there", "CSV: pictures with words", "<image>Describe the picture."),
-    ('image,question,answer', 'img/b.jpg,"What, here?",hi there', "CSV: pictures with words",
+    ("path|text", "wav/c.wav|hi there", "CSV: clips with text", "<audio>Transcribe the audio."),
+    ("file,caption", "img/b.jpg,hi there", "CSV: images with text", "<image>Describe the picture."),
+    ('image,question,answer', 'img/b.jpg,"What, here?",hi there', "CSV: images with text",
      "<image>What, here?"),
     ("question,answer", "What?,hi there", "CSV: questions and answers", "What?"),
     ("instruction,input,output", "What?,,hi there", "CSV: Alpaca", "What?")])
@@ -164,14 +164,14 @@ def test_tables_with_a_header(folder, header, row, kind, question):
     put(folder, {"t.csv": f"\ufeff\r\n{header}\r\n{row}\r\n"})
     (sample,) = read(folder / "t.csv", kind)
     assert sample.messages == (("user", question), ("assistant", "hi there"))
-    assert sample.task == ("asr" if "clips" in kind else "qa" if "pictures" in kind else "text")
+    assert sample.task == ("asr" if "clips" in kind else "qa" if "images" in kind else "text")
 
 
 def test_common_voice(folder):
     """Common Voice, cv-dataset README: TSVs beside clips/, `path` and `sentence` among their columns."""
     put(folder, {"clips/x.mp3": clip(form="MP3"), "train.tsv": "client_id\tpath\tsentence\tup_votes\n"
                                                               'f00\tx.mp3\t"Stop," he said.\t2\n'})
-    (sample,) = read(folder / "train.tsv", "Common Voice: clips with words")
+    (sample,) = read(folder / "train.tsv", "Common Voice: clips with text")
     assert sample.answer == '"Stop," he said.' and sample.task == "asr"
     with pytest.raises(UserError, match="name the table to read: train.tsv"):
         manifest.read(str(folder))
@@ -182,7 +182,7 @@ def test_ljspeech(folder):
     put(folder, {"wavs/LJ001-0001.wav": clip(), "metadata.csv":
                  "LJ001-0001|Printing, in 1450, \"then\"|Printing, in fourteen fifty, \"then\"\n"})
     for path in (folder, folder / "metadata.csv"):
-        (sample,) = read(path, "LJSpeech: clips with words")
+        (sample,) = read(path, "LJSpeech: clips with text")
         assert sample.answer == 'Printing, in fourteen fifty, "then"' and sample.task == "asr"
 
 
@@ -190,7 +190,7 @@ def test_librispeech(folder):
     """LibriSpeech README (openslr.org/12): speaker/chapter/*.trans.txt with FLAC files beside."""
     put(folder, {"84/12/84-12.trans.txt": "84-12-0000 GO ON\n84-12-0001 AND HE DID\n",
                  "84/12/84-12-0000.flac": clip(form="FLAC"), "84/12/84-12-0001.flac": clip(form="FLAC")})
-    samples = read(folder, "LibriSpeech folder: clips with words")
+    samples = read(folder, "LibriSpeech folder: clips with text")
     assert [s.answer for s in samples] == ["GO ON", "AND HE DID"] and samples[0].task == "asr"
 
 
@@ -198,7 +198,7 @@ def test_image_folder(folder):
     """torchvision.datasets.ImageFolder: root/class/image; the source gives the question."""
     put(folder, {"set/hot_dog/1.png": picture(), "set/cat/2.jpg": picture("blue", "JPEG")})
     put(folder, {"set/cat/notes.txt": "", "set/cat/.hidden.png": ""})
-    samples = read(folder / "set", "image folder: pictures with words", question="What is in the picture?")
+    samples = read(folder / "set", "image folder: images with text", question="What is in the picture?")
     assert [s.answer for s in samples] == ["cat", "hot dog"]
     assert samples[0].messages[0] == ("user", "<image>What is in the picture?")
     with pytest.raises(UserError, match='needs a "question"'):
@@ -215,13 +215,13 @@ def test_webdataset(folder):
     tar(folder / "wds" / "s-000001.tar", {"0.png": picture(), "0.json": '{"caption": "red", "url": "http://x"}',
                                           "1.flac": clip(form="FLAC"), "1.txt": "hi"})
     before = sorted(folder.rglob("*"))
-    samples = read(folder / "wds", "WebDataset, 2 shards: pictures with words, messages, "
-                                   "clips with words")
+    samples = read(folder / "wds", "WebDataset, 2 shards: images with text, messages, "
+                                   "clips with text")
     assert [s.answer for s in samples] == ["a blue field", "tone", "red", "hi"]
     assert [s.task for s in samples] == ["qa", "asr", "qa", "asr"]
     assert image.load(samples[0].images[0], 8)[2].min() > 0.9 and sorted(folder.rglob("*")) == before
     assert len(read(folder / "wds" / "s-000001.tar",
-                    "WebDataset shard: pictures with words, clips with words")) == 2
+                    "WebDataset shard: images with text, clips with text")) == 2
 
 
 def data_url(payload: bytes, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""The architecture by folder: imports point one way, data and model never meet, no file is long."""
+"""The rules of the code: imports between folders go one way, and no file is long."""
 
 import ast
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OMNI = ROOT / "omni"
 FILES = sorted(OMNI.rglob("*.py"))
-# What the modules of each folder may import besides their own. "base" is the modules that lie directly in
-# omni/, on which everything stands; "commands" are those that people start: python -m omni.NAME.
+# What the modules of each folder may import besides their own. "base" is the modules directly in omni/, which
+# all others may import; "commands" are those that users start: python -m omni.NAME.
 ALLOWED = {
     "base": set(),
     "data": {"base"},
@@ -21,11 +21,11 @@ ALLOWED = {
     "commands": {"base", "data", "model", "train", "eval", "report", "pretrain"},
 }
 COMMANDS = {"chat", "inspect"}
-# What data and model both know: the batch, the samples, and the ids of the tokenizer.
+# What model may import from data: the batch, the samples, and the ids of the tokenizer.
 SHARED = {"omni.data.batch", "omni.data.sample", "omni.data.tokenizer"}
 
 
-def floor(module: str) -> str:
+def layer(module: str) -> str:
     """"omni.data.audio" -> "data", "omni.config" -> "base", "omni.chat" -> "commands"."""
     parts = module.split(".")
     if len(parts) > 1 and (OMNI / parts[1]).is_dir():
@@ -38,7 +38,7 @@ def name(path: Path) -> str:
 
 
 def imports(path: Path) -> set[str]:
-    """The modules of omni that a file imports, wherever it does."""
+    """The modules of omni that a file imports, anywhere in the file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -56,15 +56,15 @@ GRAPH = {name(path): imports(path) for path in FILES if name(path) != "omni"}
 
 
 @pytest.mark.parametrize("module", GRAPH)
-def test_imports_point_down(module):
-    own = floor(module)
+def test_a_folder_imports_only_what_it_may(module):
+    own = layer(module)
     for used in GRAPH[module]:
-        assert used in GRAPH, f"{module} imports {used}, which is no module"
-        allowed = floor(used) == own or floor(used) in ALLOWED[own] or (own == "model" and used in SHARED)
-        assert allowed, f"{module} ({own}) imports {used} ({floor(used)})"
+        assert used in GRAPH, f"{module} imports {used}, which is not a module"
+        allowed = layer(used) == own or layer(used) in ALLOWED[own] or (own == "model" and used in SHARED)
+        assert allowed, f"{module} ({own}) imports {used} ({layer(used)})"
 
 
-def test_imports_form_no_circle():
+def test_no_import_is_circular():
     left = dict(GRAPH)
     while left:
         free = [module for module, used in left.items() if not used & left.keys()]
@@ -75,7 +75,7 @@ def test_imports_form_no_circle():
 
 @pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))],
                          ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_is_read_in_one_sitting(path):
+def test_a_file_has_at_most_300_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
 
 
@@ -83,7 +83,7 @@ def test_the_entry_script_stays_short():
     assert len((ROOT / "sft_omni.py").read_text(encoding="utf-8").splitlines()) < 250
 
 
-def test_nothing_is_caught_silently_and_weights_are_loaded_strictly():
+def test_there_is_no_bare_except_and_weights_are_loaded_strictly():
     for path in [*FILES, ROOT / "sft_omni.py"]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             assert not (isinstance(node, ast.ExceptHandler) and node.type is None), path.name
@@ -91,7 +91,7 @@ def test_nothing_is_caught_silently_and_weights_are_loaded_strictly():
                 assert not node.keywords, f"{path.name}: load_state_dict is strict here"
 
 
-def test_the_top_level_holds_what_it_may():
+def test_the_repository_root_holds_only_known_files():
     allowed = {"sft_omni.py", "configs", "omni", "data", "checkpoints", "tests", "requirements.txt",
                "README.md"}
     found = {p.name for p in ROOT.iterdir() if not p.name.startswith((".", "__pycache__"))}

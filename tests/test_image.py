@@ -106,9 +106,9 @@ def huge_png(side: int) -> bytes:
 
 
 @pytest.mark.parametrize("content, reason", [
-    (b"", "not a picture"), (b"<html>404</html>", "not a picture"), (huge_png(8000), "limit"),
+    (b"", "not an image"), (b"<html>404</html>", "not an image"), (huge_png(8000), "limit"),
     (huge_png(60_000), "large"), (huge_png(100), ""), (b"\x89PNG\r\n\x1a\n", ""), (b"GIF89a", ""),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture")])
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image")])
 def test_bad_images_are_refused_with_a_reason(tmp_path, content, reason):
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(MediaError) as caught:
@@ -132,7 +132,7 @@ def test_whatever_a_decoder_raises_becomes_a_media_error(tmp_path, monkeypatch, 
         assert_refused(lambda: image.load("PATH", SIZE))
 
 
-def test_a_path_that_is_no_regular_file_is_refused(tmp_path):
+def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     for name, reason in (("pipe.png", "regular"), (".", "regular"), ("none.png", "no such")):
         with pytest.raises(MediaError, match=reason):

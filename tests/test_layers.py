@@ -19,7 +19,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6) -> torch.
 
 
 def rotate(x: torch.Tensor, position: int, theta: float = 10000.0) -> torch.Tensor:
-    """Each pair (i, i + half) of one head turned by position / theta ** (2 i / head_dim)."""
+    """Each pair (i, i + half) of one head rotated by position / theta ** (2 i / head_dim)."""
     half, out = len(x) // 2, x.clone()
     for i in range(half):
         angle = position * theta ** (-2 * i / len(x))
@@ -29,7 +29,7 @@ def rotate(x: torch.Tensor, position: int, theta: float = 10000.0) -> torch.Tens
 
 
 def slow_attention(layer: Attention, x: torch.Tensor, rope: bool, seen) -> torch.Tensor:
-    """One row at a time, head by head; `seen(b, t, s)` says whether query t of row b may look at key s."""
+    """One row at a time, head by head; `seen(b, t, s)`: whether query t of row b attends to key s."""
     B, T, _ = x.shape
     d, out = layer.head_dim, torch.zeros_like(x)
     for b in range(B):
@@ -84,19 +84,19 @@ def test_attention_equals_a_loop(kv_heads, qk_norm, rope, mode):
 
 
 @pytest.mark.parametrize("theta", [10000.0, 1e6])
-def test_rope_turns_each_pair_by_its_angle(theta):
+def test_rope_rotates_each_pair_by_its_angle(theta):
     x = torch.randn(1, 40, 2, 8, dtype=torch.float64)
-    turned = apply_rope(x, tuple(t.double() for t in rope_table(torch.arange(40), 8, theta)))
+    rotated = apply_rope(x, tuple(t.double() for t in rope_table(torch.arange(40), 8, theta)))
     for t in range(40):
         for h in range(2):
-            assert torch.allclose(turned[0, t, h], rotate(x[0, t, h], t, theta), atol=1e-5)
+            assert torch.allclose(rotated[0, t, h], rotate(x[0, t, h], t, theta), atol=1e-5)
 
 
 def test_rope_scores_depend_on_the_distance_only():
     q, k = torch.randn(2, 1, 1, 1, 8)
     def score(i, j):
-        turned = (apply_rope(x, rope_table(torch.tensor([at]), 8)) for x, at in ((q, i), (k, j)))
-        return math.prod(turned).sum()
+        rotated = (apply_rope(x, rope_table(torch.tensor([at]), 8)) for x, at in ((q, i), (k, j)))
+        return math.prod(rotated).sum()
     assert torch.isclose(score(3, 1), score(103, 101), atol=1e-4)
     assert not torch.isclose(score(3, 1), score(3, 2), atol=1e-3)
 
@@ -133,7 +133,7 @@ def test_names_are_those_of_llama_and_qwen3(qk_norm, tied):
     assert {name: tuple(p.shape) for name, p in Thinker(arch).state_dict().items()} == wanted
 
 
-def test_the_thinker_sees_nothing_of_what_comes_later():
+def test_the_thinker_is_causal():
     torch.manual_seed(0)
     arch = ThinkerArch(vocab_size=20, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp_width=24)
     thinker, layout = Thinker(arch), packed_layout([7], 1)

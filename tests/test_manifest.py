@@ -117,7 +117,7 @@ def test_a_manifest_without_usable_lines_is_an_error(folder, lines):
         read(folder, *lines).check(1.0)
 
 
-def test_a_file_that_is_no_manifest_gives_a_one_line_error(folder):
+def test_a_file_that_is_not_a_manifest_gives_a_one_line_error(folder):
     (folder / "bad.jsonl").write_bytes(b"\xff\xfe\x00")
     for name, word in (("bad.jsonl", "UTF-8"), ("none.jsonl", "can't open"), (".", "can't open")):
         with pytest.raises(UserError, match=word) as caught:

@@ -1,4 +1,4 @@
-"""OmniNetwork: fusing, loss, generation and freezing against slow plain references."""
+"""OmniNetwork: embeddings, loss, generation and freezing, against slow plain references."""
 
 from dataclasses import replace
 
@@ -71,12 +71,12 @@ def padded_logits(model, batch) -> torch.Tensor:
     return model.thinker.logits(padded_hidden(model.thinker, embeds))
 
 
-def test_features_land_on_their_placeholders_in_any_turn(toy, model, mixed):
+def test_features_replace_their_placeholders_in_any_turn(toy, model, mixed):
     batch = toy.collator(model)(mixed)
     assert torch.allclose(model.embed(batch)[:true_tokens(batch)], slow_embed(model, batch), atol=1e-5)
 
 
-def test_kept_features_land_where_computed_ones_do(toy, model, mixed):
+def test_stored_features_give_the_same_embeddings(toy, model, mixed):
     collate = toy.collator(model)
     store = FeatureStore(model, Decoder(collate.reader, timeout=20), 1.0)
     assert store.add(mixed, 1, "test") == {}
@@ -101,7 +101,7 @@ def test_a_wrong_number_of_features_raises(toy, model, mixed, field, change):
         model(replace(batch, **{field: change(getattr(batch, field))}))
 
 
-def test_neighbours_and_padding_change_no_logits(toy, model, mixed):
+def test_other_samples_and_padding_change_no_logits(toy, model, mixed):
     collate = toy.collator(model)
     batch = collate(mixed)
     together = model.thinker.logits(model.thinker.hidden(model.embed(batch), batch.layout))
@@ -138,7 +138,7 @@ def test_micro_batches_give_the_gradient_of_the_whole(toy, model, mixed):
     torch.testing.assert_close(gradient(model, whole), gradient(model, *parts), rtol=1e-4, atol=1e-4)
 
 
-def test_many_logits_are_computed_in_pieces_to_the_same_figures(toy, mixed, monkeypatch):
+def test_logits_computed_in_pieces_give_the_same_loss_and_gradient(toy, mixed, monkeypatch):
     model = toy.model(label_smoothing=0.2)
     batch, logits, rows = toy.collator(model)(mixed), model.thinker.logits, []
     monkeypatch.setattr(model.thinker, "logits", lambda hidden: rows.append(len(hidden)) or logits(hidden))
@@ -163,7 +163,7 @@ def test_a_batch_without_a_modality_runs_neither_its_encoder_nor_its_projector(t
 
 @torch.no_grad()
 def slow_generate(model, batch, limit: int, choose=lambda logits: logits.argmax(-1)) -> list[int]:
-    """One row, everything computed anew for each token."""
+    """One row without a cache: all of it is computed for each token."""
     embeds, ids = unpacked(batch.layout, model.embed(batch))[0][None], []
     for _ in range(limit):
         token = int(choose(model.thinker.logits(padded_hidden(model.thinker, embeds)[:, -1])))
@@ -174,8 +174,8 @@ def slow_generate(model, batch, limit: int, choose=lambda logits: logits.argmax(
     return ids
 
 
-def nudged(model, toy):
-    """The model after a few steps, so that its answers differ in text and length."""
+def briefly_trained(model, toy):
+    """The model after a few training steps, so that its answers differ in text and length."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
     batch = toy.collator(model)([s for name in ("text_only", "audio_text", "image_text")
                                  for s in toy.samples(name)[:3]])
@@ -187,8 +187,8 @@ def nudged(model, toy):
     return model.eval()
 
 
-def test_cached_batched_generation_equals_one_at_a_time_without_cache(toy, model, mixed):
-    nudged(model, toy)
+def test_batched_generation_with_a_cache_equals_single_rows_without(toy, model, mixed):
+    briefly_trained(model, toy)
     collate = toy.collator(model)
     slow = [slow_generate(model, collate([s], prompts=True), 12) for s in mixed]
     assert len({len(row) for row in slow}) > 1  # rows end at different steps
@@ -197,7 +197,7 @@ def test_cached_batched_generation_equals_one_at_a_time_without_cache(toy, model
 
 
 @torch.no_grad()
-def test_rows_that_are_through_go_and_the_others_answer_as_before(toy, model, mixed):
+def test_dropping_ended_rows_does_not_change_the_others(toy, model, mixed):
     for p in model.thinker.parameters():
         p.mul_(3)
     collate, end = toy.collator(model), model.tokenizer.end
@@ -210,14 +210,14 @@ def test_rows_that_are_through_go_and_the_others_answer_as_before(toy, model, mi
     slow = [slow_generate(model, collate([s], prompts=True), 12, choose) for s in samples]
     expected = [(ids + [end])[:12] for ids in slow]
     ends = sorted(map(len, expected))
-    assert len(expected[2]) > 2  # that of the longest prompt, which needs all of the cache
-    assert ends[2] < ends[5] < ends[8] < ends[-1]  # half are through, and again half, before the last
+    assert len(expected[2]) > 2  # the longest prompt, whose answer fills the cache
+    assert ends[2] < ends[5] < ends[8] < ends[-1]  # half of the rows end, then half of the rest
     rows = torch.stack(list(stream_tokens(model, collate(samples, prompts=True), 12, choose)), 1).tolist()
     assert [row[:len(ids)] for row, ids in zip(rows, expected, strict=True)] == expected
 
 
-def test_bf16_generation_runs_and_begins_as_fp32_does(toy, model, mixed):
-    nudged(model, toy)
+def test_bf16_generation_starts_like_fp32(toy, model, mixed):
+    briefly_trained(model, toy)
     batch = toy.collator(model)(mixed, prompts=True)
     with torch.autocast("cpu", torch.bfloat16):
         half = generate(model, batch, 6)
@@ -251,13 +251,13 @@ def test_encoders_are_frozen_exactly_when_asked(toy, mixed, freeze):
         assert all(p.grad is not None and p.grad.any() for e in model.encoders() for p in e.parameters())
 
 
-def test_the_optimizer_refuses_a_model_of_which_it_lacks_a_part(model):
+def test_the_optimizer_refuses_groups_that_lack_parameters(model):
     with pytest.raises(AssertionError):
         optim.adamw([(model.thinker, 1e-3)], 0.01, model)
 
 
 @pytest.mark.parametrize("source", ["text_only", "image_text", "audio_text", "image_audio_text"])
-def test_one_batch_is_learned_by_heart_from_about_ln_vocab(toy, model, source):
+def test_one_batch_is_overfitted_from_a_loss_of_about_ln_vocab(toy, model, source):
     batch = toy.collator(model)(toy.samples(source)[:4])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3)
     losses = []
@@ -272,7 +272,7 @@ def test_one_batch_is_learned_by_heart_from_about_ln_vocab(toy, model, source):
 
 
 def test_a_system_is_rebuilt_from_its_content_to_the_bit(toy, model, mixed):
-    nudged(model, toy)
+    briefly_trained(model, toy)
     again = load_system(model.content(), "here")
     batch = toy.collator(model)(mixed)
     assert torch.equal(model(batch)[0], again(batch)[0])
@@ -280,7 +280,7 @@ def test_a_system_is_rebuilt_from_its_content_to_the_bit(toy, model, mixed):
 
 
 def test_label_smoothing_changes_the_gradient_and_not_the_reported_loss(toy, model, mixed):
-    """Against the definition: a share of the target is spread evenly over the vocabulary."""
+    """Against the definition: the target's lost probability is spread evenly over the vocabulary."""
     batch, smoothed = toy.collator(model)(mixed), toy.model(label_smoothing=0.2)
     plain, _ = model.train()(batch)
     reported, _ = smoothed.train()(batch)

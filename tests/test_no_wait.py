@@ -1,4 +1,4 @@
-"""A step never asks a tensor for its value: on a GPU, Python would wait there for all that is under way."""
+"""A step never reads the value of a tensor in Python: on a GPU that waits for all queued work."""
 
 import contextlib
 
@@ -10,7 +10,7 @@ from omni.data.decoding import Decoder
 from omni.model import cpu_block
 from omni.train.features import FeatureStore
 
-# Operations whose result, or its size, depends on values.
+# Operations that return a value to Python, or whose output size depends on values.
 WAITING = {"_local_scalar_dense", "nonzero", "nonzero_static", "masked_select", "unique_dim", "_unique2",
            "bincount", "is_nonzero", "equal"}
 ASKING = ("item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__")
@@ -28,7 +28,7 @@ class NoWaiting(TorchDispatchMode):
 
 @contextlib.contextmanager
 def no_waiting():
-    """Any way to a tensor's value raises, from Python or from within an operation."""
+    """Reading a tensor's value raises an AssertionError, in Python and inside operations."""
     def refuse(name):
         def asked(*_):
             raise AssertionError(f"Tensor.{name}")
@@ -44,7 +44,7 @@ def no_waiting():
     lambda x: int(x.sum()), lambda x: float(x.sum()), lambda x: x[x > 0],
     lambda x: torch.masked_select(x, x > 0),
     lambda x: x.index_put((x > 0,), x.sum()), lambda x: torch.repeat_interleave(x.long().abs()).nonzero()])
-def test_the_test_notices(ask):
+def test_reading_a_value_is_noticed(ask):
     with no_waiting(), pytest.raises(AssertionError):
         ask(torch.randn(5))
 
@@ -54,12 +54,12 @@ def step(model, batch) -> None:
     (loss / batch.answer_tokens).backward()
 
 
-@pytest.mark.parametrize("blocks", ["CPU blocks", "plain blocks"])
+@pytest.mark.parametrize("blocks", ["fused blocks", "plain blocks"])
 @pytest.mark.parametrize("media", ["encoded in the step", "frozen features"])
 @pytest.mark.parametrize("source", ["text_only", "image_text", "audio_text", "image_audio_text", "mixed"])
-def test_a_step_asks_no_tensor_for_its_value(toy, monkeypatch, source, media, blocks):
+def test_a_step_reads_no_value_of_a_tensor(toy, monkeypatch, source, media, blocks):
     if blocks == "plain blocks":
-        monkeypatch.setattr(cpu_block, "faster", lambda *_: None)
+        monkeypatch.setattr(cpu_block, "fused", lambda *_: None)
     sources = ["text_only", "image_text", "audio_text", "image_audio_text"] if source == "mixed" else [source]
     samples = [sample for name in sources for sample in toy.samples(name)[:3]]
     model = toy.model(label_smoothing=0.1)

@@ -89,14 +89,14 @@ def test_an_image_outside_the_class_folders_is_skipped_and_hidden_files_are_igno
     assert [s.answer for s in source.samples] == ["cat"] and len(source.skipped) == 1
 
 
-def test_a_path_that_is_no_regular_file_is_refused_at_once(tmp_path):
+def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.jsonl")
     for path in (tmp_path / "pipe.jsonl", "/dev/zero", tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match="can't open"):
             manifest.read(str(path))
 
 
-def test_a_piece_is_a_str_and_stays_a_piece_when_pickled():
+def test_a_piece_is_a_str_and_can_be_pickled():
     assert isinstance(Piece.at("/d/s.tar", 512, 9, "a/b.png"), str)
     assert Piece.at("/d/s.tar", 512, 9, "a/b.png") == "/d/s.tar@512+9/b.png"
     again = pickle.loads(pickle.dumps(Piece.at("/d/s.tar", 512, 9, "b.png")))  # to the workers of a loader
@@ -114,8 +114,8 @@ def conversations(count: int) -> list[dict]:
 
 
 def split(folder, entries, share: float) -> tuple[set, set]:
-    sides = manifest.read(write(folder, "m.jsonl", entries)).split(share)
-    return tuple({s.answer for s in side} for side in sides)
+    splits = manifest.read(write(folder, "m.jsonl", entries)).split(share)
+    return tuple({s.answer for s in samples} for samples in splits)
 
 
 def test_held_out_samples_stay_held_out_when_the_file_grows_is_shuffled_or_moves(tmp_path):
@@ -129,13 +129,13 @@ def test_held_out_samples_stay_held_out_when_the_file_grows_is_shuffled_or_moves
     assert split(tmp_path / "moved", conversations(2000), 0.05) == (train, val)
 
 
-def test_a_larger_share_holds_out_more_samples_and_none_holds_out_nothing(tmp_path):
+def test_a_larger_share_holds_out_more_samples_and_any_share_at_least_one(tmp_path):
     small, large = (split(tmp_path, conversations(300), share)[1] for share in (0.1, 0.4))
     assert small < large
     assert len(split(tmp_path, conversations(3), 0.001)[1]) == 1
 
 
-def test_equal_samples_are_on_the_same_side_and_media_names_count_as_content(folder):
+def test_equal_samples_are_in_the_same_split_and_media_names_count_as_content(folder):
     train, val = manifest.read(write(folder, "m.jsonl", conversations(50) * 3)).split(0.3)
     assert not set(train) & set(val)
     messages = [user("<image>?"), assistant("x")]
@@ -157,9 +157,9 @@ def test_a_run_on_several_formats_prints_each_format_and_its_counts(toy, folder,
         "shard": {"weight": 1, "train": str(folder / "s.tar"), "val": str(folder / "s.tar")}})
     sft_omni.main(["--config", config])
     printed = capsys.readouterr().out
-    assert "source kinds: image folder: pictures with words; 12 samples, 12 media, 0 skipped" in printed
-    assert "source heard: CSV: clips with words; 8 samples, 8 media, 1 skipped" in printed
-    assert "source shard: 8 of 8 held-out samples share a picture or clip with training" in printed
+    assert "source kinds: image folder: images with text; 12 samples, 12 media, 0 skipped" in printed
+    assert "source heard: CSV: clips with text; 8 samples, 8 media, 1 skipped" in printed
+    assert "source shard: 8 of 8 held-out samples share an image or clip with training" in printed
     rows = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
     epoch = next(row for row in rows if row["event"] == "epoch")
     assert {"image_qa", "audio_wer", "kinds/qa", "heard/wer", "shard/qa"} <= epoch.keys()
@@ -180,9 +180,9 @@ def test_inspect_shows_samples_lengths_and_problems(toy, folder, command):
     path = write(folder, "m.jsonl", [*images, *clips])
     done = command("-m", "omni.inspect", path, "--config", toy.write(folder), "--samples", 5)
     assert done.returncode == 0, done.stderr
-    for words in ("JSON lines: pictures with words, clips with words; 5 samples, 5 media, 1 skipped", "24x16",
+    for words in ("JSON lines: images with text, clips with text; 5 samples, 5 media, 1 skipped", "24x16",
                   "0.2 s", "sample 1: qa, ", "tokens", "assistant: red", "length in tokens:", "#",
-                  "problem: 1x a file of \"images\" is missing (first: line 4)", "problem: 1x not a picture",
+                  "problem: 1x a file of \"images\" is missing (first: line 4)", "problem: 1x not an image",
                   "problem: 1x not readable as sound"):
         assert words in done.stdout, words
 

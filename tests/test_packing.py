@@ -1,4 +1,4 @@
-"""Rows packed end to end: where each token lies, what it may see, and how few the sizes are."""
+"""Packed rows: the slot of each token, what it attends to, and the number of bucket sizes."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ PAD = 7
 
 @given(LENGTHS, st.integers(1, 40))
 @settings(deadline=None, max_examples=60)
-def test_every_token_has_its_slot_and_sees_its_own_past(lengths, padding):
+def test_every_token_has_its_slot_and_attends_to_its_own_past(lengths, padding):
     layout = packed_layout(lengths, padding)
     tokens = [(row, place) for row, length in enumerate(lengths) for place in range(length)]
     N = len(tokens) + padding
@@ -42,7 +42,7 @@ def test_every_token_has_its_slot_and_sees_its_own_past(lengths, padding):
                 assert found == [*range(token - int(layout.positions[token]), token + 1)]
         begin += group.bins * group.length
     assert begin == len(layout.token_of_slot)
-    for group in layout.groups[:-1]:  # long rows: less than twice the slots that they need
+    for group in layout.groups[:-1]:  # those of long rows
         assert group.mask is None and group.length > BIN
     shared, needed = layout.groups[-1], sum(n for n in [*lengths, 1] if n <= BIN)
     assert shared.length <= BIN and (shared.bins == 1 or shared.bins * shared.length < 2 * needed)
@@ -68,7 +68,7 @@ SAMPLES = st.lists(st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_si
 
 @given(SAMPLES)
 @settings(deadline=None)
-def test_a_batch_holds_its_rows_and_names_its_answers(samples):
+def test_a_batch_holds_its_rows_and_the_indices_of_its_answers(samples):
     given_rows = [([token for token, _ in sample], [token if known else IGNORE for token, known in sample])
                   for sample in samples]
     batch = pack(given_rows, PAD)
@@ -82,7 +82,7 @@ def test_a_batch_holds_its_rows_and_names_its_answers(samples):
     assert batch.answers.tolist() == answers + [N - 1] * (len(batch.answers) - len(answers))
 
 
-def test_prompts_are_asked_at_their_last_token():
+def test_the_answer_index_of_a_prompt_is_its_last_token():
     batch = pack([([1, 2, 3], [IGNORE] * 3), ([4], [IGNORE])], PAD, prompts=True)
     assert batch.answers.tolist() == [2, 3] and batch.answer_tokens == 0
 
@@ -94,7 +94,7 @@ def test_more_tokens_than_features_are_an_error():
 
 @pytest.mark.parametrize("per_octave", [4, 8, 16])
 @given(size=st.integers(1, 10 ** 6))
-def test_bucket_sizes_are_few_and_little_is_padding(per_octave, size):
+def test_bucket_sizes_are_few_and_add_little_padding(per_octave, size):
     up = bucket(size, per_octave)
     assert size <= up < size + max(32, size / per_octave) and bucket(up, per_octave) == up and up % 32 == 0
     assert len({bucket(n, per_octave) for n in range(1025, 2049)}) == per_octave

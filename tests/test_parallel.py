@@ -1,4 +1,4 @@
-"""Several ranks: the same curve as one, no hang whatever the mix, resume on another number, one writer."""
+"""Several ranks: the same loss curve as one, no hang, resume with another number, one writer."""
 
 import json
 import os
@@ -25,7 +25,7 @@ CURVE = {"samples_per_epoch": 100}  # 50 steps in two epochs
 
 def torchrun(ranks: int, toy, out: Path, *arguments, more=(), script=ROOT / "sft_omni.py",
              **settings) -> subprocess.Popen:
-    """Start the toy's run on so many ranks; `more` are arguments of torchrun itself."""
+    """Start the toy's run on `ranks` ranks. `more` are arguments of torchrun itself."""
     (toy.root / "config.json").write_text(json.dumps(toy.config))
     sets = [f"--set={key}={json.dumps(value)}" for key, value in (settings | {"save_dir": str(out)}).items()]
     where = more or ["--standalone"]
@@ -69,7 +69,7 @@ def alone(toy, tmp_path_factory) -> tuple[list[dict], Path]:
     (2, {}), (3, {"gradient_accumulation_steps": 2}), (4, {}), (2, {"parallel": "fsdp"}),
     (2, {"parallel": "fsdp", "activation_checkpointing": True, "gradient_accumulation_steps": 2})],
     ids=["2", "3, accumulated", "4", "2, sharded", "2, sharded, checkpointed, accumulated"])
-def test_the_curve_is_that_of_one_process(alone, toy, tmp_path, ranks, settings):
+def test_the_loss_curve_equals_that_of_one_process(alone, toy, tmp_path, ranks, settings):
     rows = trained(ranks, toy, tmp_path / "out", **CURVE, **settings)
     assert len(losses(rows)) == 50 and losses(rows) == pytest.approx(losses(alone[0]), rel=1e-5)
     ours, theirs = ([r for r in found if r["event"] == "epoch"] for found in (rows, alone[0]))
@@ -83,7 +83,7 @@ def test_the_curve_is_that_of_one_process(alone, toy, tmp_path, ranks, settings)
         torch.testing.assert_close(many["thinker"]["state"][name], tensor, rtol=1e-3, atol=1e-4)
 
 
-def test_another_number_of_ranks_goes_on_where_the_run_stopped(alone, toy, tmp_path):
+def test_another_number_of_ranks_can_resume_a_run(alone, toy, tmp_path):
     settled = CURVE | {"save_every_steps": 15, "keep_checkpoints": 9}
     trained(3, toy, tmp_path / "out", **settled)
     for ranks, settings in ((1, {}), (2, {"parallel": "fsdp"})):
@@ -98,7 +98,7 @@ def test_another_number_of_ranks_goes_on_where_the_run_stopped(alone, toy, tmp_p
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_ranks_without_a_modality_never_hang(toy, tmp_path, request, parallel):
-    """One sample per rank and step, fewer at an epoch's end: ranks lack pictures, sound, or any sample."""
+    """One sample per rank and step, fewer at an epoch's end: ranks lack images, clips, or any sample."""
     steps = 500 if request.config.getoption("--full") else 40
     rows = trained(4, toy, tmp_path / "out", parallel=parallel, num_epochs=2, eval_samples=1,
                    samples_per_epoch=2 * steps - 1, save_every_steps=10_000, log_every_steps=1)
@@ -211,7 +211,7 @@ def test_only_rank_0_writes(toy, tmp_path):
 
 
 def test_two_machines(alone, toy, tmp_path):
-    """Two agents of torchrun, as on two machines, meet at a port."""
+    """Two agents of torchrun, as on two machines, connect over a port."""
     def node(rank):
         return ["--nnodes=2", f"--node-rank={rank}", "--master-addr=127.0.0.1", "--master-port=29517"]
     first = torchrun(1, toy, tmp_path / "out", more=node(0), **CURVE)
@@ -240,8 +240,8 @@ distributed.stop()
 """
 
 
-def test_a_child_forked_just_after_a_collective_lives():
-    """The decoder and the loader's workers are such children. Without a wait, one in some hundred hung."""
+def test_a_child_forked_just_after_a_collective_does_not_hang():
+    """The decoder and the loader's workers are such children. Without a wait, about one in a hundred hung."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4",
                "--no-python", sys.executable, "-c", FORKS]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=WATCHDOG,

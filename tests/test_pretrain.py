@@ -1,4 +1,4 @@
-"""Stages A, B and C on toy data: each learns, writes a part that loads, and says what it trains on."""
+"""Stages A, B and C on toy data: each writes a part that loads, and trains on the right targets."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def test_a_stage_writes_a_part_that_loads(toy, tmp_path, capsys, stage, kind, mo
 
 
 @pytest.mark.parametrize("stage", ["thinker", "audio", "vision"])
-def test_a_stage_ends_in_the_same_bits_twice(toy, tmp_path, stage):
+def test_a_stage_is_reproducible_to_the_bit(toy, tmp_path, stage):
     shape = {**TINY, "head_dim": 8, "kv_heads": 2} if stage == "thinker" else TINY
     if stage == "vision":
         shape = {**TINY, "image_size": 32, "patch_size": 8}
@@ -57,7 +57,7 @@ def test_a_stage_ends_in_the_same_bits_twice(toy, tmp_path, stage):
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
-def test_reading_samples_end_in_what_was_said(toy, tmp_path):
+def test_the_answer_of_a_reading_sample_is_its_text(toy, tmp_path):
     texts = ("the red cat sleeps", "two dogs run", "a bird sings now")
     lines = [{"text": t, "kind": "spoken"} for t in texts]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -75,8 +75,8 @@ def test_reading_samples_end_in_what_was_said(toy, tmp_path):
 
 
 @pytest.mark.parametrize("photograph", [False, True])
-def test_a_box_moves_with_its_picture(photograph):
-    """`moved` says where `augment` puts a box: checked against the bright square that was in it."""
+def test_a_box_moves_with_its_image(photograph):
+    """`moved` says where `augment` puts a box: checked with a bright rectangle in the box."""
     mirrored = 0
     for seed in range(20):
         pixels = torch.full((3, 64, 64), -1.0)
@@ -86,14 +86,14 @@ def test_a_box_moves_with_its_picture(photograph):
         bright = image.augment(pixels, np.random.default_rng(seed), photograph).amax(0) > 0.2
         rows, columns = (bright.any(dim).nonzero().flatten() for dim in (1, 0))
         if photograph and (len(rows) < 12 or len(columns) < 18):
-            continue  # the hidden square took an edge of the bright one
+            continue  # the hidden square covers an edge of the rectangle
         box = image.moved((20 / 64, 20 / 64, 44 / 64, 36 / 64), placed)
         seen = (columns[0] / 64, rows[0] / 64, (columns[-1] + 1) / 64, (rows[-1] + 1) / 64)
         assert np.allclose(box, seen, atol=1.5 / 64), seed
     assert (mirrored > 4) == photograph
 
 
-def test_pictures_without_color_words_keep_their_colors(toy, tmp_path):
+def test_images_without_color_words_keep_their_colors(toy, tmp_path):
     folder = toy.root / "data" / "image_text"
     for name, answer in (("plain", "a cat"), ("colored", "a red cat")):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(
@@ -109,10 +109,10 @@ def test_pictures_without_color_words_keep_their_colors(toy, tmp_path):
     assert text.samples == 2 and len(pixels) == 8
     assert sum(bool(words.isnan().any()) for words in image_words) == 3  # one of four has text
     path = stage.train[1].images[0]
-    assert torch.equal(stage.batch([0, 1], 0)[1][1], stage.collate.reader.pixels(path, 1))  # as it is
+    assert torch.equal(stage.batch([0, 1], 0)[1][1], stage.collate.reader.pixels(path, 1))  # not recolored
 
 
-def test_words_of_photographs_compete_for_their_shares():
+def test_the_competing_word_loss_equals_its_formula():
     scores = torch.tensor([[1.0, 2.0, 0.5], [0.0, 0.0, 3.0]])
     weights = torch.tensor([[0.7, 0.0, 2.1], [0.0, torch.nan, 0.4]])  # of the words said; NaN: unknown
     expected = 0.0
@@ -121,15 +121,15 @@ def test_words_of_photographs_compete_for_their_shares():
         expected += sum(share * (total - score) for share, score in zip((a, b, c), row, strict=True))
     assert float(competing_word_loss(scores, weights)) == pytest.approx(expected, rel=1e-6)
     assert float(competing_word_loss(scores[:0], weights[:0])) == 0.0  # a batch without photographs
-    assert float(competing_word_loss(scores[:1], torch.zeros(1, 3))) == 0.0  # nothing but what is always said
+    assert float(competing_word_loss(scores[:1], torch.zeros(1, 3))) == 0.0  # words said of all images
 
 
-def test_photographs_that_are_not_trained_on_are_refused(toy, tmp_path):
+def test_photographs_outside_the_training_data_are_refused(toy, tmp_path):
     with pytest.raises(UserError, match='"photographs": nowhere.jsonl is not among'):
         VisionStage(config(toy, tmp_path, "vision", photographs=["nowhere.jsonl"]))
 
 
-def test_recolored_pictures_are_not_asked_about_colors(toy, tmp_path):
+def test_recolored_images_have_no_targets_for_color_words(toy, tmp_path):
     line = {"messages": [{"role": "user", "content": "<image>What?"},
                          {"role": "assistant", "content": "red cat"}],
             "images": ["train_1.png"], "objects": [{"words": ["red", "cat"], "box": [0.1, 0.1, 0.4, 0.6]}]}

@@ -188,7 +188,7 @@ def test_an_unreadable_picture_is_skipped_and_named(toy, tmp_path, capsys, chang
     (data / "audio_text" / "val_0.ogg").write_bytes(b"OggS")
     train(toy, tmp_path, data_dir=str(data), max_skipped=0.5, **changes)
     said = capsys.readouterr().out
-    assert "source image_text: 1 samples skipped; 1x not a picture" in said
+    assert "source image_text: 1 samples skipped; 1x not an image" in said
     assert "source audio_text: 1 samples skipped; 1x not readable as sound" in said
 
 

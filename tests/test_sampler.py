@@ -1,4 +1,4 @@
-"""The sampler: a pure function of (seed, k), even by weight, fair within a source, fast for many sources."""
+"""The sampler: a pure function of (seed, k), close to the weights, fair within a source, fast."""
 
 import hashlib
 import pickle

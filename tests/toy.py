@@ -95,7 +95,7 @@ def make_lines(folder: Path, source: str, split: str, count: int) -> list[dict]:
             lines.append(conversation("<audio>Transcribe.", WORDS[level], audios=[clip]))
         else:
             lines.append(conversation("<image><audio>What is seen and heard?", f"{color} and {WORDS[level]}",
-                              images=[picture], audios=[clip], task="qa"))
+                                      images=[picture], audios=[clip], task="qa"))
     return lines
 
 
@@ -114,7 +114,7 @@ def make(root: Path) -> Toy:
                                   head_dim=8,
                                   mlp_width=64))
     audio_encoder = AudioEncoder(AudioArch(width=24, layers=2, heads=2, mlp_width=32, stem_channels=4,
-                                     conv_kernel=5))
+                                           conv_kernel=5))
     vision_encoder = VisionEncoder(VisionArch(image_size=32, patch_size=8, width=32, layers=1, heads=2,
                                               mlp_width=32))
     pieces = SpeechPieces([t.lower() for t in texts], 60)

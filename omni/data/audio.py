@@ -1,4 +1,4 @@
-"""Decodes, checks and augments a clip, and makes its log-mel. Waves are mono float32 at 16 kHz in [-1, 1]."""
+"""Decodes, checks and augments clips; computes log-mels. Waves are mono float32 at 16 kHz in [-1, 1]."""
 
 import io
 import math
@@ -21,7 +21,7 @@ WINDOW = 400  # samples: 25 ms
 HOP = SAMPLE_RATE // MEL_FRAMES_PER_SECOND  # samples: 10 ms
 MIN_SECONDS, MAX_SECONDS = 0.05, 30.0
 MAX_FILTER = 40_000_000  # bounds the resampling filter, which takes gigabytes at odd rates such as 16001 Hz
-SILENCE = 1e-4  # share of the loudest frame's power, 40 dB below it
+SILENCE = 1e-4  # power of the loudest silent frame / of the loudest frame: -40 dB
 LOG_FLOOR = 1e-6  # added to the mel power before the logarithm: about the noise floor of 16-bit sound
 
 
@@ -38,7 +38,7 @@ def _decode(source: str | io.BytesIO) -> tuple[torch.Tensor, int]:
         with soundfile.SoundFile(source) as f:
             rate, declared = f.samplerate, f.frames
             if "ADPCM" in f.subtype:
-                raise MediaError("ADPCM sound is not read (unsafe in libsndfile 1.2.2)")
+                raise MediaError("ADPCM is not supported (unsafe in libsndfile 1.2.2)")
             if SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) * rate > MAX_FILTER:
                 raise MediaError(f"sample rate {rate} Hz: resampling it would take gigabytes")
             if declared > MAX_SECONDS * rate:
@@ -47,7 +47,7 @@ def _decode(source: str | io.BytesIO) -> tuple[torch.Tensor, int]:
     except soundfile.LibsndfileError as err:
         raise MediaError(f"not readable as sound ({err.error_string})") from None  # str(err) holds the path
     _check_riff_size(source)
-    if len(sound) < declared:  # of a file cut short libsndfile returns what there is, without an error
+    if len(sound) < declared:  # libsndfile returns what there is of a truncated file, without an error
         raise MediaError(f"cut short: {len(sound)} of {declared} samples")
     wave = sound.mean(axis=1)
     if not np.isfinite(wave).all():
@@ -87,10 +87,10 @@ def mel_power(wave: torch.Tensor) -> torch.Tensor:
 def log_mel(power: torch.Tensor, level: str = "clip") -> torch.Tensor:
     """Mel power (F, MELS) -> normalised log-mel (F, MELS).
 
-    Each band's mean is subtracted, which removes room and microphone, and the whole is scaled to a standard
-    deviation of 1. With `level` "clip" these statistics are those of the whole clip. With "speech" they are
-    those of the frames that are louder than silence, so the length of the pauses doesn't matter; and a floor
-    of SILENCE is added, so background noise below it doesn't either.
+    Each band's mean is subtracted, which removes the effect of room and microphone, and the whole is scaled
+    to a standard deviation of 1. With `level` "clip" these statistics are those of the whole clip. With
+    "speech" they are those of the frames louder than silence, so the length of the pauses doesn't matter.
+    Then a floor of SILENCE is added to the power too, so background noise below it doesn't matter.
     """
     energy = power.sum(dim=1)
     if level == "clip":
@@ -120,8 +120,8 @@ def augment(power: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     # Voice: band b of the new clip is band b / stretch of the old one.
     position = (torch.arange(bands) / rng.uniform(0.88, 1.13)).clamp(0, bands - 1)
     low = position.long().clamp(max=bands - 2)
-    share = position - low
-    power = power[:, low] * (1 - share) + power[:, low + 1] * share
+    upper = position - low
+    power = power[:, low] * (1 - upper) + power[:, low + 1] * upper
     tilt_db = torch.linspace(-1, 1, bands) * rng.uniform(-6, 6)
     power = power * 10 ** (tilt_db / 10)
     if rng.random() < 0.4:  # room: an echo that decays by 60 dB in t60 seconds

@@ -1,8 +1,9 @@
-"""`Batch`: the samples of a step end to end, and where each begins. This is what data and model agree on.
+"""`Batch`: the samples of a step packed end to end. This is the interface between data and model.
 
-The letters of the shapes, everywhere in this project: N tokens of a batch, R its rows (one a sample, and last
-the padding), A answer tokens, I image tokens, U audio tokens, D width of the Thinker, V vocabulary, H heads,
-K key heads, d width of a head, M images, P patches an image, C clips, F mel frames and S features a clip.
+The letters of the shapes, everywhere in this project: N tokens of a batch, R its rows (one per sample, then
+one of padding), A answer tokens, I image tokens, U audio tokens, D width of the Thinker, V vocabulary,
+H heads, K key heads, d width of a head, M images, P patches per image, C clips, F mel frames and S features
+per clip. B is the number of rows of a padded tensor.
 """
 
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -16,9 +17,9 @@ MEL_FRAMES_PER_SECOND = 100
 
 @dataclass(frozen=True)
 class BinGroup:
-    """Bins of the same length. `mask` (bins, 1, length, length) is True where a query may look.
+    """Bins of the same length. `mask` (bins, 1, length, length) is True where a query attends to a key.
 
-    Without a mask each bin begins with its only row, so causal attention is enough.
+    Without a mask each bin holds a single row, from its first slot on, so causal attention is enough.
     """
 
     bins: int
@@ -30,15 +31,15 @@ class BinGroup:
 class PackedLayout:
     """Where the rows of N packed tokens lie. The last row is padding, so R is one more than the samples.
 
-    Attention without a kernel for packed rows sees them in bins: short rows share a bin, a long row has one
-    for itself. A bin is a number of slots. Empty slots hold the last token, which is padding; all padding
-    tokens share one slot.
+    Where there is no attention kernel for packed rows, the rows are copied into bins, which form rectangles.
+    Short rows share a bin, a long row has its own. Each token has a slot in a bin. Empty slots hold the last
+    token, which is padding; all padding tokens share one slot.
     """
 
-    positions: torch.Tensor  # (N,) int64: place of each token in its row; 0 in the padding
+    positions: torch.Tensor  # (N,) int64: position of each token in its row; 0 in the padding
     rows: torch.Tensor  # (N,) int64: row of each token
     cu_seqlens: torch.Tensor  # (R + 1,) int32: where each row begins, and N
-    max_seqlen: int  # no row is longer
+    max_seqlen: int  # length of the longest row
     groups: tuple[BinGroup, ...]
     token_of_slot: torch.Tensor  # (slots,) int64, the slots of all groups end to end
     slot_of_token: torch.Tensor  # (N,) int64
@@ -55,14 +56,14 @@ class Batch:
     ids: torch.Tensor  # (N,) int64; each image takes as many tokens as it has features, so does each clip
     labels: torch.Tensor  # (N,) int64: the token after ids[n] where it is trained on, else IGNORE
     layout: PackedLayout
-    answers: torch.Tensor  # (A,) int64: tokens with a label; of prompts the last token of each row
-    image_tokens: torch.Tensor  # (I,) int64: tokens that image features are written to
-    audio_tokens: torch.Tensor  # (U,) int64: tokens that audio features are written to
+    answers: torch.Tensor  # (A,) int64: indices of tokens with a label; in prompts, of each row's last
+    image_tokens: torch.Tensor  # (I,) int64: indices of the tokens that image features replace
+    audio_tokens: torch.Tensor  # (U,) int64: indices of the tokens that audio features replace
     answer_counts: tuple[int, ...]  # answer tokens of each sample
     pixels: torch.Tensor | None = None  # (M, 3, image_size, image_size) float
     mels: torch.Tensor | None = None  # (C, F, MELS) float, zero beyond a clip's frames
-    mel_lengths: torch.Tensor | None = None  # (C,) mel frames a clip
-    audio_frames: torch.Tensor | None = None  # (U,) which of the C * S encoded frames each audio token is
+    mel_lengths: torch.Tensor | None = None  # (C,) mel frames per clip
+    audio_frames: torch.Tensor | None = None  # (U,) index of each audio token in the C * S features
     image_features: torch.Tensor | None = None  # (M, P, vision width)
     audio_features: torch.Tensor | None = None  # (U, audio width)
 
@@ -76,8 +77,8 @@ class Batch:
         return sum(self.answer_counts)
 
     @property
-    def shape(self) -> str:
-        """For messages to people."""
+    def summary(self) -> str:
+        """Its size, for messages."""
         return f"{self.samples} samples, {len(self.ids)} tokens with padding"
 
     def to(self, device: torch.device) -> "Batch":

@@ -1,4 +1,4 @@
-"""Samples -> a packed `Batch`: conversations tokenised and cut to length, media read or fetched."""
+"""Samples -> a packed `Batch`: conversations tokenised and cut to length, media read."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,14 +17,14 @@ Medium = tuple[str, int]  # path and take
 
 
 def pad_mels(mels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips (F, MELS) -> (C, longest F, MELS) with zeros behind, and their lengths (C,)."""
+    """Clips (F, MELS) -> (C, longest F, MELS) padded with zeros, and their lengths (C,)."""
     return pad_sequence(list(mels), batch_first=True), torch.tensor([len(m) for m in mels])
 
 
 class Collator:
-    """Makes batches. Media are read and encoded in the step, or come frozen from `features`.
+    """Makes batches. They hold the media, which the model encodes, or their frozen `features` if given.
 
-    `image_tokens` is the number of tokens an image; `audio_tokens` maps a clip's mel frames to its tokens.
+    `image_tokens` is the number of tokens per image; `audio_tokens` maps mel frames to tokens of a clip.
     """
 
     def __init__(self, tokenizer: Tokenizer, reader: MediaReader, image_tokens: int,
@@ -34,7 +34,7 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample], takes: Sequence[int] | None = None,
                  prompts: bool = False) -> Batch:
-        """`takes` (B,) names each sample's take of its media. `prompts` ends before the last answer."""
+        """`takes` (B,) are the takes of each sample's media. With `prompts` the last answers are omitted."""
         takes = takes or [0] * len(samples)
         images = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.images]
         audios = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.audios]
@@ -82,8 +82,8 @@ class Collator:
                                                for number, count in enumerate(clip_tokens)])
         return media, clip_tokens
 
-    def cut(self, sample: Sample, frames: dict[str, int]) -> tuple[bool, str | None]:
-        """Whether a sample is longer than `max_length`, and why it can't be cut (None where it can).
+    def overlong(self, sample: Sample, frames: dict[str, int]) -> tuple[bool, str | None]:
+        """Whether a sample is longer than `max_length`, and why it can't be cut (None if it can).
 
         `frames` are the mel frames of each clip's longest take.
         """
@@ -98,10 +98,13 @@ class Collator:
         excess = len(ids) - self.max_length
         if excess <= 0 or excess <= len(self._cuttable(ids)) or sample.messages[0][0] == "assistant":
             return excess > 0, None
-        return True, f'its {"media" if media + 4 > self.max_length else "answer"} alone exceed max_length'
+        return True, f'its {"media" if media + 4 > self.max_length else "media and answer"} exceed max_length'
 
     def fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
-        """Cut to `max_length` from the front of the prompt. The last answer and all media stay whole."""
+        """Cut the front of a prompt to fit `max_length`, but neither media nor the last answer.
+
+        A row of nothing else, such as a plain text, is cut behind its first token.
+        """
         excess = len(ids) - self.max_length
         if excess <= 0:
             return ids, labels
@@ -112,7 +115,7 @@ class Collator:
         return [ids[i] for i in kept], [labels[i] for i in kept]
 
     def _cuttable(self, ids: list[int]) -> list[int]:
-        """The places of tokens that may be cut: not the first, no media, nothing of the last answer."""
+        """Indices of the tokens that may be cut: not the first, no media, nothing of the last answer."""
         media = {self.tokenizer.image, self.tokenizer.audio}
         last = max(i for i, token in enumerate(ids) if token == self.tokenizer.ids[ASSISTANT])
         return [i for i in range(1, last - 1) if ids[i] not in media]

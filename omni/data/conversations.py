@@ -13,7 +13,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "human": "us
          "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 # Questions for media when neither the entry nor its source has one.
 TRANSCRIBE, DESCRIBE = "Transcribe the audio.", "Describe the picture."
-# The columns of a row: of each group the first that has a value is used.
+# The columns of a row. In each group the first one with a value is used.
 PATHS = ("path", "file", "file_name")  # an image or a clip, as the file's suffix says
 IMAGE_PATHS, AUDIO_PATHS = ("image", "image_path"), ("wav", "audio", "audio_path")
 QUESTION = ("question", "prompt")
@@ -28,15 +28,15 @@ TRAINED_FLAGS = ("loss", "weight")  # keys of a message that say whether it is t
 
 def no_base64(payload: str, name: str) -> Piece:
     """The `find_base64` of formats that can't hold a medium inside their text."""
-    raise ValueError("a data: URL is read from JSON files only")
+    raise ValueError("a data: URL is supported in JSON files only")
 
 
 def convert(entry, question: str = "", find_base64=no_base64) -> tuple[str, dict]:
     """Returns (the name of the entry's shape, the converted entry). ValueError if it can't be used.
 
     The converted entry holds `messages` [(role, content), ...]; `untrained`, the indices of the answers that
-    are not trained on; `images` and `audios`, lists of paths; and what of KEPT it has. Only plain text keeps
-    its `text` instead of `messages`. `question` is used if the entry has none. `find_base64(payload, name)`
+    are not trained on; `images` and `audios`, lists of paths; and its keys in KEPT. Only plain text keeps its
+    `text` instead of `messages`. `question` is used if the entry has none. `find_base64(payload, name)`
     returns the `Piece` of the file that holds a base64 text.
     """
     if isinstance(entry, list) and len(entry) == 3 and all(isinstance(v, str) for v in entry[:2]):
@@ -64,7 +64,7 @@ def convert(entry, question: str = "", find_base64=no_base64) -> tuple[str, dict
         return row
     if isinstance(entry.get("text"), str):
         return "plain text", {**entry, **media}
-    raise ValueError('no "messages" list, and no other shape that is known')
+    raise ValueError('no "messages" list, and no other known shape')
 
 
 def _kept(entry: dict) -> dict:
@@ -189,7 +189,7 @@ def _from_pairs(pairs, media: dict, system=None) -> dict:
 
 
 def _from_row(entry: dict, question: str) -> tuple[str, dict] | None:
-    """A row of a table or a caption: a medium or a question, and an answer. None if columns for it lack."""
+    """A row of a table or a caption: a medium or a question, and an answer. None if it lacks such columns."""
     def first(columns) -> str | None:
         return next((entry[c] for c in columns if isinstance(entry.get(c), str) and entry[c]), None)
 
@@ -204,5 +204,5 @@ def _from_row(entry: dict, question: str) -> tuple[str, dict] | None:
     if audios and not images and not own_question and (not question or first(TRANSCRIPT)):
         kept = {"task": "asr", **kept}
     question = own_question or question or (TRANSCRIBE if audios and not images else DESCRIBE)
-    kind = "clips with words" if audios else "pictures with words" if images else "questions and answers"
+    kind = "clips with text" if audios else "images with text" if images else "questions and answers"
     return kind, kept | _from_pairs([(question, answer)], {"images": images, "audios": audios})

@@ -20,13 +20,13 @@ from omni.data.media_reader import MediaReader
 from omni.errors import MediaError
 
 MEMORY = 2 * 2 ** 30  # bytes that the child may allocate for decoding
-AHEAD = 64  # decoded media that may wait for the run
+AHEAD = 64  # decoded media that may wait in the queue
 THREAD = "media"
 Request = tuple[str, str, int]  # the reader's method ("pixels" or "mel"), path, take
 
 
 class Decoder:
-    """Reads lists of media with `reader` in a child process; one that fails is replaced by a new one."""
+    """Reads lists of media with `reader` in a child process. A child that fails is replaced."""
 
     def __init__(self, reader: MediaReader, timeout: float):
         self.reader, self.timeout = reader, timeout  # seconds that a medium may take
@@ -37,7 +37,7 @@ class Decoder:
         """Each requested medium in order, or the MediaError that says why it can't be used.
 
         A medium without an answer is tried once more in a new child: the machine may have slept, or Ctrl-Z
-        may have stopped the run.
+        may have suspended the run.
         """
         try:
             for done, (method, path, _) in enumerate(requests):
@@ -101,7 +101,7 @@ def _serve(reader: MediaReader, requests: Sequence[Request], receiver, sender, t
     """The child: sends an answer for each request, until all are sent or the run has ended."""
     receiver.close()
     # All takes of a medium are requested one after another, so it is decoded once for all of them.
-    reader.picture, reader.power = lru_cache(1)(reader.picture), lru_cache(1)(reader.power)
+    reader.plain_image, reader.power = lru_cache(1)(reader.plain_image), lru_cache(1)(reader.power)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run itself answers Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # thread pools don't survive a fork, and rounding must not depend on them

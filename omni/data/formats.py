@@ -33,9 +33,9 @@ class Format:
     """A recognised source. Media paths are relative to `folder`."""
 
     name: str  # as it is printed
-    unit: str  # what the entries' numbers count: line, entry, sample, picture
+    unit: str  # what the entries' numbers count: line, entry, sample, image
     folder: Path
-    entries: Iterator[tuple[int, object]]  # an entry is a ValueError where the format itself is broken
+    entries: Iterator[tuple[int, object]]  # a ValueError in place of an entry that can't be read
     find_base64: Callable[[str, str], Piece] = conversations.no_base64  # (base64 text, name) -> its piece
 
 
@@ -71,30 +71,30 @@ def _folder(path: Path, question: str) -> Format:
     if tables := sorted(p.name for p in path.glob("*.tsv")):
         raise UserError(f"{path}: can't open this folder as a source: name the table to read: "
                         + ", ".join(tables[:9]))
-    kinds = sorted(p for p in path.iterdir() if p.is_dir())
-    if any(is_image(p.name) for kind in kinds for p in islice(kind.rglob("*"), 1000)):
+    classes = sorted(p for p in path.iterdir() if p.is_dir())
+    if any(is_image(p.name) for folder in classes for p in islice(folder.rglob("*"), 1000)):
         if not question:
-            raise UserError(f'{path}: a folder of pictures by kind needs a "question" in its source, such as '
+            raise UserError(f'{path}: an image folder needs a "question" in its source, such as '
                             '"What is in the picture?"')
-        return Format("image folder", "picture", root, _image_folder(root, question))
+        return Format("image folder", "image", root, _image_folder(root, question))
     raise UserError(f"{path}: can't open this folder as a source: it holds none of metadata.csv (LJSpeech), "
-                    "*.trans.txt (LibriSpeech), *.tar (WebDataset), KIND/*.jpg (pictures by kind)")
+                    "*.trans.txt (LibriSpeech), *.tar (WebDataset), CLASS/*.jpg (image folder)")
 
 
 def _image_folder(root: Path, question: str) -> Iterator[tuple[int, object]]:
-    """`kind/*.jpg`: the answer is the folder's name. Hidden files and folders are ignored."""
+    """`class/*.jpg`: the answer is the folder's name. Hidden files and folders are ignored."""
     number = 0
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root)
         if is_image(path.name) and not any(part.startswith(".") for part in relative.parts):
             number += 1
-            kind = relative.parts[0].replace("_", " ")
-            yield number, {"image": str(relative), "question": question, "answer": kind} \
-                if len(relative.parts) > 1 else ValueError("not in a folder that names its kind")
+            answer = relative.parts[0].replace("_", " ")
+            yield number, {"image": str(relative), "question": question, "answer": answer} \
+                if len(relative.parts) > 1 else ValueError("not in the folder of a class")
 
 
 def _librispeech(root: Path) -> Iterator[tuple[int, object]]:
-    """`speaker/chapter/*.trans.txt`: each line is a clip's name and its transcript; the FLAC lies beside."""
+    """`speaker/chapter/*.trans.txt`: each line is a clip's name and its transcript; its FLAC is beside."""
     number = 0
     for table in sorted(root.rglob("*.trans.txt")):
         for line in _lines(table):
@@ -125,7 +125,7 @@ def _text(path: Path, head: bytes) -> Format:
 
 
 def _table(path: Path, first: str, folder: Path) -> Format:
-    """CSV or TSV with a header line, `first`. Common Voice's lie beside `clips/` and have no quotes."""
+    """CSV or TSV with a header line, `first`. Common Voice's are beside `clips/` and don't use quotes."""
     delimiter = next((mark for mark in "\t,;|" if mark in first), ",")
     columns = [name.strip() for name in next(csv.reader([first], delimiter=delimiter))]
     common_voice = delimiter == "\t" and {"path", "sentence"} <= set(columns) and (folder / "clips").is_dir()
@@ -147,7 +147,7 @@ def _rows(path: Path, delimiter: str, columns: list[str], common_voice: bool) ->
         except StopIteration:
             return
         except csv.Error as err:
-            if reader.line_num > line or not header_seen:  # the open quote may hide any number of samples
+            if reader.line_num > line or not header_seen:  # the open quote may swallow any number of samples
                 raise UserError(f"{path}, line {line}: a quote opened here is not closed ({err})") from None
             yield line, ValueError(f"not a readable row ({err})")
             continue
@@ -191,7 +191,7 @@ def _entry(line: str, decode):
 
 def _json_list(path: Path) -> Iterator[tuple[int, object]]:
     if path.stat().st_size > MAX_JSON:
-        raise UserError(f"{path}: larger than {MAX_JSON >> 30} GB; write it as JSON lines, one entry a line")
+        raise UserError(f"{path}: larger than {MAX_JSON >> 30} GB; write one entry per line, as JSON lines")
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
@@ -205,7 +205,7 @@ def _json_list(path: Path) -> Iterator[tuple[int, object]]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 text with their own line ends, which matter in a table's quoted fields."""
+    """The lines of a UTF-8 text. Line ends are not translated: they matter in a table's quoted fields."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as f:
             yield from f

@@ -1,4 +1,4 @@
-"""Decodes, checks and augments an image: square RGB floats in [-1, 1], as the vision encoder wants it."""
+"""Decodes, checks and augments an image: square RGB floats in [-1, 1] for the vision encoder."""
 
 import io
 import warnings
@@ -23,7 +23,7 @@ def load(path: str | Path, size: int) -> torch.Tensor:
     an animation the first frame is read. An image that isn't square is fitted into the square and padded
     with white: nothing is cropped or distorted.
     """
-    with media.only_media_errors("a picture", path):
+    with media.only_media_errors("an image", path):
         rgb = _decode(media.source(path))
         if rgb.size != (size, size):
             rgb = ImageOps.pad(rgb, (size, size), method=Image.Resampling.BICUBIC, color=(255, 255, 255))
@@ -33,7 +33,7 @@ def load(path: str | Path, size: int) -> torch.Tensor:
 
 def load_rgb(path: str | Path) -> Image.Image:
     """The image at `path` in its own size, upright and in RGB. MediaError if it can't be used."""
-    with media.only_media_errors("a picture", path):
+    with media.only_media_errors("an image", path):
         return _decode(media.source(path))
 
 
@@ -49,7 +49,7 @@ def _decode(source: str | io.BytesIO) -> Image.Image:
                 picture.load()
                 return _to_rgb(picture)
     except (UnidentifiedImageError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise MediaError("not a picture in a known format, or too large") from None
+        raise MediaError("not an image in a known format, or too large") from None
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -81,7 +81,7 @@ def placement(rng: np.random.Generator, photograph: bool = False) -> Placement:
 
 
 def moved(box: tuple[float, ...], placed: Placement) -> tuple[float, ...]:
-    """Where a box (left, top, right, bottom as shares of the sides) is after the image was moved."""
+    """Where a box (left, top, right, bottom as fractions of the sides) is after the image was moved."""
     left, top, right, bottom = box
     if placed.mirrored:
         left, right = 1 - right, 1 - left
@@ -91,10 +91,10 @@ def moved(box: tuple[float, ...], placed: Placement) -> tuple[float, ...]:
 
 
 def augment(pixels: torch.Tensor, rng: np.random.Generator, photograph: bool = False) -> torch.Tensor:
-    """An augmented take of an image (3, H, W): shifted, scaled, other brightness and contrast, noise.
+    """An augmented take of an image (3, height, width): position, size, brightness, contrast and noise vary.
 
-    Hue stays, because questions name colors. Only photographs are mirrored, because elsewhere left, right and
-    letters have a meaning; photographs also lose a square (Cutout, DeVries and Taylor 2017).
+    Hue is kept, because questions name colors. Only photographs are mirrored, because elsewhere left, right
+    and letters have a meaning. In photographs a square is hidden too (Cutout, DeVries and Taylor 2017).
     """
     height, width = pixels.shape[1:]
     placed = placement(rng, photograph)

@@ -50,7 +50,7 @@ class Step:
 
 
 class StepDataset(Dataset):
-    """Item `s` is global step `s` at any time and in any process, so workers and resumes keep the order."""
+    """Item `s` is global step `s` in every process, so workers and resumed runs keep the order."""
 
     def __init__(self, mix: Mix, sampler: WeightedSampler, schedule: Schedule, collate: Collator, takes: int,
                  micro_batches: int, world: World = ALONE):
@@ -61,17 +61,17 @@ class StepDataset(Dataset):
         return self.schedule.steps
 
     def __getitem__(self, step: int) -> Step | UserError:
-        """The step, or an error. It is returned, for raised in a worker it would lose its message."""
+        """The step, or an error. It is returned, because one raised in a worker loses its message."""
         draws = [self.sampler[k] for k in self.schedule.draws(step)]
         try:
             return self._step(draws)
         except MediaError as err:
             names = ", ".join(map(self.mix.name, draws))
-            return UserError(f"a media file could be read when the run began and now can't ({err}); it "
-                             f"is one of {names}. Mend it, then continue with --resume")
+            return UserError(f"a media file that was readable when the run began no longer is ({err}); it "
+                             f"is one of {names}. Repair it, then continue with --resume")
 
     def _step(self, draws: list[Draw]) -> Step:
-        largest = -(-len(draws) // self.world.size)  # samples of the rank that has most
+        largest = -(-len(draws) // self.world.size)  # samples of the rank that has the most
         size = -(-largest // self.micro_batches)
         mine = self.world.share(draws)
         parts = [mine[i:i + size] for i in range(0, largest, size)]  # the same number on each rank

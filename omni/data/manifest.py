@@ -39,15 +39,15 @@ class Source:
     def split(self, share: float) -> tuple[list[Sample], list[Sample]]:
         """(training, held-out) samples. About `share` is held out, and at least one sample.
 
-        The side depends only on a sample's own content. So a sample stays on its side when the source grows,
-        is shuffled or is moved, and equal samples are on the same side.
+        The split of a sample depends only on its own content. So it stays the same when the source grows, is
+        shuffled or is moved, and equal samples are in the same split.
         """
         hashes = [self._hash_of(sample) for sample in self.samples]
         limit = max(share, min(hashes, default=0.0))
-        sides = [], []
+        splits = [], []
         for sample, value in zip(self.samples, hashes, strict=True):
-            sides[value <= limit].append(sample)
-        return sides
+            splits[value <= limit].append(sample)
+        return splits
 
     def _hash_of(self, sample: Sample) -> float:
         """A hash of the texts and the names of the media, spread evenly over 0 to 1."""
@@ -61,7 +61,7 @@ class Source:
         return Counter(reason for _, reason in self.skipped)
 
     def check(self, max_skipped: float) -> "Source":
-        """The source itself. UserError if it's empty or more than the share `max_skipped` was skipped."""
+        """The source itself. UserError if it's empty or a larger share than `max_skipped` was skipped."""
         total = len(self.samples) + len(self.skipped)
         if not self.samples or len(self.skipped) > max_skipped * total:
             common = self.reasons().most_common(3)
@@ -73,7 +73,7 @@ class Source:
 
 
 def summary_line(sources: list[Source]) -> str:
-    """What the files of a source were recognised as, and their total samples, media and skipped entries."""
+    """The formats that a source's files were recognised as; their total samples, media, skipped entries."""
     kinds = " and ".join(dict.fromkeys(source.kind for source in sources))
     samples = [sample for source in sources for sample in source.samples]
     media = {path for sample in samples for path in sample.images + sample.audios}
@@ -89,7 +89,7 @@ def read(path: str, name: str = "", allow_outside_paths: bool = False, question:
     """
     form = formats.recognise(path, question)
     source, shapes = Source(name or Path(path).stem, path, [], unit=form.unit, folder=form.folder), Counter()
-    gc.disable()  # no sample becomes garbage, and searching them all again and again takes 1/6 of the time
+    gc.disable()  # no sample becomes garbage, and checking them all repeatedly takes 1/6 of the time
     try:
         for number, entry in form.entries:
             try:
@@ -124,7 +124,7 @@ def _sample(entry: dict, folder: Path, allow_outside: bool) -> Sample:
         length += len(content)
         placeholders = placeholders or "<" in content
         if not content.isascii() and _SURROGATE.search(content):
-            raise ValueError("half a surrogate pair in a text")
+            raise ValueError("an unpaired surrogate in a text")
     if length > MAX_TEXT:
         raise ValueError(f"longer than {MAX_TEXT} characters")
     images = _media(entry["images"], "images", folder, allow_outside) if "images" in entry else ()
@@ -153,14 +153,14 @@ def _trim(messages, images, audios, untrained):
 
 
 def _objects(raw) -> tuple[tuple[tuple[str, ...], tuple[float, ...]], ...]:
-    """The objects in an image: [{"words": [...], "box": [left, top, right, bottom]}], 0 to 1 of the sides."""
+    """The objects in an image: [{"words": [...], "box": [left, top, right, bottom]}], as fractions."""
     objects = []
     for item in raw if isinstance(raw, list) else [None]:
         words, box = (item.get("words"), item.get("box")) if isinstance(item, dict) else (None, None)
         if not (isinstance(words, list) and all(isinstance(w, str) for w in words)
                 and isinstance(box, list) and len(box) == 4
                 and all(isinstance(v, int | float) and 0 <= v <= 1 for v in box)):
-            raise ValueError('"objects" needs words and a box of four shares from 0 to 1 each')
+            raise ValueError('"objects" needs words and a box of four numbers from 0 to 1')
         objects.append((tuple(words), tuple(map(float, box))))
     return tuple(objects)
 
@@ -180,7 +180,7 @@ def _checked(messages: list[tuple[str, str]], untrained: list[int]) -> tuple[tup
     if last != "assistant":
         raise ValueError("turns must go user, assistant, user, assistant, ...")
     if len(messages) // 2 == len(untrained):
-        raise ValueError("no answer is to be trained on")
+        raise ValueError("no answer is trained on")
     if not content.strip():
         raise ValueError("the answer is empty")
     return tuple(messages)

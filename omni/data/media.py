@@ -33,8 +33,8 @@ class Piece(str):
 def only_media_errors(what: str, path: str | Path) -> Iterator[None]:
     """Turn every exception of the `with` block into a MediaError: "not readable as `what` (reason)".
 
-    Given a damaged file, a decoder may raise anything: ValueError, struct.error, MemoryError. All that opens
-    or decodes a medium goes through here, so callers need to expect MediaError alone.
+    Given a damaged file, a decoder may raise anything: ValueError, struct.error, MemoryError. All code that
+    opens or decodes a medium runs in this block, so its callers need to expect MediaError alone.
     """
     try:
         yield

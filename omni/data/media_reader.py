@@ -1,4 +1,4 @@
-"""Reads an image or a clip as its encoder wants it, plain or as an augmented take."""
+"""Reads an image or a clip as its encoder needs it, plain or augmented."""
 
 from zlib import crc32
 
@@ -9,7 +9,7 @@ from omni.data import audio, image
 
 
 class MediaReader:
-    """Reads images and clips as the encoders want them. Take 0 is plain, higher takes are augmented.
+    """Reads takes of images and clips. Take 0 is the plain medium, higher takes are augmented.
 
     A take is a pure function of (seed, take, file name), so every process gets the same one at any time. All
     methods that read a file raise MediaError if it can't be used.
@@ -18,7 +18,7 @@ class MediaReader:
     def __init__(self, image_size: int, seed: int = 0, level: str = "clip"):
         self.image_size, self.seed, self.level = image_size, seed, level
 
-    def picture(self, path: str) -> torch.Tensor:
+    def plain_image(self, path: str) -> torch.Tensor:
         """The plain image: (3, image_size, image_size)."""
         return image.load(path, self.image_size)
 
@@ -28,8 +28,8 @@ class MediaReader:
 
     def pixels(self, path: str, take: int = 0) -> torch.Tensor:
         """A take of an image: (3, image_size, image_size)."""
-        picture = self.picture(path)
-        return image.augment(picture, self.rng(path, take)) if take else picture
+        pixels = self.plain_image(path)
+        return image.augment(pixels, self.rng(path, take)) if take else pixels
 
     def mel(self, path: str, take: int = 0) -> torch.Tensor:
         """The log-mel of a take of a clip: (F, MELS). F differs from take to take, see `frames`."""
@@ -41,6 +41,6 @@ class MediaReader:
         return audio.augmented_frames(plain_frames, self.rng(path, take)) if take else plain_frames
 
     def rng(self, path: str, take: int) -> np.random.Generator:
-        """The random numbers of a take of a medium, from the start."""
+        """A new random generator for a take of a medium."""
         name = path.rsplit("/", 1)[-1].encode("utf-8", "backslashreplace")  # not every file name is UTF-8
         return np.random.default_rng([self.seed, take, crc32(name)])

@@ -26,7 +26,7 @@ class Mix:
     val: dict[str, list[Sample]] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # "NAME.train", "NAME.val" -> the manifest
-    skipped: list[dict] = field(default_factory=list)  # a row a sample: source, split, line or media, reason
+    skipped: list[dict] = field(default_factory=list)  # per sample: source, split, line or media, reason
     cut: dict[str, int] = field(default_factory=dict)  # source -> number of samples whose prompt is cut
 
     def drop(self, why: Callable[[str, Sample], str | None]) -> None:
@@ -48,10 +48,10 @@ class Mix:
     def drop_overlong(self, collate: Collator, frames: dict[str, int]) -> None:
         """Drop the samples that can't be cut to max_length; count those that are cut.
 
-        `frames` is {path: mel frames} of all clips, each of its longest take.
+        `frames` is {path: mel frames of its longest take} of all clips.
         """
         def why(name: str, sample: Sample) -> str | None:
-            longer, reason = collate.cut(sample, frames)
+            longer, reason = collate.overlong(sample, frames)
             if longer and reason is None:
                 self.cut[name] = self.cut.get(name, 0) + 1
             return reason
@@ -70,7 +70,8 @@ class Mix:
         for name, reasons in self.reasons().items():
             kept, lost = len(self.train[name]) + len(self.val[name]), sum(reasons.values())
             if not self.train[name] or not self.val[name] or lost > max_skipped * (kept + lost):
-                what = "; ".join(f"{count}x {reason}" for reason, count in reasons.items()) or "one is empty"
+                what = "; ".join(f"{count}x {reason}" for reason, count in reasons.items())
+                what = what or "one of them is empty"
                 first = next((f", the first on line {row['line']} of its {row['split']} manifest"
                               for row in self.skipped if row["source"] == name and "line" in row), "")
                 where = f" ({listed} lists them)" if listed is not None and lost else ""
@@ -79,7 +80,7 @@ class Mix:
                                 f"{what}{first}{where}. Fix them or raise max_skipped (now {max_skipped:g})")
 
     def name(self, draw: Draw) -> str:
-        """A training sample so that a user can find it: its source and media, or else its question."""
+        """What a user finds a training sample by: its source, and its media or else its question."""
         sample = self.train[draw.source][draw.index]
         media = " ".join((*sample.images, *sample.audios))
         return f"{draw.source} {media or repr(sample.messages[0][1][:60])}"
@@ -118,7 +119,7 @@ def report_shared_media(name: str, mix: Mix) -> None:
     trained = {path for sample in mix.train[name] for path in sample.images + sample.audios}
     shared = sum(not trained.isdisjoint(sample.images + sample.audios) for sample in mix.val[name])
     if shared:
-        say(f"source {name}: {shared:,} of {len(mix.val[name]):,} held-out samples share a picture or clip "
+        say(f"source {name}: {shared:,} of {len(mix.val[name]):,} held-out samples share an image or clip "
             'with training; for figures on unseen media, give "val" a file of its own')
 
 

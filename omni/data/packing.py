@@ -8,22 +8,22 @@ from torch.nn import functional as F
 
 from omni.data.batch import IGNORE, Batch, BinGroup, PackedLayout
 
-# Sizes an octave. Each new size makes oneDNN compile its products anew, and a GPU capture another graph; but
-# what is padded is computed. Tokens cost most, so their buckets are the finest.
+# Bucket sizes per octave. For each size oneDNN compiles its products and a GPU captures a graph, so they must
+# be few. With more sizes there is less padding to compute. Tokens cost most, so they have the most sizes.
 TOKEN_BUCKETS, IMAGE_BUCKETS, AUDIO_BUCKETS, ANSWER_BUCKETS = 16, 8, 4, 4
-BIN = 128  # tokens: rows that are no longer share bins
+BIN = 128  # tokens: rows of up to this length share bins
 
 Row = tuple[list[int], list[int]]  # ids and labels of a sample
 
 
 def bucket(size: int, per_octave: int, least: int = 32) -> int:
-    """The smallest bucket size that holds `size`: `per_octave` of them an octave, `least` apart or more."""
+    """`size` rounded up to a bucket size. There are `per_octave` in each octave, at least `least` apart."""
     step = max(least, (1 << size.bit_length() - 1) // per_octave if size else 0)
     return -(-size // step) * step
 
 
 def pack(rows: Sequence[Row], pad: int, prompts: bool = False) -> Batch:
-    """A batch of text alone. Of `prompts`, which have no labels, `answers` is the last token of each row."""
+    """A batch of text alone. `prompts` have no labels: their `answers` are the last tokens of the rows."""
     lengths = [len(ids) for ids, _ in rows]
     padding = bucket(sum(lengths) + 1, TOKEN_BUCKETS) - sum(lengths)  # at least one token
     ids = torch.tensor([*chain(*(ids for ids, _ in rows)), *[pad] * padding])
@@ -40,14 +40,14 @@ def pack(rows: Sequence[Row], pad: int, prompts: bool = False) -> Batch:
 
 
 def pad_index(index: torch.Tensor, size: int, tokens: int) -> torch.Tensor:
-    """(n,) -> (size,) with the last of the batch's `tokens` behind. ValueError if n is more than `size`."""
+    """(n,) -> (size,), padded with the last of the batch's `tokens`. ValueError if n is above `size`."""
     if len(index) > size:
         raise ValueError(f"{len(index)} tokens for {size} features")
     return F.pad(index, (0, size - len(index)), value=tokens - 1)
 
 
 def packed_layout(lengths: Sequence[int], padding: int) -> PackedLayout:
-    """The layout of rows of `lengths` and of so many padding tokens behind them."""
+    """The layout of rows of these `lengths`, then `padding` tokens."""
     sizes = torch.tensor([*lengths, padding])
     starts = F.pad(sizes.cumsum(0), (1, 0))
     rows = torch.repeat_interleave(sizes)
@@ -55,7 +55,7 @@ def packed_layout(lengths: Sequence[int], padding: int) -> PackedLayout:
     positions = tokens - starts[rows]
     positions[-padding:] = 0
 
-    # One row of the padding, its last token, takes part in the bins.
+    # In the bins all padding is one row of one token, the last.
     slots, groups = _bins([*lengths, 1])
     slot_of_token = torch.tensor(slots)[rows] + positions
     count = sum(bins * length for bins, length in groups)
@@ -73,8 +73,8 @@ def packed_layout(lengths: Sequence[int], padding: int) -> PackedLayout:
 def _bins(sizes: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
     """The first slot of each row, and (bins, length) of each group; the last group is that of shared bins.
 
-    Rows longer than BIN have a bin each, in groups of like length. The others share bins: the longest first,
-    each where it leaves the least room.
+    Rows longer than BIN have a bin each, in groups of similar length. The others share bins: the longest
+    first, each in the bin where it leaves the least room.
     """
     by_length = sorted(range(len(sizes)), key=lambda row: -sizes[row])
     short = [row for row in by_length if sizes[row] <= BIN]

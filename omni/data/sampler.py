@@ -1,9 +1,8 @@
 """The weighted sampler: draw `k` of a run is a pure function of `(seed, k)`.
 
-A weight is a source's share of the draws, not of the passes over it. An epoch is `samples_per_epoch` draws.
-Within a source every sample is drawn once before any is drawn twice, and each pass has a new order, so a
-small source with a large weight is passed over more often. The sampler has no state: a resumed run needs
-only the number of the next draw.
+A source's weight is its share of all draws. An epoch is `samples_per_epoch` draws. Within a source every
+sample is drawn once before any is drawn twice, and each pass has a new order. So a small source with a large
+weight is repeated more often. The sampler has no state: a resumed run needs only the number of the next draw.
 """
 
 from dataclasses import dataclass

@@ -58,7 +58,7 @@ class Tokenizer:
         return self.bpe.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def chat(self, messages, image_tokens, audio_tokens, untrained=()) -> tuple[list[int], list[int]]:
-        """(ids, next-token labels) of a conversation, both of the same length.
+        """(ids, next-token labels) of a conversation, equally long.
 
         `image_tokens` and `audio_tokens` hold the number of tokens of each medium in order: its placeholder
         is repeated that often. A label is the next token if that is part of an answer or ends it, otherwise

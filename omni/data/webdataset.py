@@ -37,7 +37,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
                     yield member
     except tarfile.TarError as err:
         raise UserError(f"{path}: not a readable tar file ({err}); a compressed one must be "
-                        "decompressed first, because media are read from their place in it") from None
+                        "decompressed first, because media are read from inside it") from None
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -1,9 +1,9 @@
 """Attention: one `attend(q, k, v, layout)`, and the backends that it chooses from by layout and device.
 
     packed rows, CUDA in half precision    torch's kernel for packed rows (FlashAttention 2, Dao 2023)
-    packed rows, anything else             bins: the rows laid out as rectangles under a mask
-    rectangles, CPU                        products over all heads at once, as long as their scores fit
-    rectangles, anything else              PyTorch's scaled_dot_product_attention
+    packed rows, anything else             the rows are copied into bins: rectangles with a mask
+    rectangles (B, T), CPU                 products over all heads at once, as long as their scores fit
+    rectangles (B, T), anything else       PyTorch's scaled_dot_product_attention
 """
 
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ MAX_SCORES = 2 ** 24  # attention scores that a CPU holds at once: 32 MB in bf16
 
 @dataclass(frozen=True)
 class FullLayout:
-    """(B, T) positions that all see each other; where `valid` (B, T) is given, only those that are True."""
+    """(B, T) positions that all attend to each other, or only to those where `valid` (B, T) is True."""
 
     valid: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class DecodeLayout:
-    """One new token a row (B, 1), at `positions` (B,), which sees the cached tokens before it and itself.
+    """One new token per row (B, 1), at `positions` (B,). It attends to the cached tokens and itself.
 
-    `reach` is above every position: keys from there on are not looked at.
+    `reach` is above every position: keys from there on are not read.
     """
 
     positions: torch.Tensor
@@ -38,7 +38,7 @@ class DecodeLayout:
 
     @cached_property
     def seen(self) -> torch.Tensor:
-        """(B, 1, 1, reach) True where a row's new token may look."""
+        """(B, 1, 1, reach) True for the keys that a row's new token attends to."""
         keys = torch.arange(self.reach, device=self.positions.device)
         return (keys <= self.positions[:, None])[:, None, None]
 
@@ -66,16 +66,16 @@ def has_packed_kernel(q: torch.Tensor) -> bool:
 
 
 def _compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """What products of `x` are computed in: norms leave fp32 even under autocast."""
+    """The dtype of products with `x`. Under autocast `x` may still be fp32, which norms return."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _packed_kernel(q, k, v, layout: PackedLayout) -> torch.Tensor:
     dtype, starts = _compute_dtype(q), layout.cu_seqlens
-    longest = 1 << (layout.max_seqlen - 1).bit_length()  # few values: one captured graph serves many batches
+    longest = 1 << (layout.max_seqlen - 1).bit_length()  # few values: a captured graph serves many batches
     return varlen_attn(q.to(dtype), k.to(dtype), v.to(dtype), starts, starts, longest, longest,
-                       window_size=(-1, 0)).flatten(1)  # no key after the query
+                       window_size=(-1, 0)).flatten(1)  # causal
 
 
 def _binned(q, k, v, layout: PackedLayout) -> torch.Tensor:
@@ -89,7 +89,7 @@ def _binned(q, k, v, layout: PackedLayout) -> torch.Tensor:
 
 
 def _decode(q, k, v, mask: torch.Tensor) -> torch.Tensor:
-    """The queries that share a key head stand in for positions, so that no key is copied."""
+    """Query heads that share a key head are treated as positions, so that no key is copied."""
     (B, _, H, d), K = q.shape, k.shape[2]
     q = q.view(B, K, H // K, d).transpose(1, 2)  # (B, H / K, K, d)
     out = _rectangle(q, k, v, mask, causal=False).view(B, H // K, K, d)
@@ -105,10 +105,11 @@ def _rectangle(q, k, v, mask: torch.Tensor | None, causal: bool) -> torch.Tensor
 
 
 def _dot_product(q, k, v, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
-    """(B, H, T, d) to (B, H, S, d): -> (B, H, T, d).
+    """q (B, H, T, d), k and v (B, H, S, d) -> (B, H, T, d).
 
-    On a CPU PyTorch's goes through the heads one by one, and its backward pass is ten times as slow in bf16
-    as in fp32. So there it is products over all heads, and PyTorch's in fp32 where the scores are too many.
+    On a CPU PyTorch's function goes through the heads one by one, and its backward pass is ten times as slow
+    in bf16 as in fp32. So there one product covers all heads. If it would have too many scores, PyTorch's
+    function computes them in fp32.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
@@ -125,10 +126,10 @@ def _dot_product(q, k, v, mask: torch.Tensor | None, causal: bool) -> torch.Tens
 
 
 def gather(x: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """x (n, ...) -> x[index] (m, ...); `inverse` (n,) says which of the m holds each row of x.
+    """x (n, ...) -> x[index] (m, ...); `inverse` (n,) says where in the result each row of x is.
 
-    So the gradient is gathered too, where that of indexing would be scattered, which is slower. It is right
-    wherever a row that is taken more than once has a gradient of 0, as padding has.
+    With it the gradient is a gather too. That of plain indexing is a scatter, which is slower. The gradient
+    is correct if rows that are taken more than once have a gradient of 0, as padding has.
     """
     return _Gather.apply(x, index, inverse)
 

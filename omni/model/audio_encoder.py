@@ -1,8 +1,7 @@
 """The audio encoder: strided convolutions over log-mel to 25 or 12.5 frames/s, then transformer layers.
 
-Masks all the way: wherever a layer could mix in padding, frames beyond a clip's end are zero, exactly as the
-layer's own zero padding would be at the end of a clip alone. So a clip's features don't depend on its
-neighbours.
+A clip's features don't depend on the other clips of its batch. Frames beyond a clip's end are set to zero
+before each convolution, just like the convolution's own padding, and attention masks them.
 """
 
 import torch
@@ -17,7 +16,7 @@ from omni.model.layers import Block, RMSNorm, Rope, init_weights, rope_table
 
 
 class ConvModule(nn.Module):
-    """The convolution of a Conformer layer (Gulati et al. 2020): gate, depthwise over time, back."""
+    """The convolution module of a Conformer layer (Gulati et al. 2020)."""
 
     def __init__(self, width: int, kernel: int):
         super().__init__()
@@ -47,7 +46,7 @@ class AudioLayer(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """Log-mel (C, F, MELS) -> features (C, S, width), S = F / 8 at 12.5 frames/s, / 4 at 25."""
+    """Log-mel (C, F, MELS) -> features (C, S, width); S = F / 8 at 12.5 frames/s, F / 4 at 25, rounded up."""
 
     def __init__(self, arch: AudioArch):
         super().__init__()
@@ -65,11 +64,11 @@ class AudioEncoder(nn.Module):
         nn.init.normal_(self.stem_proj.weight, 0.0, self.stem_proj.in_features ** -0.5)
 
     def lengths(self, mel_lengths):
-        """Number of features of clips of so many mel frames (a tensor or an int)."""
+        """Number of features of clips with `mel_lengths` mel frames (a tensor or an int)."""
         return audio_tokens(self.arch, mel_lengths)
 
     def forward(self, mels: torch.Tensor, mel_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (C, S, width), those beyond a clip's length without meaning, and their numbers (C,)."""
+        """Features (C, S, width) and how many of them each clip has (C,); those beyond are meaningless."""
         x, lengths = mels[:, None], mel_lengths  # (C, 1, F, MELS)
         for conv in self.stem:
             x = F.gelu(conv(x))

@@ -1,4 +1,4 @@
-"""A Thinker's block on a CPU: what `layers.Block` computes for packed tokens, in fewer operations.
+"""A fused block for a CPU: what `layers.Block` computes for packed tokens, in fewer operations.
 
 On a CPU the matrix products of a small model take less time than the rest: element-wise passes, casts, and
 the calls themselves. So here a block is one autograd function with large products and a gradient written by
@@ -21,14 +21,14 @@ MODULES = {"": Block, "input_layernorm": RMSNorm, "self_attn": Attention, "post_
            "mlp": SwiGLU, **{f"self_attn.{name}_proj": nn.Linear for name in "qkvo"},
            **{f"mlp.{name}_proj": nn.Linear for name in ("gate", "up", "down")}}
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-LONGEST = 1024  # slots of a bin: attention keeps the square of it for its gradient
+LONGEST = 1024  # slots of a bin; memory for the gradient grows with the square
 
 
-def faster(layers: Sequence[nn.Module], x: torch.Tensor, rope: Rope, layout: PackedLayout) -> list | None:
-    """Functions that compute what the blocks `layers` do, called as they are; None where they can't.
+def fused(layers: Sequence[nn.Module], x: torch.Tensor, rope: Rope, layout: PackedLayout) -> list | None:
+    """For each block in `layers` a function with the same arguments and result; None if one can't be fused.
 
-    x (N, D) is what the first block is given. Nothing is ever ignored: biases, wrapped or replaced modules,
-    hooks, sharded weights and weights without gradient are left to the plain blocks.
+    x (N, D) is the input of the first block. Blocks with biases, wrapped or replaced modules, hooks, sharded
+    weights or frozen weights (while gradients are on) can't be fused.
     """
     if not (x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
             and max(group.length for group in layout.groups) <= LONGEST
@@ -40,7 +40,7 @@ def faster(layers: Sequence[nn.Module], x: torch.Tensor, rope: Rope, layout: Pac
 
 
 def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether a block is made of just what `_Block` computes, and all of its gradients are wanted."""
+    """Whether a block consists of just what `_Block` computes, and all of its gradients are needed."""
     modules, weights = dict(layer.named_modules()), list(layer.parameters())
     norm = RMSNorm if type(layer) is Block and layer.self_attn.qk_norm else nn.Identity
     return {name: type(module) for name, module in modules.items()} == MODULES | {
@@ -52,7 +52,7 @@ def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
 
 
 def _alike(layers: Sequence[Block]) -> bool:
-    """Whether one plan is right for all blocks."""
+    """Whether all blocks can share one plan."""
     heads = {(layer.self_attn.heads, layer.self_attn.kv_heads, layer.self_attn.head_dim) for layer in layers}
     eps = {norm.eps for layer in layers for norm in layer.modules() if isinstance(norm, RMSNorm)}
     return len(heads) == len(eps) == 1
@@ -60,7 +60,7 @@ def _alike(layers: Sequence[Block]) -> bool:
 
 def _run(layer: Block, plan: Plan, x: torch.Tensor, rope: Rope, layout: PackedLayout,
          cache: LayerCache | None = None, keep: torch.Tensor | None = None) -> torch.Tensor:
-    """As `Block.forward`; `rope` and `layout` are the plan's."""
+    """As `Block.forward`. `rope` and `layout` are ignored: the plan was made of them."""
     attn, mlp = layer.self_attn, layer.mlp
     norms = (attn.q_norm.weight, attn.k_norm.weight) if attn.qk_norm else (None, None)
     with torch.autocast("cpu", enabled=False):
@@ -71,19 +71,19 @@ def _run(layer: Block, plan: Plan, x: torch.Tensor, rope: Rope, layout: PackedLa
 
 
 def normalise(x, weight, eps: float):
-    """x / rms(x) * weight over the last dimension, and what the gradient needs."""
+    """x / rms(x) * weight over the last dimension, and what `normalise_back` needs."""
     scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     unit = x * scale
     return unit * weight, (unit, scale, weight)
 
 
 def normalise_back(dy, kept):
-    """The gradients of x, still to be multiplied by `scale`, and of the weight; `dy` is written over."""
+    """The gradients of x, still to be multiplied by `scale`, and of the weight; `dy` is overwritten."""
     unit, scale, weight = kept
-    along = dy * unit
-    dweight = along.sum(0)
-    inward = along.mul_(weight).mean(-1, keepdim=True)
-    return dy.mul_(weight).addcmul_(unit, inward, value=-1), dweight
+    product = dy * unit
+    dweight = product.sum(0)
+    mean = product.mul_(weight).mean(-1, keepdim=True)
+    return dy.mul_(weight).addcmul_(unit, mean, value=-1), dweight
 
 
 def interleave(x):
@@ -102,10 +102,10 @@ def rotate(x, rotations):
 
 
 def attend_bins(x, heads: BinnedHeads):
-    """Queries, keys and values (rows, d) -> what the queries find (their rows, d), and the probabilities.
+    """Queries, keys and values (rows, d) -> attention outputs (rows of queries, d), and the probabilities.
 
-    Queries are already divided by sqrt(d). Products over all bins at once are some three times as fast as
-    flash attention, which on CPUs goes through them one by one.
+    Queries are already divided by sqrt(d). Products over all bins at once are about three times as fast as
+    flash attention, which on CPUs goes through the bins one by one.
     """
     q, k, v = heads.split(x)
     scores = torch.bmm(q, k.transpose(1, 2))
@@ -126,14 +126,14 @@ def attend_bins_back(dy, x, probabilities, heads: BinnedHeads, dx) -> None:
     torch.bmm(dscores.transpose(1, 2), q, out=dk)
 
 
-def side_by_side(q_proj, k_proj, v_proj, d: int, dtype: torch.dtype):
-    """The three matrices (heads * d, D) as one ((H + 2 K) * d, D), cast; queries and keys interleaved."""
+def qkv_weight(q_proj, k_proj, v_proj, d: int, dtype: torch.dtype):
+    """The three matrices (heads * d, D) as one ((H + 2 K) * d, D), cast. Queries and keys are interleaved."""
     qk = interleave(torch.cat((q_proj, k_proj)).unflatten(0, (-1, d))).flatten(0, 1)
     return torch.cat((qk.to(dtype), v_proj.to(dtype)))
 
 
 class _Block(Function):
-    """`layers.Block` on x (N, D) -> (N, D), or those rows (A, D) that `keep` (A,) names."""
+    """`layers.Block` on x (N, D) -> (N, D), or only the rows `keep` (A,) of the result -> (A, D)."""
 
     @staticmethod
     def forward(ctx, x, plan: Plan, keep, cache, norm_in, q_proj, k_proj, v_proj, q_norm, k_norm, o_proj,
@@ -141,7 +141,7 @@ class _Block(Function):
         N, H, K, d, full, dtype = len(x), plan.heads, plan.kv_heads, plan.head_dim, x.dtype, plan.dtype
         y, kept_in = normalise(x, norm_in, plan.eps)
         y = y.to(dtype)
-        w_qkv = side_by_side(q_proj, k_proj, v_proj, d, dtype)
+        w_qkv = qkv_weight(q_proj, k_proj, v_proj, d, dtype)
         qkv = (y @ w_qkv.t()).view(N, -1, d)
         heads, kept_qk = qkv[:, :H + K].to(full), (None, None, None)
         if q_norm is None:
@@ -165,25 +165,25 @@ class _Block(Function):
         z, kept_mid = normalise(x, norm_mid, plan.eps)
         z = z.to(dtype)
         gate, up = z @ w_gate.t(), z @ w_up.t()
-        opened = F.silu(gate)
-        inside = opened * up
+        activated = F.silu(gate)
+        gated = activated * up
         ctx.plan, ctx.keep, ctx.N = plan, keep, N
-        ctx.save_for_backward(*kept_in, *kept_qk, *kept_mid, y, qkv, mixed, z, gate, up, opened, inside,
+        ctx.save_for_backward(*kept_in, *kept_qk, *kept_mid, y, qkv, mixed, z, gate, up, activated, gated,
                               w_qkv, w_o, w_gate, w_up, w_down, *attended)
-        return (inside @ w_down.t()).to(full).add_(x)
+        return (gated @ w_down.t()).to(full).add_(x)
 
     @staticmethod
     def backward(ctx, dout):
         saved = ctx.saved_tensors
         kept_in, kept_qk, kept_mid = saved[:3], saved[3:6], saved[6:9]
-        y, qkv, mixed, z, gate, up, opened, inside, w_qkv, w_o, w_gate, w_up, w_down, *attended = saved[9:]
+        y, qkv, mixed, z, gate, up, activated, gated, w_qkv, w_o, w_gate, w_up, w_down, *attended = saved[9:]
         plan, full, dtype = ctx.plan, dout.dtype, ctx.plan.dtype
         H, K, d = plan.heads, plan.kv_heads, plan.head_dim
 
         dy = dout.to(dtype)
-        ddown_proj, dinside = dy.t() @ inside, dy @ w_down
-        dup = dinside * opened
-        dgate = torch.ops.aten.silu_backward(dinside.mul_(up), gate)
+        ddown_proj, dgated = dy.t() @ gated, dy @ w_down
+        dup = dgated * activated
+        dgate = torch.ops.aten.silu_backward(dgated.mul_(up), gate)
         dgate_proj, dup_proj = dgate.t() @ z, dup.t() @ z
         dz, dnorm_mid = normalise_back(torch.addmm(dgate @ w_gate, dup, w_up).to(full), kept_mid)
         dx = torch.addcmul(dout, dz, kept_mid[1])

@@ -1,4 +1,4 @@
-"""Where the heads of packed tokens lie when attention is products over bins, as `cpu_block` computes it."""
+"""The order in memory of the heads of packed tokens, for the fused blocks of `cpu_block`."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ from omni.model.layers import Attention, Rope
 
 @dataclass(frozen=True)
 class BinnedHeads:
-    """The heads of a group of bins as rows: of all queries, then of all keys, then of all values.
+    """The heads of a group of bins as rows: all queries, then all keys, then all values.
 
-    The query heads that share a key head lie one after another in each bin, so that no key is copied.
+    In each bin the query heads that share a key head are one after another, so that no key is copied.
     """
 
     bins: int
     length: int
-    heads: int  # query heads a key head
+    heads: int  # query heads per key head
     kv_heads: int
     mask: torch.Tensor  # (bins or 1, 1, length, length), added to scores
 
@@ -28,31 +28,31 @@ class BinnedHeads:
         return [self.heads * keys, keys, keys]
 
     def rows(self, first: int, heads: int) -> torch.Tensor:
-        """(bins * length, kv_heads * heads): the row of each head of each slot, counted from `first`."""
+        """(bins * length, kv_heads * heads): the row of each head of each slot. `first` is the first row."""
         size = self.kv_heads * self.bins * heads * self.length
         numbers = torch.arange(first, first + size).view(self.kv_heads, self.bins, heads, self.length)
         return numbers.permute(1, 3, 0, 2).flatten(2).flatten(0, 1)
 
     def heads_of_rows(self, slots: torch.Tensor, first: int, heads: int) -> torch.Tensor:
-        """The head that each of those rows holds. `slots` (bins * length,) give each slot's first head."""
+        """The head in each of these rows. A slot's first head is `first` plus `slots` (bins * length,)."""
         numbers = torch.arange(first, first + self.kv_heads * heads).view(self.kv_heads, 1, heads, 1)
         return (slots.view(self.bins, 1, self.length) + numbers).flatten()
 
     def split(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(sum of sizes, d) -> queries (kv_heads * bins, heads * length, d), keys and values likewise."""
+        """(sum of sizes, d) -> queries (kv_heads * bins, heads * length, d), keys, values (.., length, d)."""
         q, k, v = x.split(self.sizes)
         return tuple(part.view(self.kv_heads * self.bins, -1, x.shape[-1]) for part in (q, k, v))
 
     def grid(self, x: torch.Tensor) -> torch.Tensor:
-        """(kv_heads * bins, heads * length, length) as the mask is broadcast over it."""
+        """Scores (kv_heads * bins, heads * length, length) in the shape that the mask is broadcast over."""
         return x.view(self.kv_heads, self.bins, self.heads, self.length, self.length)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all blocks of a step share: tables of rotary positions, and in which row each head lies.
+    """What all blocks of a step share: rotary tables, and the row of each head.
 
-    A token has H + 2 K heads, those of its queries, keys and values; heads are numbered token by token. Rows
+    A token has H + 2 K heads, those of its queries, keys and values. Heads are numbered token by token. Rows
     are those of `BinnedHeads`, group by group.
     """
 
@@ -68,13 +68,13 @@ class Plan:
     groups: tuple[BinnedHeads, ...]
     head_of_row: torch.Tensor  # (rows,)
     row_of_head: torch.Tensor  # (N * (H + 2 K),)
-    query_of_row: torch.Tensor  # the same where only queries are counted
+    query_of_row: torch.Tensor  # (query rows,): the same where only query heads are counted
     row_of_query: torch.Tensor  # (N * H,)
 
     @classmethod
     def of(cls, layout: PackedLayout, attention: Attention, eps: float, rope: Rope,
            dtype: torch.dtype) -> "Plan":
-        """`rope` is the table of the tokens; `dtype` is theirs, unless autocast has another."""
+        """`rope` is the rotary table of the tokens. Under autocast its dtype replaces `dtype`."""
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
         H, K, d = attention.heads, attention.kv_heads, attention.head_dim
@@ -104,5 +104,5 @@ class Plan:
                    tuple(groups), torch.cat(head_of_row), row_of_head, torch.cat(query_of_row), row_of_query)
 
     def by_group(self, x: torch.Tensor) -> list[tuple[torch.Tensor, BinnedHeads]]:
-        """Rows (rows, d) -> those of each group, with the group."""
+        """(rows, d) -> the rows of each group, with the group."""
         return [*zip(x.split([sum(group.sizes) for group in self.groups]), self.groups, strict=True)]

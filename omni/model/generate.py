@@ -1,4 +1,4 @@
-"""Generation: how the next token is chosen, and answers token by token against the KV cache."""
+"""Generation: choosing the next token, and answers token by token with a KV cache."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,15 +12,16 @@ from omni.model.omni import OmniNetwork
 
 
 class Sampling:
-    """Greedy at temperature 0. Else drawn from the softmax at `temperature`, out of the fewest likeliest
-    tokens whose probabilities add up to `top_p`; equal seeds give equal answers. ValueError on other values.
+    """Chooses the next token: greedy at temperature 0, else top-p (nucleus) sampling at `temperature`.
+
+    Equal seeds give equal answers. ValueError if an argument is out of range.
     """
 
     def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0):
         if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature must be 0 (greedy) or more, and {temperature:g} was given")
+            raise ValueError(f"temperature must be 0 (greedy) or more, not {temperature:g}")
         if not 0 < top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, and {top_p:g} was given")
+            raise ValueError(f"top_p must be above 0 and at most 1, not {top_p:g}")
         self.temperature, self.top_p = temperature, top_p
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -28,9 +29,9 @@ class Sampling:
         """(B, V) -> (B,)."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        # Drawn on the CPU: the same numbers on every device.
+        # Drawn on the CPU, so that a seed gives the same numbers on every device.
         probabilities, tokens = (logits.float().cpu() / self.temperature).softmax(-1).sort(descending=True)
-        probabilities[probabilities.cumsum(-1) - probabilities >= self.top_p] = 0  # the likeliest one stays
+        probabilities[probabilities.cumsum(-1) - probabilities >= self.top_p] = 0  # the likeliest is kept
         drawn = torch.multinomial(probabilities, 1, generator=self.generator)
         return tokens.gather(1, drawn)[:, 0].to(logits.device)
 
@@ -48,17 +49,17 @@ def generate(model: OmniNetwork, prompts: Batch, max_new_tokens: int) -> list[li
 @torch.no_grad()  # under inference_mode autocast would cast each weight again at each use
 def stream_tokens(model: OmniNetwork, prompts: Batch, max_new_tokens: int,
                   choose: Callable[[torch.Tensor], torch.Tensor] = GREEDY) -> Iterator[torch.Tensor]:
-    """The next token of each prompt (B,), step by step, until every answer has ended.
+    """The next token of each prompt (B,), step by step, until every answer has ended or is at its limit.
 
-    The prompts are read once; then each step reads one token a row against the cache. `choose` maps logits
-    (B, V) to tokens (B,). When half of the rows have ended they are dropped, since they cost as much as the
-    others. A row that has ended gives its end token again.
+    Prompts are processed once, then each step adds one token per row to the cache. `choose` maps logits
+    (rows, V) to tokens (rows,). When half of the rows have ended they are dropped, since they cost as much as
+    the others. A row that has ended yields its end token again.
     """
     thinker, end, B = model.thinker, model.tokenizer.end, prompts.samples
     lengths = prompts.layout.cu_seqlens.diff()[:B].long()
     longest = int(lengths.max())
     embeds = model.embed(prompts)
-    cache = thinker.new_cache(B + 1, longest + max_new_tokens, embeds)  # one row more, for the padding
+    cache = thinker.new_cache(B + 1, longest + max_new_tokens, embeds)  # one more row for the padding
     hidden = thinker.hidden(embeds, prompts.layout, prompts.answers, cache)  # (B, D)
     cache = [LayerCache(layer.keys[:B], layer.values[:B]) for layer in cache]
     prompt_of_row = torch.arange(B, device=lengths.device)

@@ -33,12 +33,12 @@ def rope_table(positions: torch.Tensor, head_dim: int, theta: float = 10000.0) -
     even = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     frequencies = theta ** (-even / head_dim)
     angles = positions[..., None].float() * frequencies
-    # The two halves of a head turn together, as in Llama.
+    # Dimensions i and i + head_dim / 2 are a pair, as in Llama.
     return tuple(torch.cat((table, table), dim=-1) for table in (angles.cos(), angles.sin()))
 
 
 def apply_rope(x: torch.Tensor, rope: Rope) -> torch.Tensor:
-    """Turn queries or keys (..., T, H, head_dim) by the table of `rope_table`."""
+    """Rotate queries or keys (..., T, H, head_dim) by the angles of `rope_table`."""
     cos, sin = (table[..., None, :].to(x.dtype) for table in rope)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
@@ -55,8 +55,8 @@ class LayerCache:
                layout: PackedLayout | DecodeLayout) -> tuple[torch.Tensor, torch.Tensor]:
         """Write new keys and values; returns those that the new tokens attend to.
 
-        Of a packed prompt (N, K, d) these are its own; of a new token a row (B, 1, K, d) those of the whole
-        row so far (B, reach, K, d).
+        For a packed prompt (N, K, d) these are the new ones. For one new token per row (B, 1, K, d) these are
+        all of the row so far (B, reach, K, d).
         """
         if isinstance(layout, PackedLayout):
             self._write(layout.rows, layout.positions, keys, values)
@@ -86,7 +86,7 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, rope: Rope | None, layout: Layout,
                 cache: LayerCache | None = None) -> torch.Tensor:
-        """x (N, width) of a packed layout or (B, T, width) of another -> the same shape.
+        """x (N, width) in a packed layout, else (B, T, width) -> the same shape.
 
         New keys and values are written to the `cache`.
         """
@@ -126,7 +126,7 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, rope: Rope | None, layout: Layout, cache: LayerCache | None = None,
                 keep: torch.Tensor | None = None) -> torch.Tensor:
-        """As `Attention`. Of packed tokens `keep` (A,) names those whose result is wanted: -> (A, width)."""
+        """As `Attention`. `keep` (A,) are packed tokens whose results alone are needed: -> (A, width)."""
         mixed = self.self_attn(self.input_layernorm(x), rope, layout, cache)
         if keep is not None:
             x, mixed = x.index_select(0, keep), mixed.index_select(0, keep)
@@ -135,7 +135,7 @@ class Block(nn.Module):
 
 
 def init_weights(model: nn.Module, layers: int, std: float = 0.02) -> None:
-    """GPT-2's initialisation: normal(0, std), 1/sqrt(2 layers) of it where a layer writes to the residual."""
+    """GPT-2's initialisation of matrices: normal(0, std), with std / sqrt(2 layers) before residual sums."""
     for name, p in model.named_parameters():
         if p.dim() == 2:
             scaled = name.endswith(("o_proj.weight", "down_proj.weight"))

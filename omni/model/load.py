@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def load_parts(config: SFTConfig) -> OmniNetwork:
-    """The three parts from their checkpoints, strictly, with a line said for each; fresh projectors."""
+    """A system of the three parts in their checkpoints and new projectors. Prints a line about each part."""
     thinker = partial(Thinker, activation_checkpointing=config.activation_checkpointing)
     parts, tokenizer = [], None
     for path, kind, module, arch, made_by in (
@@ -38,7 +38,7 @@ def load_parts(config: SFTConfig) -> OmniNetwork:
 
 
 def load_system(content: dict, where: str, kind: type[OmniNetwork] = OmniNetwork) -> OmniNetwork:
-    """The system that `content`, as `OmniNetwork.content` gives it, describes; strictly loaded."""
+    """The system in `content`, which is what `OmniNetwork.content` returned; loaded strictly."""
     kinds = {"thinker": (Thinker, ThinkerArch), "audio_encoder": (AudioEncoder, AudioArch),
              "vision_encoder": (VisionEncoder, VisionArch)}
     parts = [checkpoint.build_part(*part, content.get(name), name, where)[0]
@@ -59,5 +59,5 @@ def _tokenizer(content: dict, thinker: Thinker, where: str) -> Tokenizer:
     except Exception as err:  # tokenizers raises plain Exception
         raise UserError(f"{where}: holds no usable tokenizer ({str(err)[:80]})") from None
     if len(tokenizer) > thinker.arch.vocab_size:
-        raise UserError(f"{where}: {len(tokenizer)} tokens, and embeddings for {thinker.arch.vocab_size}")
+        raise UserError(f"{where}: {len(tokenizer)} tokens, but only {thinker.arch.vocab_size} embeddings")
     return tokenizer

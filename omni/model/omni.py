@@ -14,7 +14,7 @@ from omni.model.vision_encoder import VisionEncoder
 
 
 class OmniNetwork(nn.Module):
-    """A Thinker that also reads images and sound. Without an encoder (None) its kind of media is refused.
+    """A Thinker that also reads images and sound. Without an encoder (None) it can't read that medium.
 
     `label_smoothing` is the share of the training target that is spread over the whole vocabulary.
     """
@@ -51,7 +51,7 @@ class OmniNetwork(nn.Module):
         return self
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(M, 3, H, W) -> (M, P, vision width), without gradient if frozen."""
+        """(M, 3, image_size, image_size) -> (M, P, vision width), without gradient if frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoders):
             return self.vision_encoder(pixels)
 
@@ -65,7 +65,7 @@ class OmniNetwork(nn.Module):
             return self.audio_encoder(mels, mel_lengths)
 
     def embed(self, batch: Batch) -> torch.Tensor:
-        """Token embeddings (N, D), with the projected features written over the tokens of the media.
+        """Token embeddings (N, D), with projected features in place of image and audio tokens.
 
         A batch without a kind of media never runs its encoder or its projector.
         """
@@ -74,18 +74,18 @@ class OmniNetwork(nn.Module):
         if batch.pixels is not None:
             images = self.encode_images(batch.pixels)
         if images is not None:
-            embeds = _written(embeds, batch.image_tokens, self._project_images(images))
+            embeds = _replaced(embeds, batch.image_tokens, self._project_images(images))
         audio = batch.audio_features
         if batch.mels is not None:
             features, _ = self.encode_audio(batch.mels, batch.mel_lengths)
             audio = features.flatten(0, 1).index_select(0, batch.audio_frames)
         if audio is not None:
             dtype = self.audio_projector.up_proj.weight.dtype
-            embeds = _written(embeds, batch.audio_tokens, self.audio_projector(audio.to(dtype)))
+            embeds = _replaced(embeds, batch.audio_tokens, self.audio_projector(audio.to(dtype)))
         return embeds
 
     def _project_images(self, patches: torch.Tensor) -> torch.Tensor:
-        """(M, P, width) -> (M * P / 4, D): squares of MERGE x MERGE neighbours side by side, then the MLP."""
+        """(M, P, width) -> (M * P / MERGE ** 2, D): each MERGE x MERGE square of patches is one token."""
         M, P, W = patches.shape
         half = self.vision_encoder.grid // MERGE
         squares = patches.view(M, half, MERGE, half, MERGE, W).transpose(2, 3).reshape(M * half * half, -1)
@@ -100,10 +100,10 @@ class OmniNetwork(nn.Module):
         return loss + self._zero_of_absent(batch), right
 
     def _zero_of_absent(self, batch: Batch) -> torch.Tensor | float:
-        """0, with a gradient of 0 for the trained weights of a kind of media that the batch lacks.
+        """0, with a gradient of 0 for the trained weights of media that the batch lacks.
 
-        Of several ranks one may have images where another has none. Each must still reach every weight, or
-        the others wait for its gradients; and one process alone should train as several do.
+        A rank may have no images while others have some. It must still compute a gradient for every weight,
+        or the others wait for it. With one rank the same is done, so that it trains like several.
         """
         absent = []
         if self.vision_encoder is not None and not len(batch.image_tokens):
@@ -122,7 +122,7 @@ class OmniNetwork(nn.Module):
                 **{name: checkpoint.part(module) for name, module in parts.items()}}
 
 
-def _written(embeds: torch.Tensor, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+def _replaced(embeds: torch.Tensor, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     """`embeds` (N, D) with features (n, D) in place of the `tokens` (n,)."""
     if len(tokens) != len(features):
         raise ValueError(f"{len(features)} features for {len(tokens)} tokens")

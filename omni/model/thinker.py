@@ -13,7 +13,7 @@ from omni.model.layers import Block, LayerCache, RMSNorm, init_weights, rope_tab
 
 
 class Thinker(nn.Module):
-    """Token embeddings, blocks, final norm and head. `transformers` only adds `model.` before a name.
+    """Token embeddings, blocks, final norm and head. Weights are named as in `transformers`, less `model.`.
 
     With `activation_checkpointing` the backward pass computes each block again: less memory, more time.
     """
@@ -33,14 +33,14 @@ class Thinker(nn.Module):
 
     def hidden(self, embeds: torch.Tensor, layout: PackedLayout, keep: torch.Tensor | None = None,
                cache: list[LayerCache] | None = None) -> torch.Tensor:
-        """Packed embeddings (N, D) -> last hidden states (N, D), or those (A, D) that `keep` (A,) names.
+        """Packed embeddings (N, D) -> last hidden states (N, D), or only those of tokens `keep` (A,): (A, D).
 
-        For tokens that are not kept the last block computes attention alone. The keys and values of all
+        For tokens that are not kept the last block computes only attention. The keys and values of all
         tokens are written to the `cache`.
         """
         rope, x = rope_table(layout.positions, self.arch.head_dim, self.arch.rope_theta), embeds
-        # What is faster on a CPU is chosen here, once, and only where it computes the same.
-        blocks = cpu_block.faster(self.layers, x, rope, layout) or self.layers
+        # Fused blocks are used only where they compute the same as the plain ones.
+        blocks = cpu_block.fused(self.layers, x, rope, layout) or self.layers
         for number, block in enumerate(blocks):
             inputs = (x, rope, layout, None if cache is None else cache[number],
                       keep if number == len(blocks) - 1 else None)
@@ -56,12 +56,12 @@ class Thinker(nn.Module):
         return F.linear(hidden, weight)
 
     def new_cache(self, rows: int, length: int, like: torch.Tensor) -> list[LayerCache]:
-        """An empty cache of so many rows of `length` tokens, with the device and the dtype of `like`."""
+        """An empty cache for `rows` rows of up to `length` tokens, with the device and dtype of `like`."""
         shape = (rows, self.arch.kv_heads, length, self.arch.head_dim)
         return [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.layers]
 
     def decode(self, embeds: torch.Tensor, cache: list[LayerCache], layout: DecodeLayout) -> torch.Tensor:
-        """Hidden states (B, D) of one new token a row (B, D), which is added to the cache."""
+        """Hidden states (B, D) of one new token per row (B, D), which is added to the cache."""
         rope = rope_table(layout.positions[:, None], self.arch.head_dim, self.arch.rope_theta)
         x = embeds[:, None]
         for block, layer_cache in zip(self.layers, cache, strict=True):

@@ -10,7 +10,7 @@ from omni.model.layers import Block, RMSNorm, init_weights
 
 
 class StemBlock(nn.Module):
-    """Two 3x3 convolutions around a residual, normalised before each (He et al. 2016)."""
+    """A residual block of two 3x3 convolutions with normalisation before each (He et al. 2016)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -27,9 +27,9 @@ class StemBlock(nn.Module):
 class VisionEncoder(nn.Module):
     """Pixels (M, 3, image_size, image_size) -> patch features (M, P, width), row by row.
 
-    ViT (Dosovitskiy et al. 2021) with the stem of strided 3x3 convolutions of Xiao et al. 2021 in place of
-    one patch-sized convolution: it learns from far fewer pictures. `stem_blocks` residual blocks after each
-    halving make it a small ResNet under a transformer: photographs need that, drawings don't.
+    ViT (Dosovitskiy et al. 2021). A stem of strided 3x3 convolutions (Xiao et al. 2021) replaces the single
+    patch-sized convolution: so it learns from far fewer images. Photographs, but not drawings, also need
+    residual blocks in the stem: `stem_blocks` after each halving.
     """
 
     def __init__(self, arch: VisionArch):

@@ -4,7 +4,7 @@
     python -m omni.pretrain --config configs/audio_enc_tiny.json    B: CTC
     python -m omni.pretrain --config configs/vision_tiny.json       C: captions and answers
 
-Each works on any manifest. The loop is here; what a stage trains on and measures is in the file of its part.
+Each works on any manifest. The loop is here; the loss and metrics of a stage are in the module of its part.
 """
 
 import argparse
@@ -37,12 +37,12 @@ def main(arguments: list[str] | None = None) -> None:
     config = load_config(args.config, PretrainConfig, args.set)
     for key in ("train", "val", "output"):
         if not getattr(config, key):
-            raise UserError(f'{args.config}: "{key}" is needed')
+            raise UserError(f'{args.config}: "{key}" is missing')
     run(config)
 
 
 def run(config: PretrainConfig) -> dict:
-    """Train one stage and write its checkpoint; returns the held-out figures."""
+    """Train one stage and write its checkpoint; returns the held-out metrics."""
     torch.manual_seed(config.seed)
     device = choose_device(config.device)
     stage = STAGES[config.stage](config)
@@ -52,7 +52,7 @@ def run(config: PretrainConfig) -> dict:
     optimizer = optim.adamw([(model, config.learning_rate)], config.weight_decay, model)
     epochs = [stage.batches(epoch) for epoch in range(config.num_epochs)]  # lists of sample numbers
     total = sum(len(batches) for batches in epochs)
-    step, start, figures = 0, time.time(), {}
+    step, start, metrics = 0, time.time(), {}
     with tqdm(total=total, desc=f"stage {config.stage}", unit="step", mininterval=2, disable=None) as bar:
         for epoch, batches in enumerate(epochs):
             loss_sum = count_sum = 0.0
@@ -71,15 +71,15 @@ def run(config: PretrainConfig) -> dict:
                 bar.set_postfix(loss=f"{loss_sum / count_sum:.3f}", refresh=False)
             model.eval()
             with torch.inference_mode():
-                figures = stage.evaluate(device)
+                metrics = stage.evaluate(device)
             model.train()
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
             tqdm.write(f"epoch {epoch + 1}/{config.num_epochs}: loss {loss_sum / count_sum:.3f}, "
                        f"held out: {shown}, {(time.time() - start) / 60:.1f} min", file=sys.stdout)
             sys.stdout.flush()
-            checkpoint.save(config.output, stage.kind, {**stage.content(), "metrics": figures})
+            checkpoint.save(config.output, stage.kind, {**stage.content(), "metrics": metrics})
     print(f"wrote {config.output}")
-    return figures
+    return metrics
 
 
 if __name__ == "__main__":

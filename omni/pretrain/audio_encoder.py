@@ -35,17 +35,17 @@ class AudioStage(Stage):
         self.model = nn.ModuleDict({"encoder": AudioEncoder(arch),
                                     "head": nn.Linear(arch.width, len(self.pieces) + 1)})
         self.blank = len(self.pieces)
-        # CTC needs one frame a label, and one more between equal neighbours; zero_infinity would hide a lack.
+        # CTC needs a frame per label, and one more between equal neighbours; else its loss is infinite.
         self.needed = [len(n) + sum(a == b for a, b in zip(n, n[1:], strict=False)) for n in self.labels]
         fits = [i for i, power in enumerate(self.train)
                 if 0 < self.needed[i] <= self.model["encoder"].lengths(len(power))]
         if len(fits) < len(self.train):
-            print(f"{len(self.train) - len(fits)} of {len(self.train)} clips are skipped: they have fewer "
-                  "frames than pieces")
+            print(f"{len(self.train) - len(fits)} of {len(self.train)} clips are skipped: they have no "
+                  "transcript, or fewer frames than pieces")
         self.texts, self.train, self.labels, self.needed = (
             [values[i] for i in fits] for values in (self.texts, self.train, self.labels, self.needed))
         if not self.train:
-            raise UserError(f"{config.train}: no clip with a transcript that fits; "
+            raise UserError(f"{config.train}: no clip has a transcript that fits in its frames; "
                             "raise arch.frames_per_second")
         self.lengths = [len(power) for power in self.train]
 
@@ -67,7 +67,7 @@ class AudioStage(Stage):
                 # A faster take may have too few frames for its pieces.
                 if self.model["encoder"].lengths(len(varied)) >= self.needed[i]:
                     power = varied
-            # Half of the takes are normalised by the whole clip, so that the encoder works with either level.
+            # Half of the clips are normalised as a whole, so that the encoder works with either level.
             level = "clip" if self.level == "speech" and rng.random() < 0.5 else self.level
             mels.append(audio.spec_augment(audio.log_mel(power, level), rng))
         return *pad_mels(mels), [self.labels[i] for i in numbers]
@@ -75,7 +75,7 @@ class AudioStage(Stage):
     def loss(self, batch, device) -> tuple[torch.Tensor, int]:
         mels, lengths, labels = batch
         features, lengths = self.model["encoder"](mels.to(device), lengths.to(device))
-        scores = self.model["head"](features).float().log_softmax(-1).transpose(0, 1)  # (S, N, pieces + 1)
+        scores = self.model["head"](features).float().log_softmax(-1).transpose(0, 1)  # (S, C, pieces + 1)
         targets = torch.tensor([n for row in labels for n in row], device=device)
         target_lengths = torch.tensor([len(row) for row in labels], device=device)
         loss = F.ctc_loss(scores, targets, lengths, target_lengths, blank=self.blank, reduction="sum")

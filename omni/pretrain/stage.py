@@ -20,7 +20,7 @@ def bucketed(lengths, batch_size: int, rng: np.random.Generator) -> list[list[in
 
 
 class Stage:
-    """A model, its samples and its loss. `kind` is that of the checkpoint it writes."""
+    """A model, its samples and its loss. `kind` is the kind of checkpoint that it writes."""
 
     kind: str
     model: nn.Module

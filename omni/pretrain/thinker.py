@@ -18,11 +18,11 @@ READING_PROMPTS = ("Transcribe the audio.", "Transcribe.", "What is said?", "Wri
 
 
 class ThinkerStage(Stage):
-    """A: next-token prediction. `reading_share` of the batches teach it to read noisy pieces of speech.
+    """A: next-token prediction. In `reading_share` of the batches it learns to read noisy subwords.
 
-    A reading sample is a sentence as an audio encoder might spell it: pieces repeated, lost, mistaken and
-    separated by silence (the `<audio>` token), then the instruction and the sentence. A Thinker that can read
-    these learns to hear from few clips: the projector only has to find the embeddings of the pieces.
+    A reading sample is a sentence as an audio encoder might output it: pieces repeated, lost, mistaken and
+    separated by silence (the `<audio>` token), then the instruction and the sentence. After that the Thinker
+    needs few clips to understand speech: the projector only has to map audio to embeddings of pieces.
     """
 
     kind = "thinker"
@@ -73,7 +73,7 @@ class ThinkerStage(Stage):
         return [*prompt_ids, ids[ASSISTANT], *answer_ids], labels
 
     def noisy(self, numbers: list[int], rng: np.random.Generator) -> list[int]:
-        """Pieces as a CTC encoder spells them: half of the frames are silence, 8 % are lost or wrong."""
+        """Tokens as of a CTC encoder: about half are silence, 8 % of the pieces are lost or wrong."""
         silence, frames = self.tok.ids[AUDIO], []
         for number in numbers:
             frames += [silence] * rng.poisson(0.9)
@@ -102,7 +102,7 @@ class ThinkerStage(Stage):
 
     def evaluate(self, device) -> dict:
         """Next-token accuracy on held-out text, and on reading samples never seen."""
-        figures = {}
+        metrics = {}
         readings = [self.reading(self.rng(0, i)) for i in range(200)] if self.spoken else []
         for name, rows in (("text_acc", self.encoded_val), ("reading_acc", readings)):
             hits = count = 0
@@ -110,8 +110,8 @@ class ThinkerStage(Stage):
                 batch = pack(rows[start:start + 64], self.tok.pad).to(device)
                 hits, count = hits + int(self._score(batch)[1]), count + batch.answer_tokens
             if count:
-                figures[name] = hits / count
-        return figures
+                metrics[name] = hits / count
+        return metrics
 
     def content(self) -> dict:
         return {**checkpoint.part(self.model), "tokenizer": self.tok.json_text}

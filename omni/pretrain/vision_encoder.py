@@ -25,7 +25,7 @@ from omni.model.vision_encoder import VisionEncoder
 from omni.pretrain.stage import Stage
 
 COLOR_WORDS = set("red green blue yellow orange purple pink brown black white gray grey".split())
-WORDS_WEIGHT = 0.2  # weight of the word loss (summed over words) beside the decoder's loss (a token)
+WORDS_WEIGHT = 0.2  # of the word loss (summed over words), relative to the decoder's loss (per token)
 
 
 def recolor(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -70,7 +70,7 @@ def answer_words(sample: Sample) -> list[str]:
 
 
 def one_conversation_an_image(samples: list[Sample]) -> list[Sample]:
-    """Joins all conversations about an image into one, so that a step encodes the image once for all."""
+    """Joins all conversations about an image into one, so that a step encodes each image once."""
     joined: dict[tuple[str, ...], Sample] = {}
     for sample in samples:
         first = joined.get(sample.images)
@@ -84,18 +84,18 @@ def one_conversation_an_image(samples: list[Sample]) -> list[Sample]:
 
 
 class VisionStage(Stage):
-    """C: the encoder learns what is said about images, through heads that are thrown away afterwards.
+    """C: the encoder learns what is said about images, through heads that are discarded afterwards.
 
     - A small decoder with its own tokenizer captions and answers from the merged patch features, as the
-      Thinker will. By itself it takes long to learn more than what is usually said.
+      Thinker will. Alone it takes long to learn more than the most frequent answers.
     - Each patch scores each word, and the highest scores decide whether a caption has the word (multiple-
       instance learning, Fang et al. 2015). The subject of a photograph fills it, so there the mean of all
       patches decides, and the words compete (Mahajan et al. 2018), weighted by inverse document frequency
-      (Spaerck Jones 1972), since a word said of every image tells nothing.
+      (Spaerck Jones 1972), since a word that is said of every image is no information.
     - Where a manifest says what is where (`objects`), the mean of the patches in a box scores its words.
 
     In each batch the decoder is trained on a quarter of the images. If their manifest names colors, the other
-    images are recolored, and the words for colors are not asked. Otherwise the encoder infers kinds from
+    images are recolored, and color words are not in their loss. Otherwise the encoder infers kinds from
     colors: it never saw a pink cat, so it decides that nothing pink is a cat.
     """
 
@@ -131,10 +131,10 @@ class VisionStage(Stage):
         self.colors = [i for word, i in self.words.items() if word in COLOR_WORDS]
         reader = CachingReader(arch.image_size, config.seed, photographs)
         self.collate = Collator(tokenizer, reader, self.omni.image_tokens, None, config.max_length)
-        for sample in tqdm(self.train + self.val, desc="pictures", mininterval=2, disable=None, leave=False):
+        for sample in tqdm(self.train + self.val, desc="images", mininterval=2, disable=None, leave=False):
             reader.pixels(sample.images[0])
         self.lengths = [len(tokenizer.chat(s.messages, [1], [])[0]) for s in self.train]
-        if photographs:  # batches by length would be of one kind of thing, so they are by manifest
+        if photographs:  # captions of a class are equally long: sort by manifest instead
             self.lengths = manifests
 
     def _of_one_image(self, paths: str | list[str]) -> list[Sample]:
@@ -202,7 +202,7 @@ class VisionStage(Stage):
         return loss + words * text.answer_tokens, text.answer_tokens
 
     def evaluate(self, device) -> dict:
-        """Next-token accuracy on held-out answers, and the share of held-out questions answered exactly."""
+        """Next-token accuracy on held-out answers, and the share of held-out questions answered correctly."""
         hits = count = right = asked = 0
         for start in range(0, len(self.val), 64):
             samples = self.val[start:start + 64]

@@ -75,7 +75,7 @@ def explain_out_of_memory(remedy: str, batches: Iterable[Batch] = (),
     except torch.cuda.OutOfMemoryError:
         if save is not None:
             save()
-        shapes = ", ".join(batch.shape for batch in batches)
+        shapes = ", ".join(batch.summary for batch in batches)
         where = f"a step of {shapes}" if shapes else "evaluation"
         raise UserError(f"out of GPU memory in {where}: {remedy}, then continue from the last checkpoint "
                         "with --resume") from None

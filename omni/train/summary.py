@@ -60,7 +60,7 @@ def dry_run(model: OmniNetwork, mix: Mix, collate: Collator, config: SFTConfig, 
             loss, _ = model(batch)
         (loss / batch.answer_tokens).backward()
         model.zero_grad(set_to_none=True)
-        say(f"dry run of {name}: batch of {batch.shape}, "
+        say(f"dry run of {name}: batch of {batch.summary}, "
             f"{batch.answer_tokens} of them answers, loss {loss.item() / batch.answer_tokens:.3f}")
     gpu = f", {gpu_memory_gb(device):.2f} GB on the GPU" if device.type == "cuda" else ""
     say(f"dry run: no problems; peak memory {peak_memory_gb():.2f} GB{gpu}")

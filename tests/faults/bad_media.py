@@ -92,13 +92,13 @@ HTML = b"<!doctype html><html><script>alert(1)</script>404 Not Found</html>"
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9" onload="alert(1)"/></svg>'
 # name -> (content, the color of its center, or a part of the reason why it must be refused)
 PICTURES: dict[str, tuple[bytes, tuple | str]] = {
-    "zero.png": (b"", "not a picture"), "html.jpg": (HTML, "not a picture"),
-    "svg.jpg": (SVG, "not a picture"),
-    "pdf.png": (b"%PDF-1.4\n%...", "not a picture"), "zip.png": (b"PK\x03\x04" + bytes(50), "not a picture"),
-    "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
-    "ico.png": (encoded(picture(), "ICO"), "not a picture"),
-    "psd.jpg": (b"8BPS\0\1" + bytes(40), "not a picture"),
-    "sound.png": (wav(), "not a picture"), "text.png": (b"cat.png\n", "not a picture"),
+    "zero.png": (b"", "not an image"), "html.jpg": (HTML, "not an image"),
+    "svg.jpg": (SVG, "not an image"),
+    "pdf.png": (b"%PDF-1.4\n%...", "not an image"), "zip.png": (b"PK\x03\x04" + bytes(50), "not an image"),
+    "eps.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+    "ico.png": (encoded(picture(), "ICO"), "not an image"),
+    "psd.jpg": (b"8BPS\0\1" + bytes(40), "not an image"),
+    "sound.png": (wav(), "not an image"), "text.png": (b"cat.png\n", "not an image"),
     "magic_alone.png": (b"\x89PNG\r\n\x1a\n", ""), "magic_alone.gif": (b"GIF89a", ""),
     "magic_alone.jpg": (b"\xff\xd8\xff", ""), "magic_alone.webp": (b"RIFF\x08\0\0\0WEBPVP8 ", ""),
     "header_alone.png": (png(100, 100), ""), "bomb.png": (png(30_000, 30_000), "too large"),

@@ -152,10 +152,10 @@ def test_a_medium_that_failed_once_is_tried_again(tmp_path):
 class Counting(MediaReader):
     """Counts the decodings of each image in a file beside it."""
 
-    def picture(self, path):
+    def plain_image(self, path):
         with open(path + ".read", "a") as file:
             file.write("x")
-        return super().picture(path)
+        return super().plain_image(path)
 
 
 def test_a_medium_is_decoded_once_for_all_its_takes(tmp_path):
@@ -220,7 +220,7 @@ def test_skipped_samples_are_listed_and_the_mix_of_the_others_is_unchanged(toy, 
     listed = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
     assert [(row["source"], row["split"], len(row["media"])) for row in listed] == [
         ("image_text", "train", 1), ("image_text", "val", 1)]
-    assert all("not a picture" in row["reason"] for row in listed)
+    assert all("not an image" in row["reason"] for row in listed)
     for row, other in zip(rows(out, "epoch"), rows(whole, "epoch"), strict=True):
         assert row["skipped"]["image_text"] and not row["skipped"]["text_only"]
         for name, share in other["mix"].items():
@@ -230,9 +230,9 @@ def test_skipped_samples_are_listed_and_the_mix_of_the_others_is_unchanged(toy, 
 
 
 @pytest.mark.parametrize("workers, name, message", [
-    (0, "train_0", "read when the run began.*not a picture.*image_text.*--resume"),
-    (1, "train_0", "read when the run began.*not a picture.*image_text.*--resume"),
-    (0, "val_0", "image_text: a held-out medium.*readable at the start.*not a picture.*--resume")])
+    (0, "train_0", "read when the run began.*not an image.*image_text.*--resume"),
+    (1, "train_0", "read when the run began.*not an image.*image_text.*--resume"),
+    (0, "val_0", "image_text: a held-out medium.*readable at the start.*not an image.*--resume")])
 def test_a_file_that_breaks_during_a_run_gives_a_one_line_error_and_the_run_can_resume(
         toy, tmp_path, monkeypatch, workers, name, message):
     data = spoil(toy, tmp_path)
@@ -251,7 +251,7 @@ def test_a_file_that_breaks_during_a_run_gives_a_one_line_error_and_the_run_can_
 
 def test_more_skipped_samples_than_max_skipped_stop_the_run_with_a_list(toy, tmp_path):
     data = spoil(toy, tmp_path, *(f"image_text/train_{i}.png" for i in range(3)))
-    with pytest.raises(UserError, match="source image_text.*3 of 15.*not a picture.*jsonl lists") as caught:
+    with pytest.raises(UserError, match="source image_text.*3 of 15.*not an image.*jsonl lists") as caught:
         train(toy, tmp_path, data_dir=str(data), max_skipped=0.1)
     assert "\n" not in str(caught.value)
     assert (tmp_path / "out" / "skipped.jsonl").read_text().count("\n") == 3
