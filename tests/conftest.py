@@ -14,6 +14,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 import toy as toy_module  # noqa: E402
 
+from omni.data.sample import Sample  # noqa: E402
+
 REAL = ROOT.parent / "shared" / "real"
 
 
@@ -51,6 +53,25 @@ def signals_restored():
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory) -> toy_module.Toy:
     return toy_module.make(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def model(toy):
+    return toy.model()
+
+
+@pytest.fixture
+def mixed(toy) -> list[Sample]:
+    """Samples with 0, 1 and several media, in any turn."""
+    pictures = [s.images[0] for s in toy.samples("image_text")]
+    clips = [s.audios[0] for s in toy.samples("audio_text")]
+    return [
+        toy.samples("text_only")[0],
+        Sample(("user", "<audio>and<image>?", "assistant", "yes"), (pictures[0],), (clips[3],)),
+        Sample(("system", "look <image>", "user", "a<image><image>b", "assistant", "red",
+                "user", "<audio>now <audio>", "assistant", "low and high"), tuple(pictures[1:4]),
+                tuple(clips[:2])),
+        toy.samples("audio_text")[5], toy.samples("image_text")[2]]
 
 
 @pytest.fixture(scope="session")

@@ -6,34 +6,14 @@ import pytest
 import torch
 from reference import padded_hidden, rows, unpacked
 from torch.nn import functional as F
+from toy import briefly_trained
 
 from omni import checkpoint
 from omni.data.batch import IGNORE
 from omni.data.decoding import Decoder
-from omni.data.sample import Sample
-from omni.model.generate import generate, stream_tokens
 from omni.model.load import load_system
 from omni.train import optim
 from omni.train.features import FeatureStore
-
-
-@pytest.fixture
-def model(toy):
-    return toy.model()
-
-
-@pytest.fixture
-def mixed(toy) -> list[Sample]:
-    """Samples with 0, 1 and several media, in any turn."""
-    pictures = [s.images[0] for s in toy.samples("image_text")]
-    clips = [s.audios[0] for s in toy.samples("audio_text")]
-    return [
-        toy.samples("text_only")[0],
-        Sample(("user", "<audio>and<image>?", "assistant", "yes"), (pictures[0],), (clips[3],)),
-        Sample(("system", "look <image>", "user", "a<image><image>b", "assistant", "red",
-                "user", "<audio>now <audio>", "assistant", "low and high"), tuple(pictures[1:4]),
-                tuple(clips[:2])),
-        toy.samples("audio_text")[5], toy.samples("image_text")[2]]
 
 
 @torch.no_grad()
@@ -159,70 +139,6 @@ def test_a_batch_without_a_modality_runs_neither_its_encoder_nor_its_projector(t
         ran.clear()
         model(collate(toy.samples(source)[:3]))
         assert ran == wanted
-
-
-@torch.no_grad()
-def slow_generate(model, batch, limit: int, choose=lambda logits: logits.argmax(-1)) -> list[int]:
-    """One row without a cache: all of it is computed for each token."""
-    embeds, ids = unpacked(batch.layout, model.embed(batch))[0][None], []
-    for _ in range(limit):
-        token = int(choose(model.thinker.logits(padded_hidden(model.thinker, embeds)[:, -1])))
-        if token == model.tokenizer.end:
-            break
-        ids.append(token)
-        embeds = torch.cat([embeds, model.thinker.embed_tokens.weight[token][None, None]], dim=1)
-    return ids
-
-
-def briefly_trained(model, toy):
-    """The model after a few training steps, so that its answers differ in text and length."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
-    batch = toy.collator(model)([s for name in ("text_only", "audio_text", "image_text")
-                                 for s in toy.samples(name)[:3]])
-    for _ in range(25):
-        loss, _ = model(batch)
-        (loss / batch.answer_tokens).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval()
-
-
-def test_batched_generation_with_a_cache_equals_single_rows_without(toy, model, mixed):
-    briefly_trained(model, toy)
-    collate = toy.collator(model)
-    slow = [slow_generate(model, collate([s], prompts=True), 12) for s in mixed]
-    assert len({len(row) for row in slow}) > 1  # rows end at different steps
-    assert generate(model, collate(mixed, prompts=True), 12) == slow
-    assert [generate(model, collate([s], prompts=True), 12)[0] for s in mixed] == slow
-
-
-@torch.no_grad()
-def test_dropping_ended_rows_does_not_change_the_others(toy, model, mixed):
-    for p in model.thinker.parameters():
-        p.mul_(3)
-    collate, end = toy.collator(model), model.tokenizer.end
-    samples = mixed + toy.samples("text_only")[:7]
-
-    def choose(logits):  # a sixth of the vocabulary ends an answer
-        token = logits.argmax(-1)
-        return torch.where(token % 6 == 0, end, token)
-
-    slow = [slow_generate(model, collate([s], prompts=True), 12, choose) for s in samples]
-    expected = [(ids + [end])[:12] for ids in slow]
-    ends = sorted(map(len, expected))
-    assert len(expected[2]) > 2  # the longest prompt, whose answer fills the cache
-    assert ends[2] < ends[5] < ends[8] < ends[-1]  # half of the rows end, then half of the rest
-    rows = torch.stack(list(stream_tokens(model, collate(samples, prompts=True), 12, choose)), 1).tolist()
-    assert [row[:len(ids)] for row, ids in zip(rows, expected, strict=True)] == expected
-
-
-def test_bf16_generation_starts_like_fp32(toy, model, mixed):
-    briefly_trained(model, toy)
-    batch = toy.collator(model)(mixed, prompts=True)
-    with torch.autocast("cpu", torch.bfloat16):
-        half = generate(model, batch, 6)
-    full = generate(model, batch, 6)
-    assert sum(a[:1] == b[:1] for a, b in zip(half, full, strict=True)) >= len(mixed) - 1
 
 
 def optimizer_of(model, freeze: bool):

@@ -135,3 +135,16 @@ def make(root: Path) -> Toy:
         "max_new_tokens": 4, "eval_samples": 3, "save_every_steps": 100, "log_every_steps": 1,
         "device": "cpu",
         "precision": "fp32", "max_length": 256})
+
+
+def briefly_trained(model, toy):
+    """The model after a few training steps, so that its answers differ in text and length."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
+    batch = toy.collator(model)([s for name in ("text_only", "audio_text", "image_text")
+                                 for s in toy.samples(name)[:3]])
+    for _ in range(25):
+        loss, _ = model(batch)
+        (loss / batch.answer_tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
