@@ -62,8 +62,10 @@ class OmniModel(OmniNetwork):
         except ValueError as err:
             raise UserError(str(err)) from None
         device, ids, sent = next(self.parameters()).device, [], 0  # sent: characters yielded so far
-        with torch.inference_mode(), autocast(device, self.config.precision):
+        try:
             batch = self.collator(NamingReader)([sample], prompts=True).to(device)
+        except ValueError as err:
+            raise UserError(f"the question is too long: {err}") from None
         tokens = stream_tokens(self, batch, max_new_tokens or self.config.max_new_tokens, choose)
         while True:
             with autocast(device, self.config.precision):  # off while the caller runs

@@ -167,3 +167,15 @@ def test_a_session_in_json_for_scripts(saved, media, command):
     assert done.returncode == 0, done.stderr
     first, second = map(json.loads, done.stdout.splitlines())
     assert first["images"] == [picture] and second["images"] == []
+
+
+def test_media_longer_than_max_length_are_a_user_error(system, monkeypatch, toy):
+    sample = toy.samples("image_text")[0]
+    monkeypatch.setattr(system, "config", dataclasses.replace(system.config, max_length=16))
+    with pytest.raises(UserError, match="too long: .* max_length is 16"):
+        system.chat([{"role": "user", "content": [{"type": "image", "image": sample.images[0]}] * 8}])
+
+
+def test_a_temperature_that_overflows_is_a_user_error(system):
+    with pytest.raises(UserError, match="temperature must be 0"):
+        system.chat([{"role": "user", "content": "hi"}], temperature=1e-40)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from omni.model.audio_encoder import AudioEncoder
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
 from omni.pretrain.__main__ import run
+from omni.pretrain.audio_encoder import AudioStage
 from omni.pretrain.thinker import ThinkerStage
 from omni.pretrain.vision_encoder import COLOR_WORDS, VisionStage, competing_word_loss
 
@@ -147,3 +149,18 @@ def test_recolored_images_have_no_targets_for_color_words(toy, tmp_path):
     for row, words in enumerate(image_words):
         assert words[cat] == 1 and (words[red] == 1 if row < with_text else words[red].isnan())
     assert all(float(weights.sum()) == pytest.approx(1) for _, weights in areas)
+
+
+@pytest.mark.parametrize("stage, name", [("audio", "train_1.wav"), ("vision", "train_1.png")])
+def test_media_that_cannot_be_read_are_skipped_and_named(toy, tmp_path, capsys, stage, name):
+    data = tmp_path / "data"
+    shutil.copytree(toy.root / "data", data)
+    source = data / {"audio": "audio_text", "vision": "image_text"}[stage]
+    (source / name).write_bytes(b"<html>")
+    changes = {"train": str(source / "train.jsonl"), "val": str(source / "val.jsonl")}
+    made = {"audio": AudioStage, "vision": VisionStage}[stage](config(toy, tmp_path, stage, **changes))
+    printed = capsys.readouterr().out
+    assert len(made.train) == 11 and "1 of 12" in printed and name in printed
+    (tmp_path / "none.jsonl").write_text(json.dumps({"text": "no media here"}) + "\n")
+    with pytest.raises(UserError, match="none can be used"):
+        type(made)(config(toy, tmp_path, stage, **{**changes, "val": str(tmp_path / "none.jsonl")}))

@@ -103,11 +103,14 @@ class Collator:
     def fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
         """Cut the front of a prompt to fit `max_length`, but neither media nor the last answer.
 
-        A row of nothing else, such as a plain text, is cut behind its first token.
+        A row of nothing else, such as a plain text, is cut behind its first token. ValueError if it has
+        media.
         """
         excess = len(ids) - self.max_length
         if excess <= 0:
             return ids, labels
+        if not self._cuttable(ids) and {self.tokenizer.image, self.tokenizer.audio} & {*ids}:
+            raise ValueError(f"{len(ids)} tokens of media and text, and max_length is {self.max_length}")
         dropped = set((self._cuttable(ids) or list(range(1, len(ids))))[:excess])
         # A label is the next token: where that token is dropped, the label is dropped too.
         labels = [IGNORE if i + 1 in dropped else label for i, label in enumerate(labels)]

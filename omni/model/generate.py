@@ -10,6 +10,8 @@ from omni.model.attention import DecodeLayout
 from omni.model.layers import LayerCache
 from omni.model.omni import OmniNetwork
 
+MIN_TEMPERATURE = 1e-3  # logits divided by less may overflow
+
 
 class Sampling:
     """Chooses the next token: greedy at temperature 0, else top-p (nucleus) sampling at `temperature`.
@@ -18,8 +20,9 @@ class Sampling:
     """
 
     def __init__(self, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0):
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature must be 0 (greedy) or more, not {temperature:g}")
+        if temperature != 0 and not MIN_TEMPERATURE <= temperature < math.inf:
+            raise ValueError(f"temperature must be 0 (greedy) or at least {MIN_TEMPERATURE:g}, "
+                             f"not {temperature:g}")
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {top_p:g}")
         self.temperature, self.top_p = temperature, top_p

@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from omni import checkpoint
 from omni.config import AudioArch, PretrainConfig, build
@@ -26,10 +25,11 @@ class AudioStage(Stage):
         super().__init__(config)
         arch = build(AudioArch, config.arch, "arch")
         self.level = arch.level
-        train, val = self.read(config.train), self.read(config.val)
-        self.texts, self.train = self._load(train, "training clips")
+        train, self.train = self._clips(config.train, "training clips")
+        val, self.val = self._clips(config.val, "held-out clips")
+        self.texts, self.val_texts = ([" ".join(normalise_words(s.transcript or s.answer)) for s in samples]
+                                      for samples in (train, val))
         self.val_groups = [s.group or "known" for s in val]
-        self.val_texts, self.val = self._load(val, "held-out clips")
         self.pieces = SpeechPieces(self.texts, config.speech_pieces)
         self.labels = [self.pieces.encode(t) for t in self.texts]
         self.model = nn.ModuleDict({"encoder": AudioEncoder(arch),
@@ -49,14 +49,11 @@ class AudioStage(Stage):
                             "raise arch.frames_per_second")
         self.lengths = [len(power) for power in self.train]
 
-    def _load(self, samples: list[Sample], what: str) -> tuple[list[str], list[torch.Tensor]]:
-        """Transcripts and mel powers of the samples with one clip."""
-        texts, powers = [], []
-        for sample in tqdm(samples, desc=what, mininterval=2, disable=None, leave=False):
-            if len(sample.audios) == 1:
-                texts.append(" ".join(normalise_words(sample.transcript or sample.answer)))
-                powers.append(audio.mel_power(audio.load(sample.audios[0])))
-        return texts, powers
+    def _clips(self, paths: str | list[str], what: str) -> tuple[list[Sample], list[torch.Tensor]]:
+        """The samples with one clip, and its mel power."""
+        samples = [sample for sample in self.read(paths) if len(sample.audios) == 1]
+        loaded = self.load_media(samples, what, lambda sample: audio.mel_power(audio.load(sample.audios[0])))
+        return [sample for sample, _ in loaded], [power for _, power in loaded]
 
     def batch(self, numbers, epoch: int):
         mels = []

@@ -1,11 +1,18 @@
 """What stages A, B and C have in common."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numpy as np
 from torch import nn
+from tqdm import tqdm
 
 from omni.config import PretrainConfig
 from omni.data import manifest
 from omni.data.sample import Sample
+from omni.errors import MediaError, UserError
+
+T = TypeVar("T")
 
 
 def bucketed(lengths, batch_size: int, rng: np.random.Generator) -> list[list[int]]:
@@ -35,6 +42,24 @@ class Stage:
         paths = [paths] if isinstance(paths, str) else paths
         return [sample for path in paths for sample in
                 manifest.read(path, allow_outside_paths=self.config.allow_outside_paths).check(0.05).samples]
+
+    def load_media(self, samples: list[Sample], what: str,
+                   load: Callable[[Sample], T]) -> list[tuple[Sample, T]]:
+        """Each sample with what `load` makes of its media. Samples whose media can't be read are skipped.
+
+        UserError if none is left.
+        """
+        loaded, skipped = [], []
+        for sample in tqdm(samples, desc=what, mininterval=2, disable=None, leave=False):
+            try:
+                loaded.append((sample, load(sample)))
+            except MediaError as err:
+                skipped.append(f"{' '.join(sample.images + sample.audios)}: {err}")
+        if skipped:
+            print(f"{len(skipped)} of {len(samples)} {what} are skipped, the first of them {skipped[0]}")
+        if not loaded:
+            raise UserError(f"{what}: none can be used")
+        return loaded
 
     def rng(self, epoch: int, number: int = -1) -> np.random.Generator:
         """Random numbers for one sample in one epoch, or for the order of the epoch (number -1)."""

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from omni import checkpoint
 from omni.config import PretrainConfig, ThinkerArch, VisionArch, build
@@ -109,19 +108,20 @@ class VisionStage(Stage):
         for path in config.photographs:
             if path not in paths:
                 raise UserError(f'"photographs": {path} is not among those to train on: {", ".join(paths)}')
+        arch = build(VisionArch, config.arch, "arch")
+        reader = CachingReader(arch.image_size, config.seed, photographs)
         for number, path in enumerate(paths):
-            samples = one_conversation_an_image(self._of_one_image(path))
+            samples = one_conversation_an_image(self._of_one_image(path, reader))
             self.train += samples
             manifests += [number] * len(samples)
             photographs |= {s.images[0] for s in samples if path in config.photographs}
             self.colorful += [any(COLOR_WORDS & {*answer_words(s)} for s in samples)] * len(samples)
-        self.val = self._of_one_image(config.val)
+        self.val = self._of_one_image(config.val, reader)
         tokenizer = Tokenizer.train([text for s in self.train for _, text in s.messages], config.vocab_size)
         counts = Counter(word for s in self.train
                          for word in {*answer_words(s), *(w for words, _ in s.objects for w in words)})
         self.words = {word: i for i, word in enumerate(w for w in sorted(counts) if counts[w] >= 10)}
         self.idf = torch.tensor([len(self.train) / counts[w] for w in self.words]).log()
-        arch = build(VisionArch, config.arch, "arch")
         decoder = Thinker(build(ThinkerArch, {**config.decoder, "vocab_size": len(tokenizer)}, "decoder"))
         self.omni = OmniNetwork(tokenizer, decoder, None, VisionEncoder(arch), freeze_encoders=False)
         self.model = nn.ModuleDict({"omni": self.omni, "words": nn.Linear(arch.width, len(self.words))})
@@ -129,16 +129,16 @@ class VisionStage(Stage):
         nn.init.constant_(self.model["words"].bias, -6.0)  # most words are absent
         nn.init.constant_(self.model["area_words"].bias, -3.0)
         self.colors = [i for word, i in self.words.items() if word in COLOR_WORDS]
-        reader = CachingReader(arch.image_size, config.seed, photographs)
         self.collate = Collator(tokenizer, reader, self.omni.image_tokens, None, config.max_length)
-        for sample in tqdm(self.train + self.val, desc="images", mininterval=2, disable=None, leave=False):
-            reader.pixels(sample.images[0])
         self.lengths = [len(tokenizer.chat(s.messages, [1], [])[0]) for s in self.train]
         if photographs:  # captions of a class are equally long: sort by manifest instead
             self.lengths = manifests
 
-    def _of_one_image(self, paths: str | list[str]) -> list[Sample]:
-        return [s for s in self.read(paths) if len(s.images) == 1 and not s.audios]
+    def _of_one_image(self, paths: str | list[str], reader: CachingReader) -> list[Sample]:
+        """The samples with one image and no clip; their images are then in the reader's cache."""
+        samples = [s for s in self.read(paths) if len(s.images) == 1 and not s.audios]
+        loaded = self.load_media(samples, f"images of {paths}", lambda s: reader.pixels(s.images[0]))
+        return [sample for sample, _ in loaded]
 
     def batch(self, numbers, epoch: int):
         """A quarter of the images with their conversation, all with their words; new takes in each epoch."""
