@@ -18,6 +18,7 @@ from omni import checkpoint, distributed
 from omni.config import SFTConfig
 from omni.config_file import load_config
 from omni.console import command, open_streams, progress, say
+from omni.data import skipped
 from omni.data.collate import Collator
 from omni.data.decoding import Decoder
 from omni.data.loader import Schedule, StepDataset, loader
@@ -37,7 +38,7 @@ from omni.train.metrics import MetricsFile, Throughput
 from omni.train.run import Run
 from omni.train.run_dir import RunDir
 from omni.train.state import EpochTotals, TrainState
-from omni.train.summary import describe, dry_run, mix_lines, skipped_lines
+from omni.train.summary import describe, dry_run, mix_lines
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     # Data
     mix = world.once_per_node(lambda: read_mix(config))
-    mix.check(config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
+    skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
     reader = MediaReader(model.vision_encoder.arch.image_size, config.seed, model.audio_encoder.arch.level)
     decoder = Decoder(reader, config.decode_timeout_s)
     features = None
@@ -68,12 +69,13 @@ def main(arguments: list[str] | None = None) -> None:
     for name in mix.train:
         for samples, takes, what in ((mix.train[name], config.augment_takes, f"{name}, training"),
                                      (mix.val[name], 1, f"{name}, held out")):
-            mix.drop_unreadable(features.add(samples, takes, what) if features is not None
-                                else unusable_media(samples, takes, decoder, what, world))
+            bad = features.add(samples, takes, what) if features is not None \
+                else unusable_media(samples, takes, decoder, what, world)
+            skipped.drop_unreadable(mix, bad)
     collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths,
                        config.max_length, features)
-    mix.drop_overlong(collate, decoder.frames)
-    mix.check(config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
+    skipped.drop_overlong(mix, collate, decoder.frames)
+    skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
     sizes = {name: len(samples) for name, samples in mix.train.items()}
     sampler = WeightedSampler(sizes, mix.weights, config.seed)
     schedule = Schedule(config.samples_per_epoch or sum(sizes.values()), config.batch_size, config.num_epochs)
@@ -103,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
     run = Run(config, device, world, model, wrapped, optimizer, dataset, metrics, run_dir, stop, fingerprints)
     state = TrainState()
     if resume:
-        state = run_dir.resume(args.resume, model, optimizer, config, fingerprints, args.allow_change)
+        state = run_dir.steps.resume(args.resume, model, optimizer, config, fingerprints, args.allow_change)
         say(f"resumed at step {state.step:,} of {schedule.steps:,}")
     epochs_before = [row for row in metrics.rewind(state.step) if row["event"] == "epoch"]
     state.best_val_loss = min((row["val_loss"] for row in epochs_before if "val_loss" in row),
@@ -135,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
         say(f"frozen encoders: {frozen_hash} before, {same} after: {verdict}")
     epochs = [row for row in metrics.rows() if row["event"] == "epoch"]
     run_dir.save_system("omni_final.pt", model, config, epochs[-1] if epochs else {})
-    for line in skipped_lines(mix):
+    for line in skipped.lines(mix):
         say(line)
     minutes = (time.time() - started) / 60
     say(f"wrote {run_dir.path / 'omni_final.pt'} after {minutes:.1f} minutes, {evaluation_s / 60:.1f} of "
@@ -190,7 +192,7 @@ def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
             run.metrics.add("step", **row)
             bar.set_postfix(loss=f"{state.totals.mean_loss:.3f}", lr=f"{row['lr']:.1e}",
                             samples_s=f"{row['samples_per_s']:.0f}", refresh=False)
-        save_due, stopping = world.any(run.run_dir.save_due(state.step, config), run.stop.requested)
+        save_due, stopping = world.any(run.run_dir.steps.due(state.step, config), run.stop.requested)
         if save_due or stopping or state.step == end:
             save()
         if stopping:
@@ -221,7 +223,7 @@ def evaluate_epoch(run: Run, state: TrainState, epoch: int, evaluator: Evaluator
     bad = [row for row in run.metrics.rows() if row["event"] == "bad_step" and row["epoch"] == epoch + 1]
     # The "epoch" row comes last. If the run is killed before it, the whole evaluation is repeated.
     run.metrics.add("epoch", epoch=epoch + 1, step=state.step, loss=loss, **scored, swapped=swapped,
-                    counts=sample_counts(scores), mix=shares, skipped=mix.reasons(), cut=mix.cut,
+                    counts=sample_counts(scores), mix=shares, skipped=skipped.reason_counts(mix), cut=mix.cut,
                     bad_steps=len(bad), seconds=seconds)
 
 

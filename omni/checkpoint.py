@@ -71,6 +71,14 @@ def _write(path: Path, fill) -> None:
                         "intact; make room or choose another folder") from None
 
 
+def delete(path: Path) -> None:
+    """Delete a file. UserError if that fails."""
+    try:
+        path.unlink()
+    except OSError as err:
+        raise UserError(f"{path}: can't be deleted ({err.strerror})") from None
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:

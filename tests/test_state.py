@@ -90,7 +90,7 @@ def test_a_rank_other_than_0_opens_nothing_for_writing(toy, tmp_path):
         run_dir.claim(False, False)
         run_dir.open(False, True, config)
         run_dir.write_skipped([{"source": "a"}])
-        run_dir.save_step(TrainState(), model, optimizer, config, {})
+        run_dir.steps.save(TrainState(), model, optimizer, config, {})
         run_dir.save_system("omni_best.pt", model, config, {})
         metrics.add("step", step=1, loss=1.0)
         metrics.rewind(0)

@@ -1,16 +1,12 @@
 """The data mix of a run: its sources, the samples that were skipped, and fingerprints of its files."""
 
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from omni import checkpoint
 from omni.config import SFTConfig
 from omni.config_file import mix_entry, mix_question
 from omni.console import say
 from omni.data import manifest
-from omni.data.collate import Collator
 from omni.data.sample import Sample
 from omni.data.sampler import Draw
 from omni.errors import UserError
@@ -28,56 +24,6 @@ class Mix:
     files: dict[str, str] = field(default_factory=dict)  # "NAME.train", "NAME.val" -> the manifest
     skipped: list[dict] = field(default_factory=list)  # per sample: source, split, line or media, reason
     cut: dict[str, int] = field(default_factory=dict)  # source -> number of samples whose prompt is cut
-
-    def drop(self, why: Callable[[str, Sample], str | None]) -> None:
-        """Drop the samples for which `why(source, sample)` returns a reason, and add them to `skipped`."""
-        for split, sources in (("train", self.train), ("val", self.val)):
-            for name, samples in sources.items():
-                reasons = [why(name, sample) for sample in samples]
-                self.skipped += [
-                    {"source": name, "split": split, "media": [*sample.images, *sample.audios],
-                     "question": sample.messages[0][1][:80], "reason": reason}
-                    for sample, reason in zip(samples, reasons, strict=True) if reason is not None]
-                sources[name] = [s for s, reason in zip(samples, reasons, strict=True) if reason is None]
-
-    def drop_unreadable(self, bad: dict[str, str]) -> None:
-        """Drop the samples with a medium in `bad`, which is {path: reason}."""
-        if bad:
-            self.drop(lambda _, s: next((bad[path] for path in s.images + s.audios if path in bad), None))
-
-    def drop_overlong(self, collate: Collator, frames: dict[str, int]) -> None:
-        """Drop the samples that can't be cut to max_length; count those that are cut.
-
-        `frames` is {path: mel frames of its longest take} of all clips.
-        """
-        def why(name: str, sample: Sample) -> str | None:
-            longer, reason = collate.overlong(sample, frames)
-            if longer and reason is None:
-                self.cut[name] = self.cut.get(name, 0) + 1
-            return reason
-        self.drop(why)
-
-    def reasons(self) -> dict[str, dict[str, int]]:
-        """{source: {reason: number of skipped samples}}."""
-        return {name: dict(Counter(row["reason"] for row in self.skipped if row["source"] == name))
-                for name in self.train}
-
-    def check(self, max_skipped: float, listed: Path | None) -> None:
-        """A UserError if a source lost more than `max_skipped` of its samples, or all of a split.
-
-        `listed` is the file that lists the skipped samples, for the message; None if there is no such file.
-        """
-        for name, reasons in self.reasons().items():
-            kept, lost = len(self.train[name]) + len(self.val[name]), sum(reasons.values())
-            if not self.train[name] or not self.val[name] or lost > max_skipped * (kept + lost):
-                what = "; ".join(f"{count}x {reason}" for reason, count in reasons.items())
-                what = what or "one of them is empty"
-                first = next((f", the first on line {row['line']} of its {row['split']} manifest"
-                              for row in self.skipped if row["source"] == name and "line" in row), "")
-                where = f" ({listed} lists them)" if listed is not None and lost else ""
-                paths = " and ".join(self.files[key] for key in self.files if key.startswith(f"{name}."))
-                raise UserError(f"source {name}, {paths}: {lost} of {kept + lost} samples can't be used: "
-                                f"{what}{first}{where}. Fix them or raise max_skipped (now {max_skipped:g})")
 
     def name(self, draw: Draw) -> str:
         """What a user finds a training sample by: its source, and its media or else its question."""

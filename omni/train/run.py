@@ -33,4 +33,4 @@ class Run:
 
     def save_step(self, state: TrainState) -> None:
         """Write a step checkpoint. All ranks call it together."""
-        self.run_dir.save_step(state, self.model, self.optimizer, self.config, self.fingerprints)
+        self.run_dir.steps.save(state, self.model, self.optimizer, self.config, self.fingerprints)

@@ -4,6 +4,7 @@ import torch
 
 from omni.config import SFTConfig
 from omni.console import say
+from omni.data import skipped
 from omni.data.collate import Collator
 from omni.data.loader import Schedule
 from omni.data.mixture import Mix
@@ -24,19 +25,10 @@ def describe(model: OmniNetwork, mix: Mix, schedule: Schedule, config: SFTConfig
     for name, samples in mix.train.items():
         say(f"source {name}: {mix.weights[name] / total:.1%} of the draws, {len(samples):,} training and "
             f"{len(mix.val[name]):,} held-out samples")
-    for line in skipped_lines(mix):
+    for line in skipped.lines(mix):
         say(line)
     say(f"{schedule.epochs} epochs of {schedule.samples_per_epoch:,} draws = {schedule.steps:,} steps of "
         f"{config.batch_size} samples, on {device.type}")
-
-
-def skipped_lines(mix: Mix) -> list[str]:
-    """Per source, a line with the skipped samples by reason, and one with the number of cut samples."""
-    lines = [f"source {name}: {sum(reasons.values())} samples skipped"
-             + "".join(f"; {count}x {reason}" for reason, count in reasons.items())
-             for name, reasons in mix.reasons().items()]
-    return lines + [f"source {name}: {count} samples are longer than max_length: the start of their prompt "
-                    "is cut" for name, count in mix.cut.items()]
 
 
 def mix_lines(shares: dict[str, dict[str, float]]) -> list[str]:

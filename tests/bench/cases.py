@@ -31,6 +31,7 @@ from omni.model.load import load_system
 from omni.train import optim
 from omni.train.features import FeatureStore
 from omni.train.run_dir import RunDir
+from omni.train.step_checkpoints import StepCheckpoints
 from tests.bench import machine, workload
 from tests.bench.padded import hidden
 
@@ -195,7 +196,7 @@ def run(bench: Bench) -> dict:
                 spent[name] += time.perf_counter() - begun
         return wrapper
     parts = {"features": (FeatureStore, "add"), "evaluation": (Evaluator, "score"),
-             "training": (sft_omni, "train_epoch"), "checkpoints of steps": (RunDir, "save_step"),
+             "training": (sft_omni, "train_epoch"), "checkpoints of steps": (StepCheckpoints, "save"),
              "the whole system's file": (RunDir, "save_system")}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as patches:
         for name, (owner, method) in parts.items():

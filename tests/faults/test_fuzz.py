@@ -13,11 +13,12 @@ from omni import checkpoint
 from omni.config import AudioArch, SFTConfig, ThinkerArch, VisionArch
 from omni.config_file import load_config, mix_entry
 from omni.data import manifest
+from omni.distributed import ALONE
 from omni.errors import UserError
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
-from omni.train.run_dir import CHECKPOINT_KEYS, RunDir
+from omni.train.step_checkpoints import CHECKPOINT_KEYS, StepCheckpoints
 
 odd = st.one_of(st.none(), st.booleans(), st.integers(-2 ** 70, 2 ** 70), st.floats(), st.text(max_size=20),
                 st.sampled_from(["", "\0", "..", "/", "<image>", "<audio>", "NaN", "a" * 300]))
@@ -109,7 +110,7 @@ def test_headers_of_parts(request, place):
 
 
 def test_headers_of_steps(request, place):
-    folder = RunDir(place)
+    folder = StepCheckpoints(place, ALONE)
 
     def check(value):
         checkpoint.save(place / "a.pt", "step", value)

@@ -12,7 +12,7 @@ from harness import assert_same_run, next_try, start, wait
 from test_run import train
 
 from omni.train.metrics import MetricsFile
-from omni.train.run_dir import RunDir
+from omni.train.step_checkpoints import StepCheckpoints
 
 SETTINGS = {"save_every_steps": 2, "keep_checkpoints": 2}
 
@@ -119,8 +119,8 @@ def test_a_signal_to_the_whole_group_saves_the_step_and_ends_within_10_s(toy, tm
 
 def test_a_second_ctrl_c_ends_the_run_at_once_and_a_resume_is_the_same(toy, tmp_path, whole):
     def slow_saves():  # so that the second Ctrl-C comes during the save that the first one caused
-        save = RunDir.save_step
-        RunDir.save_step = lambda self, state, *rest: (
+        save = StepCheckpoints.save
+        StepCheckpoints.save = lambda self, state, *rest: (
             (time.sleep(60) if state.step == 3 else None), save(self, state, *rest))
     config = toy.write(tmp_path, **SETTINGS)
     child = start(["--config", config], tmp_path / "log", slow_saves)

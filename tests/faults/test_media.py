@@ -17,10 +17,9 @@ from bad_media import IRREGULAR, PICTURES, RED, SOUND, SOUNDS
 from harness import assert_same_run, next_try, start, wait
 from test_run import rows, train
 
-from omni.data import audio
+from omni.data import audio, skipped
 from omni.data.decoding import THREAD, Decoder
 from omni.data.media_reader import MediaReader
-from omni.data.mixture import Mix
 from omni.errors import UserError
 
 SIDE = 32
@@ -230,8 +229,8 @@ def test_skipped_samples_are_listed_and_the_mix_of_the_others_is_unchanged(toy, 
 
 
 @pytest.mark.parametrize("workers, name, message", [
-    (0, "train_0", "read when the run began.*not an image.*image_text.*--resume"),
-    (1, "train_0", "read when the run began.*not an image.*image_text.*--resume"),
+    (0, "train_0", "readable when the run began.*not an image.*image_text.*--resume"),
+    (1, "train_0", "readable when the run began.*not an image.*image_text.*--resume"),
     (0, "val_0", "image_text: a held-out medium.*readable at the start.*not an image.*--resume")])
 def test_a_file_that_breaks_during_a_run_gives_a_one_line_error_and_the_run_can_resume(
         toy, tmp_path, monkeypatch, workers, name, message):
@@ -239,8 +238,8 @@ def test_a_file_that_breaks_during_a_run_gives_a_one_line_error_and_the_run_can_
     settings = {"data_dir": str(data), "feature_cache_gb": 0, "save_every_steps": 1, "num_workers": workers}
     whole = train(toy, tmp_path / "whole", **settings)
     picture = data / "image_text" / f"{name}.png"
-    good, next_step = picture.read_bytes(), Mix.drop_overlong
-    monkeypatch.setattr(Mix, "drop_overlong", lambda *a: (picture.write_bytes(b"<html>"), next_step(*a)))
+    good, next_step = picture.read_bytes(), skipped.drop_overlong
+    monkeypatch.setattr(skipped, "drop_overlong", lambda *a: (picture.write_bytes(b"<html>"), next_step(*a)))
     with pytest.raises(UserError, match=message):
         train(toy, tmp_path, **settings)
     monkeypatch.undo()
