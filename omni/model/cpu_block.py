@@ -40,7 +40,7 @@ def fused(layers: Sequence[nn.Module], x: torch.Tensor, rope: Rope, layout: Pack
 
 
 def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether a block consists of just what `_Block` computes, and all of its gradients are needed."""
+    """Whether a block consists of just what `_FusedBlock` computes, and all of its gradients are needed."""
     modules, weights = dict(layer.named_modules()), list(layer.parameters())
     norm = RMSNorm if type(layer) is Block and layer.self_attn.qk_norm else nn.Identity
     return {name: type(module) for name, module in modules.items()} == MODULES | {
@@ -64,7 +64,7 @@ def _run(layer: Block, plan: Plan, x: torch.Tensor, rope: Rope, layout: PackedLa
     attn, mlp = layer.self_attn, layer.mlp
     norms = (attn.q_norm.weight, attn.k_norm.weight) if attn.qk_norm else (None, None)
     with torch.autocast("cpu", enabled=False):
-        return _Block.apply(
+        return _FusedBlock.apply(
             x, plan, keep, cache, layer.input_layernorm.weight, attn.q_proj.weight, attn.k_proj.weight,
             attn.v_proj.weight, *norms, attn.o_proj.weight, layer.post_attention_layernorm.weight,
             mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
@@ -132,7 +132,7 @@ def qkv_weight(q_proj, k_proj, v_proj, d: int, dtype: torch.dtype):
     return torch.cat((qk.to(dtype), v_proj.to(dtype)))
 
 
-class _Block(Function):
+class _FusedBlock(Function):
     """`layers.Block` on x (N, D) -> (N, D), or only the rows `keep` (A,) of the result -> (A, D)."""
 
     @staticmethod
