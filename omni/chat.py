@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -33,15 +34,18 @@ COMMANDS = "/image PATH, /audio PATH, /reset, /quit"
 
 
 class OmniModel(OmniNetwork):
-    """A trained system that answers questions."""
+    """A trained system that answers questions, with the config of its run."""
+
+    def __init__(self, config: SFTConfig, *parts, **options):
+        super().__init__(*parts, **options)
+        self.config = config
 
     @classmethod
     def load(cls, path: str, device: str = "auto") -> "OmniModel":
         """Load omni_final.pt or omni_best.pt of a run. UserError if `path` is not such a file."""
         content = checkpoint.load(path, "omni", "a run of sft_omni.py writes it: omni_final.pt, omni_best.pt")
-        system = load_system(content, path, cls)
-        system.config = build(SFTConfig, content.get("config"), f"{path} (config)")
-        return system.to(choose_device(device))
+        config = build(SFTConfig, content.get("config"), f"{path} (config)")
+        return load_system(content, path, partial(cls, config)).to(choose_device(device))
 
     def chat(self, messages: list[dict], **options) -> str:
         """The answer to a conversation that ends with the user's turn; `options` are those of `stream`.

@@ -1,5 +1,6 @@
 """Parts from their checkpoints, and the whole system from the file that a run wrote."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -37,8 +38,12 @@ def load_parts(config: SFTConfig) -> OmniNetwork:
                        label_smoothing=config.label_smoothing)
 
 
-def load_system(content: dict, where: str, kind: type[OmniNetwork] = OmniNetwork) -> OmniNetwork:
-    """The system in `content`, which is what `OmniNetwork.content` returned; loaded strictly."""
+def load_system(content: dict, where: str,
+                make: Callable[..., OmniNetwork] = OmniNetwork) -> OmniNetwork:
+    """The system in `content`, which is what `OmniNetwork.content` returned; loaded strictly.
+
+    `make` builds it from its tokenizer and parts.
+    """
     kinds = {"thinker": (Thinker, ThinkerArch), "audio_encoder": (AudioEncoder, AudioArch),
              "vision_encoder": (VisionEncoder, VisionArch)}
     parts = [checkpoint.build_part(*part, content.get(name), name, where)[0]
@@ -46,7 +51,7 @@ def load_system(content: dict, where: str, kind: type[OmniNetwork] = OmniNetwork
     projectors = content.get("projectors")
     if not isinstance(projectors, dict):
         raise UserError(f"{where}: lacks the projectors")
-    model = kind(_tokenizer(content, parts[0], where), *parts)
+    model = make(_tokenizer(content, parts[0], where), *parts)
     parts_state = {k: v for k, v in model.state_dict().items() if "_projector." not in k}
     checkpoint.load_state(model, parts_state | projectors, "omni", where)
     return model.eval()
