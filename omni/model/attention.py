@@ -57,7 +57,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout) ->
     if isinstance(layout, DecodeLayout):
         return _decode(q, k, v, layout.seen)
     mask = None if layout.valid is None else layout.valid[:, None, None]
-    return _rectangle(q, k, v, mask, causal=False)
+    return attend_rectangle(q, k, v, mask, causal=False)
 
 
 def has_packed_kernel(q: torch.Tensor) -> bool:
@@ -82,8 +82,8 @@ def _binned(q, k, v, layout: PackedLayout) -> torch.Tensor:
     sizes = [group.bins * group.length for group in layout.groups]
     parts = zip(*(gather(x, layout.token_of_slot, layout.slot_of_token).split(sizes) for x in (q, k, v)),
                 strict=True)
-    out = [_rectangle(*(x.unflatten(0, (group.bins, group.length)) for x in part), group.mask,
-                      causal=group.mask is None).flatten(0, 1)
+    out = [attend_rectangle(*(x.unflatten(0, (group.bins, group.length)) for x in part), group.mask,
+                            causal=group.mask is None).flatten(0, 1)
            for part, group in zip(parts, layout.groups, strict=True)]
     return gather(torch.cat(out), layout.slot_of_token, layout.token_of_slot)
 
@@ -92,11 +92,11 @@ def _decode(q, k, v, mask: torch.Tensor) -> torch.Tensor:
     """Query heads that share a key head are treated as positions, so that no key is copied."""
     (B, _, H, d), K = q.shape, k.shape[2]
     q = q.view(B, K, H // K, d).transpose(1, 2)  # (B, H / K, K, d)
-    out = _rectangle(q, k, v, mask, causal=False).view(B, H // K, K, d)
+    out = attend_rectangle(q, k, v, mask, causal=False).view(B, H // K, K, d)
     return out.transpose(1, 2).reshape(B, 1, H * d)
 
 
-def _rectangle(q, k, v, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
+def attend_rectangle(q, k, v, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
     """q (B, T, H, d), k and v (B, S, K, d), `mask` broadcast over (B, H, T, S) -> (B, T, H * d)."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if q.shape[1] > k.shape[1]:

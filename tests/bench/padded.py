@@ -6,7 +6,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from omni.data.batch import Batch
-from omni.model.attention import _rectangle
+from omni.model.attention import attend_rectangle
 from omni.model.layers import apply_rope, rope_table
 from omni.model.omni import OmniNetwork
 from omni.model.thinker import Thinker
@@ -51,6 +51,6 @@ def hidden(thinker: Thinker, embeds: torch.Tensor, mask: torch.Tensor | None = N
         q, k, v = (projection(y).unflatten(-1, (-1, attn.head_dim))
                    for projection in (attn.q_proj, attn.k_proj, attn.v_proj))
         q, k = apply_rope(attn.q_norm(q), rope), apply_rope(attn.k_norm(k), rope)
-        x = x + attn.o_proj(_rectangle(q, k, v, mask, causal=mask is None).to(x.dtype))
+        x = x + attn.o_proj(attend_rectangle(q, k, v, mask, causal=mask is None).to(x.dtype))
         x = x + layer.mlp(layer.post_attention_layernorm(x))
     return thinker.norm(x)
