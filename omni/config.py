@@ -23,14 +23,21 @@ def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choice
     return field(metadata=check) if default is dataclasses.MISSING else field(default=default, metadata=check)
 
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a block
+
+
 @dataclass(frozen=True)
 class SFTConfig:
     """Stage E, `sft_omni.py`: multimodal supervised fine-tuning."""
 
-    # Parts
+    # Parts: a .pt of this project, a folder of open weights, or hf:OWNER/NAME[@REVISION]
     thinker_ckpt: str = "checkpoints/thinker_tiny/thinker_best.pt"
     audio_ckpt: str = "checkpoints/audio_enc_tiny/audio_enc.pt"
     vision_ckpt: str = "checkpoints/vision_tiny/vision.pt"
+    system_ckpt: str | None = None  # an omni_final.pt to train further, in place of the three parts
+    audio_window: str = _key("clip", choices=("clip", "30s"))  # what Whisper encodes: the clip, or 30 s
+    audio_stack: int | None = _key(None, low=1, high=16)  # Whisper's frames per token; None: 4, 12.5 tokens/s
+    image_merge: int | None = _key(None, choices=(None, 1, 2, 3, 4))  # patches a side per token; None: 2 or 3
     # Data: source name -> weight, or -> {"weight": w, "train": PATH, "val": PATH or share, "question": TEXT}
     data_mix: dict = _key(factory=lambda: {"text_only": 0.4, "image_text": 0.3, "audio_text": 0.3})
     data_dir: str = "data/tiny"
@@ -40,8 +47,13 @@ class SFTConfig:
     allow_outside_paths: bool = False  # allow media outside the manifest's folder
     max_skipped: float = _key(0.05, low=0.0, high=1.0)  # largest share of unusable samples in a source
     decode_timeout_s: float = _key(20.0, above=0.0, high=3600.0)  # a medium that takes longer is unusable
+    # What is trained
+    freeze_encoders: bool | list = True  # or a list of those that are frozen: ["audio"], ["vision"]
+    freeze_thinker: bool = False  # train the projectors alone (and encoders that aren't frozen)
+    lora_rank: int = _key(0, low=0, high=4096)  # above 0: train low-rank adapters in place of the Thinker
+    lora_alpha: float | None = _key(None, above=0.0, high=1e6)  # None: twice the rank
+    lora_targets: list = _key(factory=lambda: list(PROJECTIONS))
     # Optimisation
-    freeze_encoders: bool = True
     batch_size: int = _key(8, low=1, high=2 ** 16)  # samples per step, over all micro-batches and ranks
     gradient_accumulation_steps: int = _key(1, low=1, high=2 ** 16)  # micro-batches per step
     num_epochs: int = _key(5, low=1, high=10 ** 6)
@@ -75,7 +87,7 @@ class SFTConfig:
 
 @dataclass(frozen=True)
 class ThinkerArch:
-    """Shape of the Thinker: that of Llama (qk_norm false) or Qwen3 (qk_norm true)."""
+    """Shape of the Thinker: that of Llama, Qwen2 (qkv_bias) or Qwen3 (qk_norm)."""
 
     vocab_size: int = _key(0, low=0, high=2 ** 24)  # 0 in a pretraining config: that of its tokenizer
     width: int = _key(256, low=8, high=2 ** 18)
@@ -85,8 +97,10 @@ class ThinkerArch:
     head_dim: int = _key(32, low=2, high=2 ** 18)
     mlp_width: int = _key(704, low=1, high=2 ** 18)
     qk_norm: bool = True
+    qkv_bias: bool = False
     tied_head: bool = True
     rope_theta: float = _key(10000.0, above=0.0)
+    rope_scaling: dict | None = None  # Llama 3's: factor, low_freq_factor, high_freq_factor, original length
     norm_eps: float = _key(1e-6, above=0.0)
 
 
@@ -115,6 +129,36 @@ class VisionArch:
     layers: int = _key(4, low=1, high=1024)
     heads: int = _key(6, low=1, high=1024)
     mlp_width: int = _key(512, low=1, high=2 ** 18)
+    merge: int = _key(2, choices=(1, 2, 3, 4))  # patches a side that are joined to one token
+
+
+@dataclass(frozen=True)
+class WhisperArch:
+    """Shape of Whisper's encoder (Radford et al. 2022), how it is used, and how many frames make a token."""
+
+    mels: int = _key(80, choices=(80, 128))
+    width: int = _key(384, low=8, high=2 ** 18)
+    layers: int = _key(4, low=1, high=1024)
+    heads: int = _key(6, low=1, high=1024)
+    mlp_width: int = _key(1536, low=1, high=2 ** 18)
+    positions: int = _key(1500, low=1, high=2 ** 18)  # frames, 50 per second
+    window: str = _key("clip", choices=("clip", "30s"))  # "clip": its length and half a second of silence
+    stack: int = _key(4, low=1, high=16)  # frames that are joined to one token
+
+
+@dataclass(frozen=True)
+class SiglipArch:
+    """Shape of SigLIP's vision encoder (Zhai et al. 2023), and how an image is resized for it."""
+
+    image_size: int = _key(224, low=8, high=8192)
+    patch_size: int = _key(16, low=1, high=1024)
+    width: int = _key(768, low=8, high=2 ** 18)
+    layers: int = _key(12, low=1, high=1024)
+    heads: int = _key(12, low=1, high=1024)
+    mlp_width: int = _key(3072, low=1, high=2 ** 18)
+    norm_eps: float = _key(1e-6, above=0.0)
+    resample: str = _key("bicubic", choices=("bicubic", "bilinear"))
+    merge: int = _key(2, choices=(1, 2, 3, 4))  # patches a side that are joined to one token
 
 
 @dataclass(frozen=True)
