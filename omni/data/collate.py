@@ -38,7 +38,9 @@ class Collator:
         takes = takes or [0] * len(samples)
         images = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.images]
         audios = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.audios]
-        media, clip_tokens = (self._read if self.features is None else self._frozen)(images, audios)
+        media = (self._image_features if self._has_features("vision") else self._pixels)(images)
+        clips, clip_tokens = (self._audio_features if self._has_features("audio") else self._mels)(audios)
+        media |= clips
         left = iter(clip_tokens)
         rows = []
         for sample in samples:
@@ -56,31 +58,41 @@ class Collator:
             audio_tokens = pad_index(audio_tokens, len(media["audio_features"]), len(batch.ids))
         return replace(batch, image_tokens=image_tokens, audio_tokens=audio_tokens, **media)
 
-    def _frozen(self, images: list[Medium], audios: list[Medium]) -> tuple[dict, list[int]]:
-        """The batch's fields of frozen features, padded to a bucket; and the tokens of each clip."""
-        media, clips = {}, [self.features.audio(*medium) for medium in audios]
-        if images:
-            features = torch.stack([self.features.image(*medium) for medium in images])
-            size = bucket(len(images), IMAGE_BUCKETS, least=4)
-            media["image_features"] = F.pad(features, (0, 0, 0, 0, 0, size - len(images)))
-        if clips:
-            features = torch.cat(clips)
-            size = bucket(len(features), AUDIO_BUCKETS)
-            media["audio_features"] = F.pad(features, (0, 0, 0, size - len(features)))
-        return media, [len(clip) for clip in clips]
+    def _has_features(self, encoder: str) -> bool:
+        return self.features is not None and encoder in self.features.encoders
 
-    def _read(self, images: list[Medium], audios: list[Medium]) -> tuple[dict, list[int]]:
-        """The batch's fields of raw media, and the tokens of each clip."""
-        media, mels = {}, [self.reader.mel(*medium) for medium in audios]
+    def _image_features(self, images: list[Medium]) -> dict:
+        """The batch's field of frozen image features, padded to a bucket."""
+        if not images:
+            return {}
+        features = torch.stack([self.features.image(*medium) for medium in images])
+        size = bucket(len(images), IMAGE_BUCKETS, least=4)
+        return {"image_features": F.pad(features, (0, 0, 0, 0, 0, size - len(images)))}
+
+    def _audio_features(self, audios: list[Medium]) -> tuple[dict, list[int]]:
+        """The batch's field of frozen audio features, padded to a bucket; and the tokens of each clip."""
+        if not audios:
+            return {}, []
+        clips = [self.features.audio(*medium) for medium in audios]
+        features = torch.cat(clips)
+        size = bucket(len(features), AUDIO_BUCKETS)
+        return {"audio_features": F.pad(features, (0, 0, 0, size - len(features)))}, [len(c) for c in clips]
+
+    def _pixels(self, images: list[Medium]) -> dict:
+        """The batch's field of raw images."""
+        return {"pixels": torch.stack([self.reader.pixels(*medium) for medium in images])} if images else {}
+
+    def _mels(self, audios: list[Medium]) -> tuple[dict, list[int]]:
+        """The batch's fields of raw clips, and the tokens of each clip."""
+        if not audios:
+            return {}, []
+        mels = [self.reader.mel(*medium) for medium in audios]
         clip_tokens = [self.audio_tokens(len(mel)) for mel in mels]
-        if images:
-            media["pixels"] = torch.stack([self.reader.pixels(*medium) for medium in images])
-        if mels:
-            media["mels"], media["mel_lengths"] = pad_mels(mels)
-            longest = max(clip_tokens)
-            media["audio_frames"] = torch.cat([torch.arange(count) + number * longest
-                                               for number, count in enumerate(clip_tokens)])
-        return media, clip_tokens
+        padded, lengths = pad_mels(mels)
+        longest = max(clip_tokens)
+        frames = torch.cat([torch.arange(count) + number * longest
+                            for number, count in enumerate(clip_tokens)])
+        return {"mels": padded, "mel_lengths": lengths, "audio_frames": frames}, clip_tokens
 
     def overlong(self, sample: Sample, frames: dict[str, int]) -> tuple[bool, str | None]:
         """Whether a sample is longer than `max_length`, and why it can't be cut (None if it can).

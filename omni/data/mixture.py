@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from omni import checkpoint
+from omni import checkpoint, hub
 from omni.config import SFTConfig
 from omni.config_file import mix_entry, mix_question
 from omni.console import say
@@ -11,7 +11,7 @@ from omni.data.sample import Sample
 from omni.data.sampler import Draw
 from omni.errors import UserError
 
-PARTS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt")
+PARTS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "system_ckpt")
 
 
 @dataclass
@@ -70,8 +70,14 @@ def report_shared_media(name: str, mix: Mix) -> None:
 
 
 def input_fingerprints(config: SFTConfig, mix: Mix) -> dict[str, str]:
-    """Size and hash of each part's checkpoint and each manifest, so that a resume notices a change."""
-    found = {key: checkpoint.file_fingerprint(getattr(config, key)) for key in PARTS}
+    """Size and hash of each part's checkpoint and each manifest, so that a resume notices a change.
+
+    A part from the Hub is known by its commit.
+    """
+    places = {"system_ckpt": config.system_ckpt} if config.system_ckpt else \
+        {key: getattr(config, key) for key in PARTS[:3]}
+    found = {key: f"commit {hub.commit(place)}" if hub.commit(place) else
+             checkpoint.file_fingerprint(hub.locate(place)) for key, place in places.items()}
     found |= {f"data_mix.{key}": checkpoint.file_fingerprint(path) for key, path in mix.files.items()}
     usable = {f"data_mix.{name}.usable": f"{len(samples)} samples" for name, samples in mix.train.items()}
     return found | usable

@@ -123,7 +123,7 @@ class VisionStage(Stage):
         self.words = {word: i for i, word in enumerate(w for w in sorted(counts) if counts[w] >= 10)}
         self.idf = torch.tensor([len(self.train) / counts[w] for w in self.words]).log()
         decoder = Thinker(build(ThinkerArch, {**config.decoder, "vocab_size": len(tokenizer)}, "decoder"))
-        self.omni = OmniNetwork(tokenizer, decoder, None, VisionEncoder(arch), freeze_encoders=False)
+        self.omni = OmniNetwork(tokenizer, decoder, None, VisionEncoder(arch), frozen=())
         self.model = nn.ModuleDict({"omni": self.omni, "words": nn.Linear(arch.width, len(self.words))})
         self.model["area_words"] = nn.Linear(arch.width, len(self.words))
         nn.init.constant_(self.model["words"].bias, -6.0)  # most words are absent
