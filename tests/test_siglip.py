@@ -1,5 +1,6 @@
 """SigLIP's vision encoder and the preparation of its images equal those of transformers."""
 
+import json
 import pickle
 from dataclasses import replace
 
@@ -8,7 +9,13 @@ import pytest
 import torch
 from PIL import Image
 from test_whisper import assert_close, randomise
-from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from omni import checkpoint
 from omni.config import AudioArch, SiglipArch, ThinkerArch, VisionArch
@@ -21,8 +28,8 @@ from omni.model.siglip import SiglipEncoder
 from omni.model.thinker import Thinker
 
 SHAPE = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4}
-PROCESSOR = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3, "do_resize": True, "do_rescale": True,
-             "do_normalize": True, "rescale_factor": 0.00392156862745098}
+PROCESSOR = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3, "do_resize": True,
+             "do_rescale": True, "do_normalize": True, "rescale_factor": 0.00392156862745098}
 BASE = {"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}, "text_config": {}}
 
 
@@ -80,20 +87,22 @@ def test_images_are_prepared_as_published(tmp_path, resample, number, width, hei
 
 def test_published_configs_are_read():
     assert SiglipEncoder.arch_of(BASE, {}) == SiglipArch()
-    so400m = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
-              "image_size": 384, "patch_size": 14, "model_type": "siglip_vision_model"}
+    so400m = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+              "num_attention_heads": 16, "image_size": 384, "patch_size": 14,
+              "model_type": "siglip_vision_model"}
     size = {"size": {"height": 384, "width": 384}}
     wanted = SiglipArch(384, 14, 1152, 27, 16, 4304, 1e-6, "bilinear", 3)
     assert SiglipEncoder.arch_of(so400m, {**PROCESSOR, **size, "resample": 2}) == wanted
     assert image_tokens(wanted) == 81
-    assert SiglipEncoder.arch_of({**BASE, "vision_config": so400m}, {**PROCESSOR, **size}).resample == "bicubic"
-    defaults = SiglipImageProcessorPil().to_dict()
+    assert SiglipEncoder.arch_of({**BASE, "vision_config": so400m}, size).resample == "bicubic"
+    defaults = json.loads(SiglipImageProcessorPil().to_json_string())
     assert SiglipEncoder.arch_of(SiglipConfig().to_dict(), defaults) == SiglipArch()
 
 
 @pytest.mark.parametrize("config, processor, named", [
     ({"model_type": "siglip2"}, {}, "model_type.*NaFlex"), ({"model_type": "clip"}, {}, "model_type"),
-    ({"vision_config": None}, {}, "vision_config"), ({"vision_config": {"hidden_act": "gelu"}}, {}, "hidden_act"),
+    ({"vision_config": None}, {}, "vision_config"),
+    ({"vision_config": {"hidden_act": "gelu"}}, {}, "hidden_act"),
     ({"vision_config": {"num_channels": 1}}, {}, "num_channels"),
     ({"vision_config": {"image_size": [224, 224]}}, {}, "image_size"),
     ({"vision_config": {"image_size": 14}}, {}, "patch_size"),
@@ -113,8 +122,8 @@ def test_each_square_of_patches_is_one_token():
     """Merging 3 by 3, from features that hold their patch's row and column."""
     arch = SiglipArch(image_size=48, patch_size=8, width=2, layers=1, heads=1, mlp_width=4, merge=3)
     tokenizer = Tokenizer.train(["a"], 300)
-    thinker = Thinker(ThinkerArch(vocab_size=len(tokenizer), width=16, layers=1, heads=2, kv_heads=1, head_dim=8,
-                                  mlp_width=8))
+    thinker = Thinker(ThinkerArch(vocab_size=len(tokenizer), width=16, layers=1, heads=2, kv_heads=1,
+                                  head_dim=8, mlp_width=8))
     model = OmniNetwork(tokenizer, thinker, None, SiglipEncoder(arch))
     assert model.image_tokens == 4 and model.vision_projector.up_proj.in_features == 18
     model.vision_projector = torch.nn.Identity()
@@ -123,6 +132,7 @@ def test_each_square_of_patches_is_one_token():
     tokens = model._project_images(patches).unflatten(1, (9, 2))
     for token, (top, left) in zip(tokens, ((0, 0), (0, 3), (3, 0), (3, 3)), strict=True):
         assert token.tolist() == [[top + row, left + column] for row in range(3) for column in range(3)]
-    for odd in (replace(arch, merge=4), VisionArch(image_size=112, patch_size=16), replace(arch, image_size=8, merge=2)):
+    for odd in (replace(arch, merge=4), VisionArch(image_size=112, patch_size=16),
+                replace(arch, image_size=8, merge=2)):
         with pytest.raises(UserError, match="can't be merged"):
             image_tokens(odd)

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from omni import checkpoint
@@ -61,7 +62,8 @@ def speech(seconds: float, seed: int = 0) -> torch.Tensor:
     rng = np.random.default_rng(seed)
     t = np.arange(round(seconds * 16_000)) / 16_000
     wave = np.sin(2 * np.pi * (200 + 300 * t) * t) * np.clip(np.sin(5 * t), 0, 1)
-    return torch.from_numpy((0.3 * wave + 1e-3 * rng.standard_normal(len(t)) * (t % 1 < 0.5)).astype("float32"))
+    noise = rng.standard_normal(len(t)) * (t % 1 < 0.5)
+    return torch.from_numpy((0.3 * wave + 1e-3 * noise).astype("float32"))
 
 
 def extracted(wave: torch.Tensor, mels: int = 80) -> torch.Tensor:
@@ -80,10 +82,12 @@ def test_the_clip_window_equals_the_encoder_cut_to_the_length(mels, prefix, fram
     got, lengths = encoder(mel, torch.tensor([frames]))
     features = (frames + 1) // 2
     assert lengths.tolist() == [features] == [encoder.lengths(frames)]
-    x = model.encoder
-    x.config.max_source_positions = frames / 2  # what it checks the input's length against
-    x.embed_positions = torch.nn.Embedding.from_pretrained(x.embed_positions.weight[:features])
-    assert_close(got, x(mel.transpose(1, 2)).last_hidden_state)
+    parts = model.encoder  # as a whole it refuses other lengths
+    x = F.gelu(parts.conv2(F.gelu(parts.conv1(mel.transpose(1, 2))))).transpose(1, 2)
+    x = x + parts.embed_positions.weight[:features]
+    for layer in parts.layers:
+        x = layer(x, None)
+    assert_close(got, parts.layer_norm(x))
 
 
 @torch.no_grad()
@@ -101,7 +105,7 @@ def test_the_30s_window_equals_the_published_pipeline(seconds):
     features = extractor(wave.numpy(), sampling_rate=16_000, return_tensors="pt")["input_features"]
     assert features.shape == (1, 80, 120)
     wanted = model.encoder(features).last_hidden_state[0]
-    assert_close(got[0, :lengths[0]], wanted[:lengths[0]], 4e-6)  # also the two log-mels' rounding
+    assert_close(got[0, :lengths[0]], wanted[:lengths[0]])
 
 
 @torch.no_grad()
@@ -116,7 +120,7 @@ def test_clips_do_not_depend_on_each_other(window):
     assert_close(encoder(rubbish, counts)[0], together, 0)
     for mel, features, length in zip(mels, together, lengths.tolist(), strict=True):
         alone, one = encoder(mel[None], torch.tensor([len(mel)]))
-        assert one.tolist() == [length] == [encoder.lengths(len(mel))] == [audio_tokens(encoder.arch, len(mel))]
+        assert one.tolist() == [length] == [audio_tokens(encoder.arch, len(mel))]
         assert_close(features[:length], alone[0])
 
 
@@ -168,9 +172,11 @@ def test_the_reader_reads_takes_for_whisper(tmp_path):
 
 @pytest.mark.parametrize("change, named", [
     ({"activation_function": "relu"}, "activation_function"), ({"scale_embedding": True}, "scale_embedding"),
-    ({"model_type": "wav2vec2"}, "model_type"), ({"num_mel_bins": 81}, "num_mel_bins"), ({"d_model": "x"}, "d_model"),
-    ({"encoder_layers": 0}, "encoder_layers"), ({"encoder_attention_heads": 5}, "encoder_attention_heads"),
-    ({"quantization_config": {"bits": 4}}, "quantization_config"), ({"max_source_positions": None}, "max_source")])
+    ({"model_type": "wav2vec2"}, "model_type"), ({"num_mel_bins": 81}, "num_mel_bins"),
+    ({"d_model": "x"}, "d_model"), ({"encoder_layers": 0}, "encoder_layers"),
+    ({"encoder_attention_heads": 5}, "encoder_attention_heads"),
+    ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    ({"max_source_positions": None}, "max_source_positions")])
 def test_what_is_not_supported_is_refused_by_its_key(change, named):
     with pytest.raises(ValueError, match=named) as caught:
         WhisperEncoder.arch_of({**WhisperConfig(**SHAPE).to_dict(), **change})
@@ -204,4 +210,4 @@ def test_published_weights_hear_what_they_hear_in_transformers(name):
     got, lengths = encoder(mels, counts)
     for wave, features, length in zip(waves, got, lengths.tolist(), strict=True):
         wanted = model.encoder(extracted(wave).T[None]).last_hidden_state[0]
-        assert_close(features[:length], wanted[:length], 2e-5)
+        assert_close(features[:length], wanted[:length], 1e-4)  # base: 3e-5 off its own result in fp64

@@ -1,9 +1,9 @@
 """Whisper's log-mel (Radford et al. 2022). Waves are mono float32 at 16 kHz in [-1, 1]."""
 
+import math
 from functools import lru_cache
 
 import torch
-import torchaudio.functional as AF
 
 from omni.config import WhisperArch
 from omni.data.audio import HOP, SAMPLE_RATE, WINDOW
@@ -49,6 +49,15 @@ def _window() -> torch.Tensor:
 
 @lru_cache(maxsize=2)
 def _filters(mels: int) -> torch.Tensor:
-    """(mels, WINDOW / 2 + 1)."""
-    return AF.melscale_fbanks(WINDOW // 2 + 1, 0.0, SAMPLE_RATE / 2, mels, SAMPLE_RATE, norm="slaney",
-                              mel_scale="slaney").T.contiguous()
+    """(mels, WINDOW / 2 + 1) triangles of area 1 on Slaney's mel scale: linear to 1 kHz, then logarithmic.
+
+    Computed in float64, because narrow triangles have weights that are small differences.
+    """
+    kink, step = 1000.0, math.log(6.4) / 27  # Hz; logarithm of the ratio of neighbouring mels above it
+    top = kink * 3 / 200 + math.log(SAMPLE_RATE / 2 / kink) / step
+    mel = torch.linspace(0, top, mels + 2, dtype=torch.float64)
+    hertz = torch.where(mel < kink * 3 / 200, mel * 200 / 3, kink * ((mel - kink * 3 / 200) * step).exp())
+    bins = torch.linspace(0, SAMPLE_RATE / 2, WINDOW // 2 + 1, dtype=torch.float64)
+    low, peak, high = (edge[:, None] for edge in (hertz[:-2], hertz[1:-1], hertz[2:]))
+    triangles = torch.minimum((bins - low) / (peak - low), (high - bins) / (high - peak)).clamp_min(0)
+    return (triangles * 2 / (high - low)).float()

@@ -28,7 +28,7 @@ class BiasedAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """(B, T, width) -> the same: attention, then a two-layer MLP, each with a LayerNorm before it and biases."""
+    """(B, T, width) -> the same: attention, then a two-layer MLP, each behind a LayerNorm, with biases."""
 
     def __init__(self, width: int, heads: int, mlp_width: int, activation: Activation, eps: float,
                  key_bias: bool = True):
