@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Data
     mix = world.once_per_node(lambda: read_mix(config))
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
-    reader = MediaReader(model.vision_encoder.arch.image_size, config.seed, model.audio_encoder.arch.level)
+    reader = MediaReader(model.vision_encoder.arch, model.audio_encoder.arch, config.seed)
     decoder = Decoder(reader, config.decode_timeout_s)
     features = None
     if model.frozen & {"audio", "vision"} and config.feature_cache_gb > 0:

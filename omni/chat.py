@@ -85,7 +85,7 @@ class OmniModel(OmniNetwork):
 
     def reader(self, kind=MediaReader) -> MediaReader:
         """Reads media in the form that the encoders need."""
-        return kind(self.vision_encoder.arch.image_size, level=self.audio_encoder.arch.level)
+        return kind(self.vision_encoder.arch, self.audio_encoder.arch)
 
     def collator(self, reader=MediaReader) -> Collator:
         """Makes batches of samples; their media are read by a reader of the class `reader`."""

@@ -228,6 +228,11 @@ def _check_value(f: dataclasses.Field, kind, value):
     return value
 
 
+def checked(cls, name: str, value):
+    """`value` as the field `name` of the dataclass `cls`. A ValueError says what is allowed."""
+    return _check_value(cls.__dataclass_fields__[name], typing.get_type_hints(cls)[name], value)
+
+
 def _shown(value) -> str:  # a checkpoint may hold values that JSON can't
     return json.dumps(value, default=lambda other: type(other).__name__, skipkeys=True)
 

@@ -52,7 +52,7 @@ class Toy:
         return manifest.read(str(self.root / "data" / source / f"{split}.jsonl")).samples
 
     def collator(self, model: OmniNetwork, features=None) -> Collator:
-        reader = MediaReader(model.vision_encoder.arch.image_size, level=model.audio_encoder.arch.level)
+        reader = MediaReader(model.vision_encoder.arch, model.audio_encoder.arch)
         return Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths, 256,
                         features)
 

@@ -17,7 +17,7 @@ Medium = tuple[str, int]  # path and take
 
 
 def pad_mels(mels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips (F, MELS) -> (C, longest F, MELS) padded with zeros, and their lengths (C,)."""
+    """Clips (F, mels) -> (C, longest F, mels) padded with zeros, and their lengths (C,)."""
     return pad_sequence(list(mels), batch_first=True), torch.tensor([len(m) for m in mels])
 
 

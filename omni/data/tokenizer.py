@@ -6,13 +6,13 @@ from functools import lru_cache
 from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from omni.config import AudioArch, VisionArch
+from omni.config import AudioArch, SiglipArch, VisionArch, WhisperArch
 from omni.data.batch import IGNORE, MEL_FRAMES_PER_SECOND
 from omni.data.sample import AUDIO, IMAGE
+from omni.errors import UserError
 
 PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIALS = (PAD, SYSTEM, USER, ASSISTANT, END, IMAGE, AUDIO)
-MERGE = 2  # each MERGE x MERGE square of patches becomes one token of the Thinker
 ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 _PLACEHOLDER = re.compile(f"({re.escape(IMAGE)}|{re.escape(AUDIO)})")
 
@@ -95,13 +95,24 @@ def split_placeholders(content: str) -> list[str]:
     return _PLACEHOLDER.split(content) if "<" in content else [content]
 
 
-def image_tokens(arch: VisionArch) -> int:
+def patch_grid(arch: VisionArch | SiglipArch) -> int:
+    """Patches a side of an image. UserError if they can't be merged into tokens without a remainder."""
+    grid = arch.image_size // arch.patch_size
+    if not grid or grid % arch.merge:
+        raise UserError(f"image_size {arch.image_size} makes {grid} patches of {arch.patch_size} a side, "
+                        f"which can't be merged {arch.merge} by {arch.merge}; choose another merge or size")
+    return grid
+
+
+def image_tokens(arch: VisionArch | SiglipArch) -> int:
     """Thinker tokens per image."""
-    return (arch.image_size // arch.patch_size // MERGE) ** 2
+    return (patch_grid(arch) // arch.merge) ** 2
 
 
-def audio_tokens(arch: AudioArch, mel_frames):
+def audio_tokens(arch: AudioArch | WhisperArch, mel_frames):
     """Thinker tokens of a clip of `mel_frames` frames, an int or a tensor of ints."""
+    if isinstance(arch, WhisperArch):
+        return ((mel_frames + 1) // 2 + arch.stack - 1) // arch.stack
     strides = round(MEL_FRAMES_PER_SECOND / arch.frames_per_second).bit_length() - 1
     for _ in range(strides):  # each stride halves the frames, rounding up
         mel_frames = (mel_frames + 1) // 2

@@ -7,7 +7,7 @@ from torch import nn
 
 from omni import checkpoint
 from omni.data.batch import Batch
-from omni.data.tokenizer import MERGE, Tokenizer, image_tokens
+from omni.data.tokenizer import Tokenizer, image_tokens
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.lora import merged_state
 from omni.model.loss import answer_loss
@@ -36,9 +36,9 @@ class OmniNetwork(nn.Module):
         self.frozen, self.label_smoothing = frozenset(frozen), label_smoothing
         width = thinker.arch.width
         if audio_encoder is not None:
-            self.audio_projector = Projector(audio_encoder.arch.width, width)
+            self.audio_projector = Projector(audio_encoder.token_width, width)
         if vision_encoder is not None:
-            self.vision_projector = Projector(MERGE ** 2 * vision_encoder.arch.width, width)
+            self.vision_projector = Projector(vision_encoder.token_width, width)
             self.image_tokens = image_tokens(vision_encoder.arch)
         for module in self._frozen_modules():
             module.requires_grad_(False)
@@ -81,7 +81,7 @@ class OmniNetwork(nn.Module):
 
     def encode_audio(self, mels: torch.Tensor,
                      mel_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(C, F, MELS) -> features (C, S, audio width) and how many of them each clip has (C,).
+        """(C, F, mels) -> features (C, S, audio width) and how many of them each clip has (C,).
 
         Without gradient if frozen.
         """
@@ -109,10 +109,10 @@ class OmniNetwork(nn.Module):
         return embeds
 
     def _project_images(self, patches: torch.Tensor) -> torch.Tensor:
-        """(M, P, width) -> (M * P / MERGE ** 2, D): each MERGE x MERGE square of patches is one token."""
-        M, P, W = patches.shape
-        half = self.vision_encoder.grid // MERGE
-        squares = patches.view(M, half, MERGE, half, MERGE, W).transpose(2, 3).reshape(M * half * half, -1)
+        """(M, P, width) -> (M * P / merge ** 2, D): each merge x merge square of patches is one token."""
+        (M, _, W), merge = patches.shape, self.vision_encoder.arch.merge
+        side = self.vision_encoder.grid // merge
+        squares = patches.view(M, side, merge, side, merge, W).transpose(2, 3).reshape(M * side * side, -1)
         return self.vision_projector(squares.to(self.vision_projector.up_proj.weight.dtype))
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

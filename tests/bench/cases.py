@@ -222,7 +222,7 @@ def run(bench: Bench) -> dict:
 def evaluate_undecoded(w: workload.Workload) -> None:
     """An epoch's evaluation without cached features: media are decoded once and encoded at each use."""
     reader, collate = w.dataset.collate.reader, copy(w.dataset.collate)
-    collate.reader = workload.DecodedReader(reader.image_size, reader.seed, reader.level)
+    collate.reader = workload.DecodedReader(reader.vision, reader.audio, reader.seed)
     evaluator = Evaluator(w.model, collate, w.config.eval_batch_size, w.config.max_new_tokens,
                           w.config.precision)
     evaluator.score(w.mix.val)
