@@ -71,8 +71,9 @@ class OmniNetwork(nn.Module):
                     weight.data = stored
 
     def frozen_weights(self) -> dict[str, torch.Tensor]:
-        """The weights that are not trained, by name."""
-        return {name: weight for name, weight in self.named_parameters() if not weight.requires_grad}
+        """The weights that are not trained, by name; buffers too."""
+        weights = [*self.named_parameters(), *self.named_buffers()]
+        return {name: weight for name, weight in weights if not weight.requires_grad}
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """(M, 3, image_size, image_size) -> (M, P, vision width), without gradient if frozen."""

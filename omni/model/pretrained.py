@@ -7,6 +7,7 @@ are read, so nothing in a folder is run or unpickled. What a config asks for and
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,13 @@ def load_vision_encoder(folder: Path, **changes: Any) -> tuple[nn.Module, str]:
 def _load_encoder(folder: Path, name: str, kind: type, changes: dict, family: str) -> tuple[nn.Module, str]:
     config, preprocessor = read_json(folder / "config.json"), folder / "preprocessor_config.json"
     try:
-        arch = kind.arch_of(config, read_json(preprocessor) if preprocessor.is_file() else {}, **changes)
-        state, unwanted = kind.rename(read_tensors(folder))
-    except (ValueError, TypeError, KeyError) as err:
+        arch = kind.arch_of(config, read_json(preprocessor) if preprocessor.is_file() else {})
+        tensors = read_tensors(folder)
+        state = kind.rename(tensors)
+    except ValueError as err:
         raise UserError(f"{folder}: not a {family} that can be used: {err}") from None
-    return _build(lambda: kind(arch), state, unwanted, name, folder)
+    unwanted = [tensor for tensor in tensors if tensor.startswith(kind.IGNORED)]
+    return _build(lambda: kind(replace(arch, **changes)), state, unwanted, name, folder)
 
 
 def _build(make: Callable[[], nn.Module], state: State, unwanted: Sequence[str], name: str,
