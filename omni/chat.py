@@ -74,7 +74,7 @@ class OmniModel(OmniNetwork):
         while True:
             with autocast(device, self.config.precision):  # off while the caller runs
                 token = next(tokens, None)
-            if token is None or int(token) == self.tokenizer.end:
+            if token is None or int(token) in self.tokenizer.ends:
                 break
             ids.append(int(token))
             text = self.tokenizer.decode(ids)
