@@ -56,9 +56,10 @@ def export(path: str, folder: Path) -> None:
     config, metrics = content["config"], content["metrics"]
     keys = ["system_ckpt"] if config.get("system_ckpt") else ["thinker_ckpt", "audio_ckpt", "vision_ckpt"]
     parts = "\n".join(f"- {key}: `{config.get(key)}`" for key in keys)
-    figures = "\n".join(f"- {key}: {value:.4f}" for key, value in metrics.items() if isinstance(value, float))
-    checkpoint.save_text(folder / "README.md", README.format(
-        name=folder.resolve().name, parts=parts, figures=figures or "None: the run ended before an evaluation."))
+    figures = "\n".join(f"- {key}: {value:.4f}" for key, value in metrics.items()
+                        if isinstance(value, float)) or "None: the run ended before an evaluation."
+    checkpoint.save_text(folder / "README.md", README.format(name=folder.resolve().name, parts=parts,
+                                                             figures=figures))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     say(f"wrote {folder}: {size / 1e6:,.1f} MB; {folder / 'thinker'} is the language model for other programs")
 

@@ -1,4 +1,4 @@
-"""Where the weights of a part are: a path, or hf:OWNER/NAME[@REVISION], a repository of the Hugging Face Hub."""
+"""Where weights are: at a path, or hf:OWNER/NAME[@REVISION] in a repository of the Hugging Face Hub."""
 
 import re
 from functools import cache

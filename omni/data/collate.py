@@ -11,7 +11,7 @@ from omni.data.batch import IGNORE, Batch
 from omni.data.media_reader import MediaReader
 from omni.data.packing import AUDIO_BUCKETS, IMAGE_BUCKETS, bucket, pack, pad_index
 from omni.data.sample import Sample
-from omni.data.tokenizer import ASSISTANT, Tokenizer
+from omni.data.tokenizer import Tokenizer
 
 Medium = tuple[str, int]  # path and take
 
@@ -101,36 +101,37 @@ class Collator:
         """
         clips = [self.audio_tokens(frames[path]) for path in sample.audios]
         media = self.image_tokens * len(sample.images) + sum(clips)
-        # A token is at least one byte of text, and a role has no more tokens than letters: most samples are
-        # known to fit before they are tokenised.
-        if media + len("".join(sample.turns).encode()) <= self.max_length:
-            return False, None
+        if media + self.tokenizer.most_tokens(sample.turns) <= self.max_length:
+            return False, None  # most samples are known to fit before they are tokenised
         ids, _ = self.tokenizer.chat(sample.messages, [self.image_tokens] * len(sample.images), clips,
                                      sample.untrained)
         excess = len(ids) - self.max_length
-        if excess <= 0 or excess <= len(self._cuttable(ids)) or sample.messages[0][0] == "assistant":
+        plain = sample.messages[0][0] == "assistant"
+        if excess <= (len(ids) - self.tokenizer.lead(ids) if plain else len(self._cuttable(ids))):
             return excess > 0, None
-        return True, f'its {"media" if media + 4 > self.max_length else "media and answer"} exceed max_length'
+        template = len(self.tokenizer.chat((("user", ""), ("assistant", "")), [], [])[0])
+        too_long = "media" if media + template > self.max_length else "media and answer"
+        return True, f"its {too_long} exceed max_length"
 
     def fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
         """Cut the front of a prompt to fit `max_length`, but neither media nor the last answer.
 
-        A row of nothing else, such as a plain text, is cut behind its first token. ValueError if it has
-        media.
+        A row of nothing else, such as a plain text, is cut behind what opens it. ValueError if it has media.
         """
         excess = len(ids) - self.max_length
         if excess <= 0:
             return ids, labels
         if not self._cuttable(ids) and {self.tokenizer.image, self.tokenizer.audio} & {*ids}:
             raise ValueError(f"{len(ids)} tokens of media and text, and max_length is {self.max_length}")
-        dropped = set((self._cuttable(ids) or list(range(1, len(ids))))[:excess])
+        dropped = set((self._cuttable(ids) or list(range(self.tokenizer.lead(ids), len(ids))))[:excess])
         # A label is the next token: where that token is dropped, the label is dropped too.
         labels = [IGNORE if i + 1 in dropped else label for i, label in enumerate(labels)]
         kept = [i for i in range(len(ids)) if i not in dropped]
         return [ids[i] for i in kept], [labels[i] for i in kept]
 
     def _cuttable(self, ids: list[int]) -> list[int]:
-        """Indices of the tokens that may be cut: not the first, no media, nothing of the last answer."""
+        """Indices of the tokens that may be cut: no media, and nothing of the template or the last answer."""
         media = {self.tokenizer.image, self.tokenizer.audio}
-        last = max(i for i, token in enumerate(ids) if token == self.tokenizer.ids[ASSISTANT])
-        return [i for i in range(1, last - 1) if ids[i] not in media]
+        last = len(ids) - 1 - ids[::-1].index(self.tokenizer.opens_answer)
+        return [i for i in range(self.tokenizer.lead(ids), last - self.tokenizer.closing)
+                if ids[i] not in media]

@@ -23,7 +23,7 @@ PARTS = (THINKER, "audio_encoder", "vision_encoder")
 
 
 def write(content: dict, folder: Path) -> None:
-    """Write the `content` of an omni_final.pt to a new `folder`. omni.json is last: it makes the folder whole.
+    """Write the `content` of an omni_final.pt to a new `folder`. omni.json comes last and makes it whole.
 
     UserError if something can't be written.
     """
@@ -87,8 +87,9 @@ def thinker_config(arch: ThinkerArch, ends: list[int], pad: int, dtype: torch.dt
 
 def tokenizer_config(tokenizer: Tokenizer) -> dict:
     """tokenizer_config.json: the published one, or one for our own tokenizer; with the chat template."""
+    end, pad = map(tokenizer.bpe.id_to_token, (tokenizer.end, tokenizer.pad))
     own = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-           "eos_token": tokenizer.token(tokenizer.end), "pad_token": tokenizer.token(tokenizer.pad)}
+           "eos_token": end, "pad_token": pad}
     published = json.loads(tokenizer.config_text) if tokenizer.config_text else own
     return published | {"chat_template": tokenizer.template.jinja}
 

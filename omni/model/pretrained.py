@@ -210,7 +210,7 @@ def _thinker_state(state: State, arch: ThinkerArch, folder: Path) -> tuple[State
         head, embedding = own.pop("lm_head.weight"), own.get("embed_tokens.weight")
         if embedding is None or not torch.equal(head, embedding):
             raise UserError(f"{folder}: lm_head.weight differs from the embedding, though "
-                            '"tie_word_embeddings" of config.json says that they are one; download both again')
+                            '"tie_word_embeddings" says that they are one; download both again')
         unwanted.append("lm_head.weight")
     if not arch.tied_head and "lm_head.weight" not in own:
         raise UserError(f'{folder}: lacks lm_head.weight, which "tie_word_embeddings": false of config.json '

@@ -166,7 +166,7 @@ def generate_naive(bench: Bench, w: workload.Workload, sample) -> list[int]:
         embeds = w.model.embed(batch)[None, :int(batch.layout.cu_seqlens[1])]
         while len(tokens) < w.config.max_new_tokens:
             token = w.model.thinker.logits(hidden(w.model.thinker, embeds)[:, -1]).argmax(-1)
-            if int(token) == w.model.tokenizer.end:
+            if int(token) in w.model.tokenizer.ends:
                 break
             tokens.append(int(token))
             embeds = torch.cat((embeds, w.model.thinker.embed_tokens(token)[:, None]), dim=1)
