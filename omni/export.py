@@ -61,7 +61,7 @@ def export(path: str, folder: Path) -> None:
     checkpoint.save_text(folder / "README.md", README.format(name=folder.resolve().name, parts=parts,
                                                              figures=figures))
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    say(f"wrote {folder}: {size / 1e6:,.1f} MB; {folder / 'thinker'} is the language model for other programs")
+    say(f"wrote {folder}: {size / 1e6:,.1f} MB; {folder / 'thinker'} is the language model alone")
 
 
 if __name__ == "__main__":

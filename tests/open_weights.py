@@ -4,15 +4,24 @@ import json
 import os
 from pathlib import Path
 
+import foreign
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    WhisperConfig,
+    WhisperModel,
+)
 
 BASE = {"hidden_act": "silu", "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6,
-        "num_key_value_heads": 2, "intermediate_size": 80, "vocab_size": 400, "max_position_embeddings": 512,
-        "rms_norm_eps": 1e-5, "eos_token_id": 2}
+        "num_key_value_heads": 2, "intermediate_size": 80, "vocab_size": foreign.ROWS,
+        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "eos_token_id": 2}
 LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}
 # config.json of small models in the published style, with the keys that each family sets.
@@ -75,3 +84,37 @@ def real_weights(name: str) -> Path:
     if not folder.is_dir():
         pytest.skip(f"OMNI_WEIGHTS names no folder that holds {name}")
     return folder
+
+
+def whisper(folder: Path) -> WhisperModel:
+    """Write a small Whisper, with its decoder, to `folder`."""
+    model = WhisperModel(WhisperConfig(
+        num_mel_bins=80, d_model=32, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=48,
+        decoder_layers=1, decoder_ffn_dim=8, decoder_attention_heads=2, vocab_size=51865)).eval()
+    return _encoder(folder, model, "model.", model_type="whisper")
+
+
+def siglip(folder: Path) -> SiglipVisionModel:
+    """Write a small vision encoder of SigLIP to `folder`."""
+    model = SiglipVisionModel(SiglipVisionConfig(hidden_size=48, intermediate_size=80, num_hidden_layers=2,
+                                                 num_attention_heads=4, image_size=32, patch_size=8)).eval()
+    return _encoder(folder, model, "vision_model.", model_type="siglip_vision_model")
+
+
+def _encoder(folder: Path, model: PreTrainedModel, prefix: str, **names) -> PreTrainedModel:
+    randomise(model)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict() | names))
+    save_file({prefix + name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+              folder / "model.safetensors")
+    return model
+
+
+def parts(root: Path, family: str = "smollm2", tokenizer: str = "smol") -> dict[str, str]:
+    """Folders of a language model with its tokenizer, a Whisper and a SigLIP: the keys of a config."""
+    language_model(root / "thinker", family)
+    foreign.write(root / "thinker", tokenizer)
+    whisper(root / "whisper")
+    siglip(root / "siglip")
+    return {"thinker_ckpt": str(root / "thinker"), "audio_ckpt": str(root / "whisper"),
+            "vision_ckpt": str(root / "siglip")}
