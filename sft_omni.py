@@ -64,9 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
     reader = MediaReader(model.vision_encoder.arch, model.audio_encoder.arch, config.seed)
     decoder = Decoder(reader, config.decode_timeout_s)
-    features = None
-    if model.frozen & {"audio", "vision"} and config.feature_cache_gb > 0:
-        features = FeatureStore(model, decoder, config.feature_cache_gb, config.precision, world)
+    features = FeatureStore.of_run(config, model, decoder, world)
     for name in mix.train:
         for samples, takes, what in ((mix.train[name], config.augment_takes, f"{name}, training"),
                                      (mix.val[name], 1, f"{name}, held out")):

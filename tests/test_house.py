@@ -20,7 +20,7 @@ ALLOWED = {
     "pretrain": {"base", "data", "model", "eval", "train"},
     "commands": {"base", "data", "model", "train", "eval", "report", "pretrain"},
 }
-COMMANDS = {"chat", "inspect", "export"}
+COMMANDS = {"chat", "inspect", "export", "cache"}
 # What model may import from data: the batch, the samples, and the ids of the tokenizer.
 SHARED = {"omni.data.batch", "omni.data.sample", "omni.data.tokenizer"}
 

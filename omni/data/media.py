@@ -6,6 +6,7 @@ be used wherever a path can, so nothing is ever unpacked to the disk.
 
 import base64
 import binascii
+import hashlib
 import io
 import os
 import re
@@ -68,6 +69,19 @@ def _read(path: str, offset: str, size: str, encoding: str | None, name: str) ->
         return base64.b64decode(content, validate=True) if encoding else content
     except binascii.Error:
         raise MediaError("not valid base64") from None
+
+
+def digest(path: str | Path) -> bytes:
+    """A hash of a medium's bytes. MediaError if they can't be read."""
+    with only_media_errors("a file", path):
+        found = source(path)
+        with open(found, "rb") if isinstance(found, str) else found as f:
+            return hashlib.blake2b(f.read(), digest_size=16).digest()
+
+
+def name(path: str) -> bytes:
+    """The file name alone; a name that is not UTF-8 becomes \\udcXX."""
+    return path.rsplit("/", 1)[-1].encode("utf-8", "backslashreplace")
 
 
 def size(path: str | Path) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from omni.config import AudioArch, SiglipArch, VisionArch, WhisperArch
-from omni.data import audio, image, whisper_mel
+from omni.data import audio, image, media, whisper_mel
 
 
 class MediaReader:
@@ -59,5 +59,4 @@ class MediaReader:
 
     def rng(self, path: str, take: int) -> np.random.Generator:
         """A new random generator for a take of a medium."""
-        name = path.rsplit("/", 1)[-1].encode("utf-8", "backslashreplace")  # not every file name is UTF-8
-        return np.random.default_rng([self.seed, take, crc32(name)])
+        return np.random.default_rng([self.seed, take, crc32(media.name(path))])
