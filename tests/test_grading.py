@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omni.data.sample import guess_task
+from omni.data.tasks import guess_task
 from omni.eval.grading import (
     WordErrors,
     correct,

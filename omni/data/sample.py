@@ -1,12 +1,10 @@
 """`Sample`: one checked conversation with its media. Every format of manifest is read into samples."""
 
-import re
 from itertools import chain
 from typing import NamedTuple
 
 IMAGE, AUDIO = "<image>", "<audio>"  # placeholders in a message's content, and special tokens
 TASKS = ("text", "qa", "asr")  # omni.eval.grading says how the answers of each are graded
-_TRANSCRIBE = re.compile(r"transcri|what is said|write down|was wird gesagt|speech to text", re.I)
 
 
 class Sample(NamedTuple):  # three times as fast to make as a frozen dataclass, and there may be millions
@@ -35,11 +33,3 @@ class Sample(NamedTuple):  # three times as fast to make as a frozen dataclass, 
 def flat(messages) -> tuple[str, ...]:
     """(role, content) pairs -> the `turns` of a Sample."""
     return (*chain(*messages),)
-
-
-def guess_task(messages, images, audios) -> str:
-    """The task of a sample that names none: asr to transcribe a clip, otherwise qa with media, else text."""
-    if audios and not images:
-        prompt = " ".join(content.replace(AUDIO, "") for role, content in messages if role == "user").strip()
-        return "asr" if not prompt or _TRANSCRIBE.search(prompt) else "qa"
-    return "qa" if images or audios else "text"
