@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import assert_user_error
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from published import assistant, clip, picture, put, tar, user, write
 
@@ -201,7 +201,8 @@ def test_inspect_shows_the_lengths_that_batches_have(toy, folder):
 KEYS = ("messages", "conversations", "conversation", "instruction", "input", "output", "query", "response",
         "history", "system", "images", "audios", "image", "audio", "path", "text", "question", "role",
         "content", "from", "value", "type", "image_url", "url", "input_audio", "data", "loss", "weight",
-        "label", "task", "group", "objects", "human", "assistant", "sentence")
+        "label", "task", "group", "objects", "human", "assistant", "sentence", "Image", "offset", "duration",
+        "choices", "captions", "source", "target", "foo", "video_path", "prompt", "completion", "train")
 TEXTS = ("", "user", "assistant", "human", "gpt", "text", "image", "image_url", "input_audio", "img/a.png",
          "hi", "<image>", "data:image/png;base64,AAAA", "data:", "\ud800", "a\0b", "../x", "https://x/y.png")
 VALUES = st.recursive(
@@ -216,7 +217,12 @@ PIECES = ("path,text", "a|b|c", "wav;sentence", "x.png,hi", "text", "\t", "\"", 
 def test_every_entry_of_any_json_file_is_read_or_skipped(tmp_path_factory, entries, name):
     folder = tmp_path_factory.getbasetemp() / "fuzz"
     put(folder, {"img/a.png": b"x"})
-    source = manifest.read(write(folder, name, entries))
+    assume(name == "f.json" or len(entries) > 1 or not isinstance(entries[0], list | dict))  # it may hold several
+    try:
+        source = manifest.read(write(folder, name, entries))
+    except UserError as err:  # a medium under an unknown key
+        assert "looks like a medium" in str(err) and "\n" not in str(err)
+        return
     assert len(source.samples) + len(source.skipped) == len(entries)
     assert all(isinstance(text, str) for s in source.samples for _, text in s.messages)
     source.split(0.5)

@@ -49,12 +49,13 @@ def _decode(source: str | io.BytesIO, start: float = 0.0, end: float | None = No
                                                    and last <= declared + SLACK_SECONDS * rate):
                 raise MediaError(f"its segment from {start:g} s to {last / rate:g} s is not within the clip's "
                                  f"{declared / rate:.2f} s")
-            declared = min(last, declared) - first
+            whole, declared = declared, min(last, declared) - first
             if declared > MAX_SECONDS * rate:
                 raise MediaError(f"{declared / rate:.0f} s long, the limit is {MAX_SECONDS:.0f} s")
             if first:
                 f.seek(first)
-            sound = f.read(declared, dtype="float32", always_2d=True)  # (samples, channels)
+            # (samples, channels); some files can't be read in part
+            sound = f.read(-1 if declared == whole else declared, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as err:
         raise MediaError(f"not readable as sound ({err.error_string})") from None  # str(err) holds the path
     _check_riff_size(source)

@@ -7,7 +7,7 @@ from pathlib import Path
 from omni.data import placeholders
 from omni.data.media import Piece
 from omni.data.paths import MediaPaths
-from omni.data.sample import AUDIO, IMAGE, TASKS, Sample, flat
+from omni.data.sample import AUDIO, IMAGE, Sample, flat
 from omni.data.tasks import guess_task
 from omni.data.tokenizer import split_placeholders
 
@@ -43,16 +43,14 @@ class Checker:
                 raise ValueError("an unpaired surrogate in a text")
         if length > MAX_TEXT:
             raise ValueError(f"longer than {MAX_TEXT} characters")
-        listed = {"images": entry.get("images", ()), "audios": entry.get("audios", ())}
-        if marked:
+        images, audios = entry.get("images", ()), entry.get("audios", ())
+        if marked and any(["</" in content for _, content in messages]):
             messages, tagged = placeholders.extract_tags(messages, self.folder)
-            for mark, kind in ((IMAGE, "images"), (AUDIO, "audios")):
-                if mark in tagged:
-                    if listed[kind] and list(listed[kind]) != tagged[mark]:
-                        raise ValueError("media both in the messages and beside them")
-                    listed[kind] = tagged[mark]
-        images = self.paths.find(listed["images"], "images") if listed["images"] else ()
-        audios = self.paths.find(listed["audios"], "audios") if listed["audios"] else ()
+            if images and tagged.get(IMAGE, images) != images or audios and tagged.get(AUDIO, audios) != audios:
+                raise ValueError("media both in the messages and beside them")
+            images, audios = tagged.get(IMAGE, images), tagged.get(AUDIO, audios)
+        images = self.paths.find(images, "images") if images else ()
+        audios = self.paths.find(audios, "audios") if audios else ()
         if audios and "cut" in entry:
             audios = self._cut(audios, *entry["cut"])
         if marked or images or audios:
@@ -62,8 +60,6 @@ class Checker:
             messages, images, audios = _trim(messages, images, audios, untrained)
             untrained = [i for i in untrained if i < len(messages)]
         task = entry.get("task") or self.task or guess_task(messages, images, audios, entry.get("transcript", ""))
-        if task and task not in TASKS:
-            raise ValueError(f'unknown task "{str(task)[:20]}" (text, qa or asr)')
         objects = _objects(entry["objects"]) if "objects" in entry else ()
         return Sample(flat(messages), images, audios, task, entry.get("group", ""), entry.get("transcript", ""),
                       tuple(untrained), objects)
@@ -81,7 +77,7 @@ class Checker:
                     return self._checked(*self._without(messages, untrained, i))
                 raise ValueError("a system message that is not the first" if role == "system"
                                  else "turns must go user, assistant, user, assistant, ...")
-            if role == "assistant" and not content.strip() and i not in untrained:
+            if role == "assistant" and (not content or content.isspace()) and i not in untrained:
                 if i + 1 < len(messages):
                     self.notes["an answer is empty: it is not trained on"] += 1
                 untrained = [*untrained, i]
@@ -90,9 +86,10 @@ class Checker:
             if len(messages) < 3 or messages[-2][0] != "assistant":
                 raise ValueError("turns must go user, assistant, user, assistant, ...")
             self.notes["a last question has no answer: it is left out"] += 1
-        answers = [content for role, content in messages if role == "assistant"]
-        if len(answers) == len(untrained):
-            raise ValueError("no answer is trained on" if answers[-1].strip() else "the answer is empty")
+        if untrained:
+            answers = [content for role, content in messages if role == "assistant"]
+            if len(answers) == len(untrained):
+                raise ValueError("no answer is trained on" if answers[-1].strip() else "the answer is empty")
         return tuple(messages), untrained
 
     def _without(self, messages: list, untrained: list[int], turn: int) -> tuple[list, list[int]]:

@@ -31,10 +31,12 @@ class Plan(NamedTuple):
     roles: dict[str, tuple[str, ...]]  # role -> keys, the preferred first
     beside_talk: tuple[str, ...]  # the keys that are not read if the entry is a conversation
     nothing: tuple[str, ...]  # keys that hold nothing to train on
+    plain: bool  # a conversation with nothing but its media and its system message beside it
 
 
 # Read beside a conversation, if there are any.
 TALK_ROLES = {"system", "start", "end", "duration", "task", "group", "objects", "nothing", "source"}
+PLAIN_ROLES = {"talk", "system", "image", "audio", "nothing"}
 
 
 @dataclass
@@ -89,10 +91,11 @@ class Columns:
             keys.sort(key=lambda key: (order.index(key) if key in self.asked else len(order),
                                        RANK.get("_".join(words(key)), 0), "url" in words(key)))
         beside = tuple(key for role, keys in roles.items() for key in keys
-                       if role not in TALK_ROLES and "_".join(words(key)) != "transcript"
-                       or role in ("talk", "image", "audio", "medium"))
+                       if role not in TALK_ROLES | {"talk"} and "_".join(words(key)) != "transcript"
+                       or role in ("image", "audio", "medium")) + tuple(roles.get("talk", ())[1:])
         return Plan({role: tuple(keys) for role, keys in roles.items()}, beside,
-                    tuple(roles.get("nothing", ())) + tuple(roles.get("source", ())))
+                    tuple(roles.get("nothing", ())) + tuple(roles.get("source", ())),
+                    "talk" in roles and roles.keys() <= PLAIN_ROLES and "transcript" not in present)
 
     def account(self, number: int, entry: dict, unread: Iterable[str], plan: Plan, media: list[str]) -> None:
         """Count the keys of an entry that were not read, and note those whose value looks like a medium.

@@ -46,11 +46,13 @@ class Converter:
             entry = self.columns.flattened(entry)
         plan = self.columns.plan(entry)
         roles = plan.roles
-        self._refuse(entry, roles)
+        if not plan.plain:
+            self._refuse(entry, roles)
         media, read = self._media(entry, plan)
         if talk := self._talk(entry, plan, media):
             kind, converted, also_read = talk
-            unread = [key for key in plan.beside_talk if key not in also_read and key not in read]
+            unread = [key for key in plan.beside_talk if key not in also_read and key not in read] \
+                if plan.beside_talk else ()
         else:
             try:
                 kind, converted, also_read = rows.convert(entry, plan, media, self.question)
@@ -60,6 +62,8 @@ class Converter:
             read += also_read
             unread = [key for role, keys in roles.items() if role not in ("nothing", "source")
                       for key in keys if key not in read]
+        if plan.plain and not unread and (converted.get("images") or converted.get("audios") or not plan.nothing):
+            return [(kind, converted)]
         own, odd = self._own(entry, roles)
         converted = {**converted, **own}
         if ("start" in roles or "end" in roles or "duration" in roles) and converted.get("audios"):
@@ -114,6 +118,8 @@ class Converter:
         """(the shape's name, the converted entry, the keys that were read) of a conversation."""
         roles = plan.roles
         if "talk" not in roles:
+            if "question" not in roles:
+                return None
             turn_list = rows.prompt_and_completion(entry, roles)
             if turn_list is None:
                 return None
@@ -126,7 +132,7 @@ class Converter:
                 value = json.loads(value)
             except (ValueError, RecursionError):
                 value = None
-        if not isinstance(value, list) or not all(isinstance(turn, dict) for turn in value) or not value:
+        if not isinstance(value, list) or not value or any([type(turn) is not dict for turn in value]):
             if key == "messages":
                 raise ValueError('no "messages" list')
             return None

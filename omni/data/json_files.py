@@ -27,25 +27,22 @@ def recognise(path: Path, folder: Path) -> tuple[str, str, Path, Entries]:
     """(name, unit, folder of the media, entries) of a JSON file. UserError if it can't be read."""
     lines = (line.strip() for line in lines_of(path))
     first = next((line for line in lines if line), "")
-    value = _entry(first)
-    more = next((line for line in lines if line), "")
+    several = any(lines)
     in_lines = path.suffix.lower() in (".jsonl", ".ndjson")
-    is_list = isinstance(value, list) and value and not more and isinstance(value[0], dict | list)
-    is_entry = isinstance(value, dict) and (more or _is_entry(value))
-    if is_entry or not first or in_lines and isinstance(value, list) and not is_list:
-        return "JSON lines", "line", folder, _json_lines(path)
-    if in_lines and isinstance(value, ValueError) and not first.startswith(("[", "{")):
-        return "JSON lines", "line", folder, _json_lines(path)
+    one_a_line = "JSON lines", "line", folder, _json_lines(path)
+    value = _entry(first)
+    if isinstance(value, ValueError):  # a broken line, or a value of several lines
+        if not first.startswith(("[", "{")) or several and len(first) > MAX_LINE:
+            return one_a_line
+    elif several or isinstance(value, dict) and _is_entry(value) or not isinstance(value, dict | list) or (
+            in_lines and isinstance(value, list) and not (value and all(isinstance(v, dict) for v in value))):
+        return one_a_line
     if path.stat().st_size > MAX_JSON:
-        if isinstance(value, ValueError) and first.startswith("["):
-            raise UserError(f"{path}: larger than {MAX_JSON >> 30} GB; write one entry per line, as JSON lines")
-        return "JSON lines", "line", folder, _json_lines(path)
-    whole = _whole(path, strict=first.startswith("[") and not in_lines or not in_lines and path.suffix == ".json")
+        raise UserError(f"{path}: larger than {MAX_JSON >> 30} GB; write one entry per line, as JSON lines")
+    whole = _whole(path, strict=not in_lines)
     if isinstance(whole, list):
         return "JSON", "entry", folder, enumerate(whole, 1)
-    if isinstance(whole, dict):
-        return _contained(path, folder, whole)
-    return "JSON lines", "line", folder, _json_lines(path)
+    return _contained(path, folder, whole) if isinstance(whole, dict) else one_a_line
 
 
 def _json_lines(path: Path) -> Entries:

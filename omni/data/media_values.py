@@ -5,7 +5,8 @@ import re
 from omni.data.keys import role_of
 from omni.data.media import Piece
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}")
+MAX_PATH = 4096  # characters; a longer text without a dot is base64
+_BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _OWN_TAGS = re.compile(r"<[^<>]*>")  # keys of MiniCPM's {"<image_00>": PATH}
 
 
@@ -37,7 +38,7 @@ def media_path(value, kind: str, find_base64) -> str | None:
     if value.startswith("data:"):
         mime_type, _, payload = value.partition(";base64,")
         return find_base64(payload, f"{kind}.{mime_type.rpartition('/')[2][:8]}")
-    if len(value) > 64 and _BASE64.fullmatch(value) and "." not in value:
+    if len(value) > MAX_PATH and _BASE64.fullmatch(value):
         return find_base64(value, kind)
     return value.removeprefix("file://")
 

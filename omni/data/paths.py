@@ -15,7 +15,8 @@ class MediaPaths:
     """Absolute paths of media. A path may not leave the source's folder unless `allow_outside`."""
 
     def __init__(self, folder: Path, allow_outside: bool):
-        self.folder, self.allow_outside = folder, allow_outside
+        self.folder, self.allow_outside = str(folder), allow_outside  # an absolute path without links
+        self._inside = self.folder.rstrip(os.sep) + os.sep
         self._last: dict[str, tuple[str, str]] = {}  # kind -> the folder and ending that were found last
 
     def find(self, names: list, kind: str) -> tuple[str, ...]:
@@ -31,24 +32,24 @@ class MediaPaths:
             before, after = self._last[kind]
             path = os.path.join(self.folder, before, name + after)
             if os.path.isfile(path):
-                return self._checked(Path(path), kind)
-        path = self._checked(self.folder / name, kind)
+                return self._checked(path, kind)
+        path = self._checked(os.path.join(self.folder, name), kind)
         if os.path.isfile(path):  # unlike Path.is_file it doesn't raise if the name is too long
             return path
         name = name.replace("\\", "/")
         complete = (is_image if kind == "images" else is_audio)(name)
         for before in ("", *_FOLDERS[kind]):
-            if before and not os.path.isdir(self.folder / before):
+            if before and not os.path.isdir(os.path.join(self.folder, before)):
                 continue
             for after in ("",) if complete else ("", *_ENDINGS[kind], *map(str.upper, _ENDINGS[kind])):
                 path = os.path.join(self.folder, before, name + after)
                 if os.path.isfile(path):
                     self._last[kind] = before, after
-                    return self._checked(Path(path), kind)
+                    return self._checked(path, kind)
         raise ValueError(f'a file of "{kind}" is missing')
 
-    def _checked(self, path: Path, kind: str) -> str:
-        path = path.resolve()
-        if not self.allow_outside and not path.is_relative_to(self.folder):
+    def _checked(self, path: str, kind: str) -> str:
+        path = os.path.realpath(path)
+        if not self.allow_outside and not path.startswith(self._inside) and path != self.folder:
             raise ValueError(f'"{kind}" leaves the manifest\'s folder (allow_outside_paths permits it)')
-        return str(path)
+        return path

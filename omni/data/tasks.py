@@ -26,10 +26,12 @@ def guess_task(messages, images, audios, transcript: str = "") -> str:
 
     asr: the answer is the words of the clip. qa: a short answer about media. text: all others, also a long reply.
     """
+    if not images and not audios:
+        return "text"
     answer = messages[-1][1]
     short = _words(answer) <= SHORT
-    if images or not audios:
-        return "text" if not (images or audios) or not short else "qa"
+    if images:
+        return "qa" if short else "text"
     prompt = _prompt(messages)
     if transcript:
         return "asr" if _plain(transcript) == _plain(answer) else "qa" if short else "text"

@@ -61,7 +61,7 @@ class Tokenizer:
         """(ids, next-token labels) of a conversation, equally long.
 
         `image_tokens` and `audio_tokens` hold the number of tokens of each medium in order: its placeholder
-        is repeated that often. A label is the next token if that is part of an answer or ends it, otherwise
+        is repeated that often, and is text where no medium is left. A label is the next token if that is part of an answer or ends it, otherwise
         IGNORE. Answers whose message indices are in `untrained` are ignored too. If the last turn is not the
         assistant's, the ids end with `<|assistant|>`, so that the model answers next.
         """
@@ -71,10 +71,10 @@ class Tokenizer:
         for index, (role, content) in enumerate(messages):
             turn = [self.ids[ROLES[role]]]
             for i, piece in enumerate(split_placeholders(content)):
-                if piece == IMAGE and i % 2:
-                    turn += [self.image] * next(images)
-                elif piece == AUDIO and i % 2:
-                    turn += [self.audio] * next(audios)
+                if piece == IMAGE and i % 2 and (count := next(images, None)) is not None:
+                    turn += [self.image] * count
+                elif piece == AUDIO and i % 2 and (count := next(audios, None)) is not None:
+                    turn += [self.audio] * count
                 elif piece:
                     turn += self._encode_cached(piece)
             ids += turn + [self.end]

@@ -9,6 +9,7 @@ from omni.data.sample import AUDIO, IMAGE
 ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",
          "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
          "bard": "assistant", "bot": "assistant", "model": "assistant", "ai": "assistant"}
+PLAIN_KEYS, PLAIN = {"role", "content"}, ("role", "content", (), ())  # what _turn_keys says of most turns
 ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker", "author"), ("content", "value", "text", "message")
 # Keys of a turn that say whether it is trained on.
 FLAGS = {"loss", "weight", "loss_weight", "train", "trainable", "training", "trained", "learn", "is_trained",
@@ -32,8 +33,8 @@ def convert(turns: list[dict], media: dict, source, system=None) -> dict:
     A content is a text, or a list of typed parts that may hold media themselves. `source` is the Converter.
     """
     first = turns[0]
-    for question, answer in PAIRS:
-        if question in first and answer in first and "role" not in first:
+    for question, answer in PAIRS if "role" not in first and "from" not in first else ():
+        if question in first and answer in first:
             if not all(question in turn and answer in turn for turn in turns):
                 raise ValueError(f'a turn without "{question}" or "{answer}"')
             for turn in turns:
@@ -44,26 +45,25 @@ def convert(turns: list[dict], media: dict, source, system=None) -> dict:
     messages: list[tuple[str, str]] = [("system", system)] if system else []
     untrained: list[int] = []
     for turn in turns:
-        role_key, content_key, flags, own_media = _turn_keys(tuple(turn))
-        role = ROLES.get(str(turn.get(role_key)).strip().lower())
-        if role is None or turn.get("tool_calls"):
+        role_key, content_key, flags, own_media = \
+            PLAIN if turn.keys() == PLAIN_KEYS else _turn_keys(tuple(turn))
+        role = turn.get(role_key)
+        role = ROLES.get(role) or ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+        if role is None or "tool_calls" in turn and turn["tool_calls"]:
             raise ValueError(f'role "{str(turn.get(role_key))[:20]}" can\'t be used (system, user, assistant)')
         content = turn.get(content_key)
-        if isinstance(content, int | float):
-            content = str(content)
         if not isinstance(content, str):
-            content = _join_parts(content, found, source.find_base64)
+            content = str(content) if isinstance(content, int | float) else \
+                _join_parts(content, found, source.find_base64)
         if len(turn) > 2:
             content = _with_own_media(turn, own_media, content, found, source.find_base64)
             _account(turn, source, {role_key, content_key, *flags, *own_media})
-        trained = all([_trained(turn[key], key) for key in flags if turn[key] is not None]) if flags else True
+        trained = not flags or all([_trained(turn[key], key) for key in flags if turn[key] is not None])
         if role == "user" and messages and messages[-1][0] == "user":  # OpenAI's guide has two in a row
             messages[-1] = role, messages[-1][1] + "\n" + content
             continue
-        if role == "assistant" and (not trained or not content.strip()):
+        if not trained and role == "assistant":
             untrained.append(len(messages))
-            if trained:
-                source.notes["an answer is empty: it is not trained on"] += 1
         messages.append((role, content))
     for key, paths in found.items():
         if media.get(key):
