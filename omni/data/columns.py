@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from omni.config_file import COLUMNS
 from omni.data.keys import RANK, TEXTS, role_of, says_medium, words
 from omni.data.media import Piece, is_medium
 from omni.errors import UserError
 
-# What "columns" of a source may name, and the role of `omni.data.keys` that it stands for.
-MAPPED = {"image": "image", "audio": "audio", "question": "question", "answer": "answer", "system": "system",
-          "context": "context", "transcript": "words", "messages": "talk", "start": "start", "end": "end",
-          "duration": "duration", "task": "task", "group": "group", "ignore": "nothing"}
+# What "columns" of a source may say of a key: a role of `omni.data.keys`, or its name there.
+MAPPED = {role: {"transcript": "words", "messages": "talk", "ignore": "nothing"}.get(role, role) for role in COLUMNS}
 MAX_PLANS = 2_000  # different sets of keys that are remembered
 MAX_NAME = 250  # characters of a value that may be a file's name
 _SHOWN = {"image": "image", "audio": "audio_filepath", "video": "", "medium": "path"}

@@ -1,5 +1,6 @@
 """`Sample`: one checked conversation with its media. Every format of manifest is read into samples."""
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -33,3 +34,10 @@ class Sample(NamedTuple):  # three times as fast to make as a frozen dataclass, 
 def flat(messages) -> tuple[str, ...]:
     """(role, content) pairs -> the `turns` of a Sample."""
     return (*chain(*messages),)
+
+
+def spread(samples: Sequence[Sample], count: int | None) -> list[Sample]:
+    """`count` of the samples, evenly spaced, since a source may be sorted; all of them for None."""
+    if count is None or count >= len(samples):
+        return list(samples)
+    return [samples[i * len(samples) // count] for i in range(count)]
