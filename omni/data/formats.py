@@ -5,7 +5,7 @@ images of a folder. Published formats are read as they are; nothing is converted
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,14 +31,14 @@ class Format:
     notes: Counter = field(default_factory=Counter)  # what was left out -> how often, as it is read
 
 
-def recognise(path: str, question: str = "") -> Format:
+def recognise(path: str, question: str = "", asked: Collection[str] = ()) -> Format:
     """The format of the file or folder at `path`. UserError if it can't be read or isn't a known format.
 
-    `question` is asked about each image of an image folder.
+    `question` is asked about each image of an image folder; `asked` are the keys that "columns" name.
     """
     try:
         if Path(path).is_dir():
-            return _folder(Path(path), question)
+            return _folder(Path(path), question, asked)
         if Path(path).exists() and not Path(path).is_file():  # opening a pipe would block
             raise OSError(0, "not a regular file")
         with open(path, "rb") as f:
@@ -47,7 +47,7 @@ def recognise(path: str, question: str = "") -> Format:
             return _shards("WebDataset shard", Path(path).resolve().parent, [Path(path)])
         if kaldi := folders.kaldi_files(Path(path)):
             return Format("Kaldi", "line", kaldi[0].resolve().parent, folders.kaldi(*kaldi))
-        return _text(Path(path), head)
+        return _text(Path(path), head, asked)
     except OSError as err:
         raise UserError(f"{path}: can't open this manifest ({err.strerror}); "
                         "data_mix or data_dir names it") from None
@@ -58,11 +58,11 @@ def _shards(name: str, folder: Path, paths: list[Path]) -> Format:
     return Format(name, "sample", folder, shards(paths, notes), notes=notes)
 
 
-def _folder(path: Path, question: str) -> Format:
+def _folder(path: Path, question: str, asked: Collection[str]) -> Format:
     root = path.resolve()
     found = [path / name for name in ("metadata.csv", "metadata.jsonl", "metadata.tsv") if (path / name).is_file()]
     if found:
-        return recognise(str(found[0]), question)
+        return recognise(str(found[0]), question, asked)
     if kaldi := folders.kaldi_files(path):
         return Format("Kaldi", "line", root, folders.kaldi(*kaldi))
     if tars := sorted(p for p in path.glob("*.tar") if not p.name.startswith(".")):
@@ -84,7 +84,7 @@ def _folder(path: Path, question: str) -> Format:
                     "X.wav and X.txt, CLASS/*.jpg or CLASS/*.wav")
 
 
-def _text(path: Path, head: bytes) -> Format:
+def _text(path: Path, head: bytes, asked: Collection[str]) -> Format:
     folder = path.resolve().parent
     try:
         text = head.decode("utf-8-sig", "ignore" if len(head) == 65_536 else "strict").lstrip()
@@ -93,5 +93,5 @@ def _text(path: Path, head: bytes) -> Format:
     if text.startswith(("[", "{")) or path.suffix.lower() in (".jsonl", ".ndjson") or not text:
         name, unit, folder, entries = json_files.recognise(path, folder)
         return Format(name, unit, folder, entries, Base64Finder(path))
-    name, entries = tables.recognise(path, text.splitlines()[0], folder)
+    name, entries = tables.recognise(path, text.splitlines()[0], folder, {*asked})
     return Format(name, "line", folder, entries)

@@ -105,7 +105,8 @@ def read(path: str, name: str = "", allow_outside_paths: bool = False, question:
     samples that have none. `columns` say what keys are: {"audio": KEY, "answer": KEY, ...}. A UserError too if a
     key that isn't read holds media.
     """
-    form = formats.recognise(path, question)
+    asked = [key for keys in (columns or {}).values() for key in ([keys] if isinstance(keys, str) else keys)]
+    form = formats.recognise(path, question, asked)
     source, shapes = Source(name or Path(path).stem, path, [], unit=form.unit, folder=form.folder), Counter()
     convert = Converter(form.folder, question, columns, form.find_base64)
     source.notes, source.unread = convert.notes, convert.columns.unread

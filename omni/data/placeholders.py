@@ -14,7 +14,8 @@ _NAMES = {IMAGE: "image|img|picture|photo", AUDIO: "audio|sound|speech|voice|wav
 # <image_1>, <|image_1|>, <|AUDIO|>, <ImageHere>, <|image_pad|>, [IMG], <audio&gt;
 _OTHER = {mark: re.compile(rf"(?:<|&lt;|\[)\|?(?:{names})(?:_?(?:pad|token|here|placeholder))?[-_ ]?(\d*)\|?"
                            r"(?:>|&gt;|\])", re.I) for mark, names in _NAMES.items()}
-# What some templates write around them.
+# What some templates write around them: <|vision_start|>, <Img><ImageHere></Img>.
+_PAIR = re.compile(r"<(img|image|speech|audio|sound)>\s*((?:<|&lt;)[^<>\s]{1,30}(?:>|&gt;))\s*</\1>", re.I)
 _AROUND = re.compile(r"<\|?(?:vision_start|vision_end|audio_bos|audio_eos|im_start|im_end)\|?>", re.I)
 # Qwen-VL's <img>PATH</img> and Qwen-Audio's <audio>PATH</audio>.
 _TAG = re.compile(r"<(img|image|picture|audio|speech|sound|wav)>\s*([^<>\n]{1,500}?)\s*</\1>", re.I)
@@ -79,6 +80,7 @@ def _check_lost(messages: Messages, mark: str, found: int) -> None:
 
 def _other_spellings(messages: Messages, mark: str, media: tuple[str, ...], found: int):
     """(messages, media, count) with other spellings of the placeholder replaced, if that makes them fit."""
+    messages = tuple((role, _PAIR.sub(r"\2", content)) for role, content in messages)
     mentions = [number for _, content in messages for number in _OTHER[mark].findall(content)]
     if len(mentions) == found:
         return messages, media, found

@@ -51,6 +51,8 @@ def convert(entry: dict, plan: Plan, media: dict, question: str) -> tuple[str, d
             asked = TRANSCRIBE if is_words else LISTEN if key in roles.get("label", ()) else ""
         else:
             asked = question or DESCRIBE
+    if media and key in roles.get("label", ()):
+        converted["task"] = "qa"  # one of a few
     if audios and "words" in roles and key not in roles["words"] and isinstance(entry[roles["words"][0]], str):
         converted["transcript"] = entry[roles["words"][0]]  # an answer beside the words of the clip
         read.append(roles["words"][0])

@@ -26,16 +26,20 @@ def lines_of(path: Path) -> Iterator[str]:
         raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
 
 
-def recognise(path: Path, first: str, folder: Path) -> tuple[str, Entries]:
-    """(name, entries) of the table at `path`, whose first line is `first`. UserError if it isn't one."""
+def recognise(path: Path, first: str, folder: Path, asked: set[str]) -> tuple[str, Entries]:
+    """(name, entries) of the table at `path`, whose first line is `first`. UserError if it isn't one.
+
+    `asked` are the names of columns that the source's "columns" give.
+    """
     delimiter = next((mark for mark in "\t|,;" if mark in first), ",")
     columns = _split(first, delimiter)
     roles = {role_of(column) for column in columns if column}
-    if not _is_header(columns, roles, folder):
+    if asked.isdisjoint(columns) and not _is_header(columns, roles, folder):
         if len(columns) > 1 and (delimiter == "|" or any(_names_file(c, folder) for c in columns)):
             return "LJSpeech" if delimiter == "|" else "list", _without_header(path, delimiter, len(columns), folder)
         raise UserError(f"{path}: neither JSON nor a table with a column for the answer (text, sentence, transcript, "
-                        f"caption, answer, label): its first line is {first[:60]!r}")
+                        f"caption, answer, label): its first line is {first[:60]!r}; \"columns\" of the source can "
+                        'say what a column is: {"audio": NAME, "answer": NAME}')
     common_voice = delimiter == "\t" and {"path", "sentence"} <= set(columns)
     name = "Common Voice" if common_voice else "TSV" if delimiter == "\t" else "CSV"
     rows = _csv_rows(path, columns) if delimiter == "," else _plain_rows(path, delimiter, columns)
@@ -116,8 +120,12 @@ def _plain_rows(path: Path, delimiter: str, columns: list[str]) -> Entries:
             header_seen = True
             continue
         values = text.rstrip("\r\n").split(delimiter)
-        if len(values) < len(columns) and '"' in text:
+        if '"' in text and (len(values) < len(columns) or values[-1].startswith('"')
+                            and _unquoted(values[-1]) == values[-1]):
             held += islice(lines, max(0, _WIDEST - len(held)))
+            if len(values) == len(columns) and held and held[0][1].count(delimiter) + 1 == len(columns):
+                yield number, _row([_unquoted(value) for value in values], columns)  # the next line is a row
+                continue
             for used in range(1, len(held) + 1):
                 text += held[used - 1][1]
                 fields = _quoted(text.rstrip("\r\n"), delimiter)
@@ -177,14 +185,18 @@ def _columns_of(rows: list[list[str]], folder: Path) -> tuple[int, list[int]]:
     file = next((i for i in range(count) if any(_names_file(value, folder) for value in columns[i])), 0)
     others = [i for i in range(count) if i != file]
     # The text has the most words; a speaker or a number has one, and often the same.
-    main = max(others, key=lambda i: (mean(len(value.split()) for value in columns[i]),
-                                      len({*columns[i]}), -i)) if others else file
-    alike = [i for i in others if i != main and _alike(columns[main], columns[i])]
+    texts = [i for i in others if mean(len(value.split()) for value in columns[i]) >= 2] or \
+        [max(others, key=lambda i: (mean(len(value) > 0 for value in columns[i]), len({*columns[i]}), -i),
+             default=file)]
+    main = texts[0]
+    alike = [i for i in others if i > main and _alike(columns[main], columns[i])] if count < 4 else []
     return file, sorted([main, *alike], reverse=True)
 
 
 def _alike(texts: list[str], others: list[str]) -> bool:
-    """Whether one column is another spelling of the other, where both have a value."""
+    """Whether one column is another spelling of the other, or is empty."""
+    if min(mean(len(value.split()) for value in column) for column in (texts, others)) >= 2:
+        return True  # a speaker or a number is one word
     both = [(a.lower(), b.lower()) for a, b in zip(texts, others, strict=True) if a and b]
     ratios = [SequenceMatcher(None, a[:200], b[:200]).ratio() for a, b in both[:20]]
     return mean(ratios) > 0.5 if ratios else not any(others)
