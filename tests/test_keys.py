@@ -203,15 +203,34 @@ def test_the_segment_of_a_clip_is_cut(folder):
                {"audio": "long.wav", "start": "2.5", "end": "3", "text": "three"},
                {"audio": "long.wav", "start_ms": 3000, "end_ms": 3250, "text": "four"},
                {"audio": "long.wav", "begin_time": "0:03.5", "text": "five"},
+               {"audio": "long.wav", "segment": [1, 1.5], "text": "six"},
                {"audio_filepath": "long.wav", "duration": 4.0, "text": "whole"}]
     source = manifest.read(write(folder, "m.jsonl", entries))
     assert not source.skipped and not source.unread
     lengths = [len(audio.load(s.audios[0])) / 16000 for s in source.samples]
-    assert lengths == [1.5, 1.0, 0.5, 0.25, 0.5, 4.0]
+    assert lengths == [1.5, 1.0, 0.5, 0.25, 0.5, 0.5, 4.0]
     whole = audio.load(str(folder / "long.wav"))
     assert (audio.load(source.samples[1].audios[0]) == whole[24000:40000]).all()
-    assert len({s.audios for s in source.samples}) == 6
+    assert len({s.audios for s in source.samples}) == 7
     put(folder, {"none.jsonl": json.dumps({**entries[0], "offset": 9}) + "\n"})
     (sample,) = manifest.read(str(folder / "none.jsonl")).samples
     with pytest.raises(audio.MediaError, match="not within the clip's 4.00 s"):
         audio.load(sample.audios[0])
+
+
+def test_a_row_without_its_medium_is_skipped(folder):
+    put(folder, {"t.csv": "path,text\nwav/c.wav,one\n,two\n"})
+    source = manifest.read(str(folder / "t.csv"))
+    assert [s.answer for s in source.samples] == ["one"]
+    assert source.skipped == [(3, 'its image or clip is missing: "path" is empty')]
+    source = manifest.read(write(folder, "m.jsonl", [{"image": None, "question": "q", "answer": "a"},
+                                                     {"image": None, "caption": "red"}]))
+    assert [s.messages[0][1] for s in source.samples] == ["q"] and len(source.skipped) == 1
+
+
+def test_the_name_of_a_class_is_preferred_to_its_number(folder):
+    put(folder, {"esc50.csv": "filename,fold,target,category\nc.wav,1,0,dog\n"})
+    (sample,) = manifest.read(str(folder / "esc50.csv"), question="What is heard?").samples
+    assert sample.answer == "dog" and sample.task == "qa"
+    assert one(folder, {"text": "great", "label": "good"}, question="Is it good?").messages == (
+        ("user", "Is it good?\ngreat"), ("assistant", "good"))

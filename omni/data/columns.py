@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 
 # Read beside a conversation, if there are any.
-TALK_ROLES = {"system", "start", "end", "duration", "task", "group", "objects", "nothing", "source"}
+TALK_ROLES = {"system", "start", "end", "duration", "span", "task", "group", "objects", "nothing", "source"}
 PLAIN_ROLES = {"talk", "system", "image", "audio", "nothing"}
 
 

@@ -17,6 +17,8 @@ from omni.data.media import Piece, is_audio, is_image
 from omni.data.media_values import media_paths, no_base64
 from omni.data.sample import TASKS
 
+TIMES = ("start", "end", "duration", "span")
+
 
 class Converter:
     """Converts the entries of one source, and accounts for their keys in `columns`.
@@ -66,12 +68,11 @@ class Converter:
             return [(kind, converted)]
         own, odd = self._own(entry, roles)
         converted = {**converted, **own}
-        if ("start" in roles or "end" in roles or "duration" in roles) and converted.get("audios"):
-            times = self._times(entry, roles)
-            if times is not None:
-                converted["cut"] = times
-            unread = [key for key in unread if key not in
-                      {*roles.get("start", ()), *roles.get("end", ()), *roles.get("duration", ())}]
+        if not roles.keys().isdisjoint(TIMES) and converted.get("audios"):
+            cut, of_times = self._times(entry, roles)
+            if cut is not None:
+                converted["cut"] = cut
+            unread = [key for key in unread if key not in of_times]
         if unread or odd or plan.nothing:
             paths = [*converted.get("images", ()), *converted.get("audios", ())]
             own_keys = {key for role in ("task", "group", "objects") for key in roles.get(role, ())}
@@ -168,19 +169,23 @@ class Converter:
         return own, odd
 
     @staticmethod
-    def _times(entry: dict, roles: dict) -> tuple[float, float | None] | None:
-        """(start, end) of the segment in seconds; None if the whole clip is meant."""
-        found = {role: _seconds(entry[roles[role][0]], roles[role][0]) for role in ("start", "end", "duration")
-                 if role in roles}
-        if "start" not in found and "end" not in found:
-            return None  # the length of the clip, not a segment
-        start = found.get("start", 0.0)
-        end = found["end"] if "end" in found else start + found["duration"] if "duration" in found else None
-        if end is None and start == 0:
-            return None
-        if start < 0 or end is not None and end <= start:
-            raise ValueError(f"a segment from {start:g} to {end if end is None else format(end, 'g')} s")
-        return start, end
+    def _times(entry: dict, roles: dict) -> tuple[tuple[float, float | None] | None, list[str]]:
+        """((start, end) of the segment in seconds, or None for the whole clip; the keys that were read)."""
+        keys = {role: roles[role][0] for role in TIMES if role in roles}
+        span = entry[keys["span"]] if "span" in keys else None
+        if isinstance(span, list) and len(span) == 2 and all(isinstance(v, int | float) for v in span):
+            start, end = (_seconds(value, keys["span"]) for value in span)
+        else:
+            keys.pop("span", None)
+            found = {role: _seconds(entry[key], key) for role, key in keys.items()}
+            start = found.get("start", 0.0)
+            end = found["end"] if "end" in found else start + found["duration"] if "duration" in found else None
+            # A duration alone is that of the clip.
+            if "start" not in found and "end" not in found or end is None and start == 0:
+                return None, [*keys.values()]
+        if end is not None and end <= start:
+            raise ValueError(f"a segment from {start:g} to {end:g} s")
+        return (start, end), [*keys.values()]
 
     def _one_by_one(self, kind: str, converted: dict) -> list[tuple[str, dict]]:
         """A sample for each caption of an entry that has several."""

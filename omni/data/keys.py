@@ -38,6 +38,7 @@ TEXTS = {
     "label": ("label", "labels", "class", "class_name", "cls", "category", "intent", "emotion", "sentiment"),
     "chosen": ("chosen",), "rejected": ("rejected", "rejected_response"),
     "task": ("task",), "group": ("group",), "objects": ("objects",), "kto_tag": ("kto_tag",),
+    "span": ("segment", "timestamp", "timestamps", "time_range", "interval", "span"),  # [start, end] of a clip
 }
 SPOKEN = {"sentence", "transcript", "transcription", "normalized_transcription"}  # the words of a clip
 _ROLE = {name: role for role, names in TEXTS.items() for name in names}
@@ -53,10 +54,9 @@ _MILLISECONDS = {"ms", "msec", "milliseconds"}
 # The last or only word of keys that say something about an entry and hold none of its content.
 _NOTHING = {"id", "ids", "idx", "index", "key", "uid", "uuid", "guid", "hash", "sha256", "md5", "len", "length",
             "size", "width", "height", "score", "scores", "rating", "votes", "count", "license", "licence", "url",
-            "link", "date", "time", "timestamp", "created", "version", "split", "subset", "lang", "language",
-            "locale", "accent", "accents", "variant", "age", "gender", "sex", "speaker", "spk", "channel",
-            "channels", "rate", "sr", "source", "origin", "dataset", "status", "exif", "author", "model",
-            "frames", "samples", "snr", "wer", "cer", "segment", "page", "kind", "weight"}
+            "link", "date", "time", "created", "version", "split", "subset", "lang", "language",
+            "locale", "accent", "accents", "variant", "age", "gender", "sex", "speaker", "spk", "rate", "sr", "source", "origin", "dataset", "status", "exif", "author", "model",
+            "frames", "samples", "snr", "wer", "cer", "page", "kind", "weight"}
 
 
 @lru_cache(maxsize=4096)

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 from omni.data.columns import Plan
-from omni.data.keys import SPOKEN, words
+from omni.data.keys import SPOKEN, role_of, words
 from omni.data.turns import pairs
 
 # Questions for media when neither the entry nor its source has one.
@@ -22,7 +22,9 @@ def convert(entry: dict, plan: Plan, media: dict, question: str) -> tuple[str, d
     roles, read = plan.roles, []
     images, audios = media.get("images", []), media.get("audios", [])
     asked, own = _question(entry, roles, media, read)
-    key = _answer_key(entry, roles, bool(images or audios), asked or question)
+    if not media:
+        _check_not_empty(entry, plan, own)
+    key = _answer_key(entry, roles, bool(media), asked, question)
     if key is None:
         if "question" in roles or images or audios or "answer" in roles:
             raise ValueError("the answer is empty" if _names_answer(entry) else "no answer: " + _known(entry))
@@ -139,13 +141,22 @@ def _options(value) -> list[str]:
     return []
 
 
-def _answer_key(entry: dict, roles: dict, has_media: bool, question: str) -> str | None:
+def _check_not_empty(entry: dict, plan: Plan, asks: bool) -> None:
+    """ValueError if the entry has a key for a medium but no medium. A null in a row with a question is none."""
+    for key, value in entry.items():
+        if not value and value != 0 and role_of(key) in ("image", "audio", "medium") and (value == "" or not asks):
+            raise ValueError(f'its image or clip is missing: "{key}" is empty')
+
+
+def _answer_key(entry: dict, roles: dict, has_media: bool, asked: str, question: str) -> str | None:
     """The key of the answer: the one that is called so, or the translation asked for, a text, or a label."""
-    if "translation" in roles and ("answer" not in roles and "words" not in roles or _TRANSLATE.search(question)):
+    if "translation" in roles and ("answer" not in roles and "words" not in roles or _TRANSLATE.search(asked or question)):
         return roles["translation"][0]
     if "answer" in roles:
-        return roles["answer"][0]
-    if "label" in roles and "words" in roles and not has_media and not question:
+        number = "label" in roles and str(entry[roles["answer"][0]]).isdigit()  # the class has a name too: ESC-50
+        named = number and isinstance(entry[roles["label"][0]], str) and not entry[roles["label"][0]].isdigit()
+        return roles["label" if named and not asked else "answer"][0]
+    if "label" in roles and "words" in roles and not has_media and not asked:
         return roles["label"][0]
     return roles["words"][0] if "words" in roles else roles["label"][0] if "label" in roles else None
 

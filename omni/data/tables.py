@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Iterator
 from difflib import SequenceMatcher
 from itertools import islice
@@ -55,7 +56,7 @@ def _is_header(columns: list[str], roles: set[str], folder: Path) -> bool:
 
 
 def _names_file(text: str, folder: Path) -> bool:
-    return is_medium(text) and role_of(text) == "unknown" or \
+    return is_medium(re.sub(r"#\d+$", "", text)) or \
         "/" in text and "\0" not in text and len(text) < 250 and os.path.isfile(folder / text)
 
 
@@ -173,8 +174,9 @@ def _without_header(path: Path, delimiter: str, count: int, folder: Path) -> Ent
             continue
         # LJSpeech's third column is the normalised text, and may be empty.
         used = next((i for i in text if i < len(values) and values[i]), text[0])
-        kind = "image" if is_image(values[file]) else "audio"
-        yield number, {kind: values[file], "sentence" if kind == "audio" else "caption": values[used],
+        kind = "image" if is_image(values[file].partition("#")[0]) else "audio"
+        yield number, {kind: re.sub(r"#\d+$", "", values[file]),  # Flickr8k numbers an image's captions
+                       "sentence" if kind == "audio" else "caption": values[used],
                        **{f"column {i + 1}": value for i, value in enumerate(values) if i not in (file, *text)}}
 
 
@@ -195,8 +197,7 @@ def _columns_of(rows: list[list[str]], folder: Path) -> tuple[int, list[int]]:
 
 def _alike(texts: list[str], others: list[str]) -> bool:
     """Whether one column is another spelling of the other, or is empty."""
-    if min(mean(len(value.split()) for value in column) for column in (texts, others)) >= 2:
-        return True  # a speaker or a number is one word
     both = [(a.lower(), b.lower()) for a, b in zip(texts, others, strict=True) if a and b]
-    ratios = [SequenceMatcher(None, a[:200], b[:200]).ratio() for a, b in both[:20]]
-    return mean(ratios) > 0.5 if ratios else not any(others)
+    close = [SequenceMatcher(None, a[:200], b[:200]).ratio() > 0.5 or not {*a.split()}.isdisjoint(b.split())
+             for a, b in both[:20]]
+    return mean(close) >= 0.5 if close else not any(others)
