@@ -71,8 +71,8 @@ def lines(source, config: SFTConfig, count: int) -> Iterator[str]:
     usable = [s for s in source.samples if meter.usable(s)]
     for number, sample in enumerate(source.samples[:count], 1):
         yield from _sample(number, sample, meter)
-    for line in source.lines():
-        yield f"note: {line}"
+    notes = list(source.lines())
+    yield from (f"note: {line}" for line in notes)
     tasks = ", ".join(f"{n:,} {task}" for task, n in Counter(s.task for s in usable).most_common())
     yield f"tasks: {tasks or 'none'}"
     lengths = [meter.length(s) for s in usable]
@@ -87,7 +87,7 @@ def lines(source, config: SFTConfig, count: int) -> Iterator[str]:
     for reason, times in Counter(meter.unusable.values()).most_common():
         first = next(path for path, why in meter.unusable.items() if why == reason)
         yield f"problem: {times:,}x {reason} (first: {first})"
-    if len(usable) == len(source.samples) and not source.skipped and not long:
+    if len(usable) == len(source.samples) and not source.skipped and not long and not notes:
         yield "no problems"
 
 

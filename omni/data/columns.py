@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from omni.config_file import COLUMNS
-from omni.data.keys import RANK, TEXTS, role_of, says_medium, words
-from omni.data.media import Piece, is_medium
+from omni.data.keys import RANK, role_of, says_medium, words
+from omni.data.media import Piece, is_audio, is_image, is_medium
 from omni.errors import UserError
 
 # What "columns" of a source may say of a key: a role of `omni.data.keys`, or its name there.
 MAPPED = {role: {"transcript": "words", "messages": "talk", "ignore": "nothing"}.get(role, role) for role in COLUMNS}
 MAX_PLANS = 2_000  # different sets of keys that are remembered
 MAX_NAME = 250  # characters of a value that may be a file's name
-_SHOWN = {"image": "image", "audio": "audio_filepath", "video": "", "medium": "path"}
 
 
 class Plan(NamedTuple):
@@ -141,19 +140,20 @@ class Columns:
         if not self.lost:
             return
         key, (count, first, value) = max(self.lost.items(), key=lambda item: item[1][0])
-        kind = says_medium(key)
-        role = kind if kind in ("image", "audio") else "image or audio"
-        near = difflib.get_close_matches(key, KNOWN, 1, 0.5) or [_SHOWN.get(kind, "path") or "image"]
+        names = _names(value)
+        kind = "image" if any(map(is_image, names)) else "audio" if any(map(is_audio, names)) else says_medium(key)
+        role = kind if kind == "image" else "audio"
+        known = KNOWN[kind] if kind in KNOWN else KNOWN["image"] + KNOWN["audio"]
+        near = (difflib.get_close_matches(key.lower(), known, 1, 0.4) or known)[0]
         shown = str(value)[:60].replace("\n", " ")
         raise UserError(
             f'{path}: "{key}" looks like a medium ("{shown}", first in {unit} {first}, {count:,}x) and is not '
-            f'read; the nearest key that is read is "{near[0]}". Say what it is in its source: "columns": '
+            f'read; the nearest key that is read is "{near}". Say what it is in its source: "columns": '
             f'{{"{role}": "{key}"}}, or that it holds nothing: "columns": {{"ignore": "{key}"}}')
 
 
-KNOWN = ["image", "images", "audio", "audios", "image_path", "audio_path", "audio_filepath", "wav", "path", "file",
-         "file_name", "filename", "img", "picture", "photo", "sound", "clip",
-         *(name for names in TEXTS.values() for name in names)]
+KNOWN = {"image": ["image", "images", "image_path", "img", "picture", "photo", "path", "file_name"],
+         "audio": ["audio", "audios", "audio_path", "audio_filepath", "wav", "sound", "clip", "path", "file_name"]}
 
 
 def _names(value) -> list[str]:

@@ -12,8 +12,9 @@ _TRANSCRIBE = re.compile(
     r"was (wird|wurde|sagt|ist) .*(gesagt|person|sprecher)|schreib.* (auf|nieder)|qu.est-ce qui est dit|"
     r"qu[eé] (se )?dice|o que (é|foi) dito|转写|轉寫|转录|轉錄|听写|聽寫|语音识别|語音識別|转.{0,4}文[字本]|说了什么|說了什麼|"
     r"文字起こし|書き起こ|何と言|받아.?(쓰|적)|전사", re.I)
+_TRANSLATE = re.compile(r"translat|übersetz|tradu[cizs]|перев[ео]д|翻译|翻譯|訳し|번역", re.I)
 _OTHER = re.compile(
-    r"translat|übersetz|tradu[cizs]|перев[еo]д|翻译|翻譯|訳し|번역|answer|respond|reply|beantwort|antworte|répond|"
+    r"answer|respond|reply|beantwort|antworte|répond|"
     r"respond[ea]|ответ|回答|答え|대답|describ|caption|beschreib|décri|descri[bv]|опиши|描述|summar|zusammenfass|"
     r"résum|resum|总结|總結|要約|요약|emotion|music|sound|classif", re.I)
 _MARKUP = re.compile(r"\n|\*\*|```|https?:")  # nobody says these
@@ -37,7 +38,9 @@ def guess_task(messages, images, audios, transcript: str = "") -> str:
         return "asr" if _plain(transcript) == _plain(answer) else "qa" if short else "text"
     if _words(answer) > SPOKEN or _MARKUP.search(answer):
         return "text"
-    if _TRANSCRIBE.search(prompt) and not re.search(r"translat|翻译|übersetz|tradu[cz]", prompt, re.I):
+    if _TRANSLATE.search(prompt):
+        return "text"
+    if _TRANSCRIBE.search(prompt):
         return "asr"
     if not prompt:  # a spoken question and its reply have several turns, or are told how to behave
         return "text" if len(messages) > 2 else "asr"

@@ -44,8 +44,8 @@ def normalise_answer(text: str) -> str:
     parts = [part.lstrip("+").replace(",", "") if i % 2 else part.translate(_ANSWERS)
              for i, part in enumerate(parts)]
     words = [DIGITS.get(word, word) for word in (w.strip("'") for w in " ".join(parts).split()) if word]
-    last = max((i for i, word in enumerate(words) if word not in ARTICLES), default=-1)
-    return " ".join(word for i, word in enumerate(words) if word not in ARTICLES or i > last)
+    last = len(words) - 1
+    return " ".join(word for i, word in enumerate(words) if word not in ARTICLES or i == last)
 
 
 def normalise_words(text: str) -> list[str]:
