@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, assert_user_error
 
 from omni.config import PretrainConfig, SFTConfig
-from omni.config_file import load_config, mix_entry, mix_question, parse_json
+from omni.config_file import load_config, mix_entry, mix_reading, parse_json
 from omni.errors import UserError
 
 SPECIFIED = """{
@@ -151,9 +151,9 @@ def test_a_source_needs_only_a_path(tmp_path):
     config = load(tmp_path, """{"data_mix": {"vqa": {"weight": 0.3, "train": "my/vqa.json", "val": 0.05},
         "kinds": {"weight": 1, "image_folder": "my/kinds", "val": "my/test", "question": "What is this?"}}}
         """)
-    assert mix_entry(config, "vqa") == (0.3, "my/vqa.json", 0.05) and mix_question(config, "vqa") == ""
+    assert mix_entry(config, "vqa") == (0.3, "my/vqa.json", 0.05) and not mix_reading(config, "vqa")["question"]
     assert mix_entry(config, "kinds") == (1.0, "my/kinds", "my/test")
-    assert mix_question(config, "kinds") == "What is this?"
+    assert mix_reading(config, "kinds") == {"question": "What is this?", "columns": None, "task": ""}
 
 
 @pytest.mark.parametrize("setting, word", [
