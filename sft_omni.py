@@ -29,7 +29,7 @@ from omni.device import autocast, choose_device, computes_in_bf16, gpu_memory_gb
 from omni.errors import UserError
 from omni.eval.evaluate import Evaluator, before_training
 from omni.eval.scores import epoch_lines, sample_counts, summarise
-from omni.model.load import load_parts
+from omni.model.load import load_for_training
 from omni.report import run_report
 from omni.train import optim
 from omni.train.features import FeatureStore, unusable_media
@@ -55,16 +55,17 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(config.seed)
 
     # Parts
-    model = load_parts(config).to(device)
-    frozen_hash = checkpoint.fingerprint(*model.encoders())
+    model = load_for_training(config, device)
+    frozen = checkpoint.fingerprint(model.frozen_weights())
+    run_dir.steps.frozen = checkpoint.fingerprint(model.frozen_weights(), torch.bfloat16)  # as on any device
 
     # Data
     mix = world.once_per_node(lambda: read_mix(config))
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
-    reader = MediaReader(model.vision_encoder.arch.image_size, config.seed, model.audio_encoder.arch.level)
+    reader = MediaReader(model.vision_encoder.arch, model.audio_encoder.arch, config.seed)
     decoder = Decoder(reader, config.decode_timeout_s)
     features = None
-    if config.freeze_encoders and config.feature_cache_gb > 0:
+    if model.frozen & {"audio", "vision"} and config.feature_cache_gb > 0:
         features = FeatureStore(model, decoder, config.feature_cache_gb, config.precision, world)
     for name in mix.train:
         for samples, takes, what in ((mix.train[name], config.augment_takes, f"{name}, training"),
@@ -91,9 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     # Optimizer
     groups = [(model.thinker, config.learning_rate), (model.audio_projector, config.projector_learning_rate),
-              (model.vision_projector, config.projector_learning_rate)]
-    if not config.freeze_encoders:
-        groups += [(encoder, config.encoder_learning_rate) for encoder in model.encoders()]
+              (model.vision_projector, config.projector_learning_rate),
+              *((encoder, config.encoder_learning_rate) for encoder in model.encoders())]  # if not frozen
     bf16 = computes_in_bf16(device, config.precision)
     wrapped = distributed.wrap(model, config.parallel, world, bf16)  # the model itself, in DDP, or in FSDP2
     optimizer = optim.adamw(groups, config.weight_decay, model)
@@ -131,10 +131,10 @@ def main(arguments: list[str] | None = None) -> None:
         state.totals = EpochTotals()
 
     # The trained system
-    if config.freeze_encoders:
-        same = checkpoint.fingerprint(*model.encoders())
-        verdict = "equal" if same == frozen_hash else "CHANGED"
-        say(f"frozen encoders: {frozen_hash} before, {same} after: {verdict}")
+    if model.frozen_weights():
+        same = checkpoint.fingerprint(model.frozen_weights())
+        verdict = "equal" if same == frozen else "CHANGED"
+        say(f"frozen weights: {frozen} before, {same} after: {verdict}")
     epochs = [row for row in metrics.rows() if row["event"] == "epoch"]
     run_dir.save_system("omni_final.pt", model, config, epochs[-1] if epochs else {})
     for line in skipped.lines(mix):

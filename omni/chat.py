@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -26,6 +27,7 @@ from omni.data.tokenizer import split_placeholders
 from omni.device import autocast, choose_device
 from omni.errors import MediaError, UserError
 from omni.eval.evaluate import Evaluator
+from omni.model import exported
 from omni.model.generate import Sampling, stream_tokens
 from omni.model.load import load_system
 from omni.model.omni import OmniNetwork
@@ -42,8 +44,9 @@ class OmniModel(OmniNetwork):
 
     @classmethod
     def load(cls, path: str, device: str = "auto") -> "OmniModel":
-        """Load omni_final.pt or omni_best.pt of a run. UserError if `path` is not such a file."""
-        content = checkpoint.load(path, "omni", "a run of sft_omni.py writes it: omni_final.pt, omni_best.pt")
+        """Load omni_final.pt or omni_best.pt of a run, or an exported folder. UserError if it is neither."""
+        content = exported.read(Path(path)) if Path(path).is_dir() else \
+            checkpoint.load(path, "omni", "a run of sft_omni.py writes it: omni_final.pt, omni_best.pt")
         config = build(SFTConfig, content.get("config"), f"{path} (config)")
         return load_system(content, path, partial(cls, config)).to(choose_device(device))
 
@@ -74,7 +77,7 @@ class OmniModel(OmniNetwork):
         while True:
             with autocast(device, self.config.precision):  # off while the caller runs
                 token = next(tokens, None)
-            if token is None or int(token) == self.tokenizer.end:
+            if token is None or int(token) in self.tokenizer.ends:
                 break
             ids.append(int(token))
             text = self.tokenizer.decode(ids)
@@ -85,7 +88,7 @@ class OmniModel(OmniNetwork):
 
     def reader(self, kind=MediaReader) -> MediaReader:
         """Reads media in the form that the encoders need."""
-        return kind(self.vision_encoder.arch.image_size, level=self.audio_encoder.arch.level)
+        return kind(self.vision_encoder.arch, self.audio_encoder.arch)
 
     def collator(self, reader=MediaReader) -> Collator:
         """Makes batches of samples; their media are read by a reader of the class `reader`."""

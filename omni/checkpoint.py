@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from omni.config import build
 from omni.errors import UserError
@@ -104,8 +105,9 @@ def _checksum_matches(path: str | Path) -> bool | None:
     return tail == CHECKSUM_MARK + found.digest() if tail.startswith(CHECKSUM_MARK) else None
 
 
-def load(path: str | Path, kind: str, remedy: str) -> dict:
-    """Read a checkpoint. UserError, ending in `remedy`, if it is missing, damaged or not of `kind`."""
+def load(path: str | Path, kinds: str | tuple[str, ...], remedy: str) -> dict:
+    """Read a checkpoint. UserError, ending in `remedy`, if it is missing, damaged or not one of `kinds`."""
+    kinds = (kinds,) if isinstance(kinds, str) else kinds
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint; {remedy}")
     try:
@@ -118,8 +120,9 @@ def load(path: str | Path, kind: str, remedy: str) -> dict:
         raise UserError(f"{path}: damaged: its checksum does not match; {remedy}")
     if written != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this project ({FORMAT}); {remedy}")
-    if content.get("kind") != kind:
-        raise UserError(f'{path}: holds a "{content.get("kind")}", not a "{kind}"; {remedy}')
+    if content.get("kind") not in kinds:
+        wanted = " or ".join(f'a "{kind}"' for kind in kinds)
+        raise UserError(f'{path}: holds a "{content.get("kind")}", not {wanted}; {remedy}')
     return content
 
 
@@ -137,11 +140,14 @@ def file_fingerprint(path: str | Path) -> str:
     return f"{os.path.getsize(path)} bytes, sha256 {digest[:16]}"
 
 
-def load_state(module: nn.Module, state: dict, name: str, where: str | Path) -> str:
-    """Load a state dict strictly; returns a line that counts its tensors. UserError on any mismatch."""
+def load_state(module: nn.Module, state: dict, name: str, where: str | Path, assign: bool = False) -> str:
+    """Load a state dict strictly; returns a line that counts its tensors. UserError on any mismatch.
+
+    With `assign` the module takes the tensors themselves, and needs no memory of its own.
+    """
     line = _compare(module, state, name, where)
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state, assign=assign)
     except RuntimeError as err:  # of the right shape, but of a type that can't be copied
         raise UserError(f"{where}: {name}: {_reason(err)}") from None
     return line
@@ -190,14 +196,19 @@ def build_part(module_type, arch_type, content: dict, name: str, where: str | Pa
 
 def part(module: nn.Module) -> dict:
     """Architecture and weights of a part, as `build_part` reads them."""
-    return {"arch": dataclasses.asdict(module.arch), "state": module.state_dict()}
+    return {"arch_type": type(module.arch).__name__, "arch": dataclasses.asdict(module.arch),
+            "state": module.state_dict()}
 
 
-def fingerprint(*modules: nn.Module) -> str:
-    """A hash of the names and bits of all weights, to show that frozen parts did not change."""
+def fingerprint(weights: dict[str, torch.Tensor], dtype: torch.dtype | None = None) -> str:
+    """A hash of the names and bits of weights, to show that frozen ones did not change.
+
+    With `dtype` it is that of the weights in this type, which is the same wherever they are kept in it.
+    """
     digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in module.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for name, tensor in weights.items():
+        digest.update(name.encode())
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        bits = whole.detach().to("cpu", dtype or whole.dtype).contiguous().view(torch.uint8)
+        digest.update(bits.numpy().tobytes())
     return digest.hexdigest()[:16]

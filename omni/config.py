@@ -23,6 +23,7 @@ def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choice
     return field(metadata=check) if default is dataclasses.MISSING else field(default=default, metadata=check)
 
 
+ENCODERS = ("audio", "vision")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a block
 
 
@@ -35,7 +36,7 @@ class SFTConfig:
     audio_ckpt: str = "checkpoints/audio_enc_tiny/audio_enc.pt"
     vision_ckpt: str = "checkpoints/vision_tiny/vision.pt"
     system_ckpt: str | None = None  # an omni_final.pt to train further, in place of the three parts
-    audio_window: str = _key("clip", choices=("clip", "30s"))  # what Whisper encodes: the clip, or 30 s
+    audio_window: str | None = _key(None, choices=("clip", "30s"))  # what Whisper encodes; None: the clip
     audio_stack: int | None = _key(None, low=1, high=16)  # Whisper's frames per token; None: 4, 12.5 tokens/s
     image_merge: int | None = _key(None, choices=(None, 1, 2, 3, 4))  # patches a side per token; None: 2 or 3
     # Data: source name -> weight, or -> {"weight": w, "train": PATH, "val": PATH or share, "question": TEXT}
@@ -84,6 +85,14 @@ class SFTConfig:
     precision: str = _key("auto", choices=("auto", "fp32", "bf16"))
     seed: int = _key(0, low=0, high=2 ** 63)
 
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The parts that are not trained: some of "thinker", "audio", "vision"."""
+        encoders = self.freeze_encoders
+        if isinstance(encoders, bool):
+            encoders = ENCODERS if encoders else ()
+        return frozenset(encoders) | ({"thinker"} if self.freeze_thinker else frozenset())
+
 
 @dataclass(frozen=True)
 class ThinkerArch:
@@ -102,6 +111,7 @@ class ThinkerArch:
     rope_theta: float = _key(10000.0, above=0.0)
     rope_scaling: dict | None = None  # Llama 3's: factor, low_freq_factor, high_freq_factor, original length
     norm_eps: float = _key(1e-6, above=0.0)
+    max_positions: int = _key(4096, low=1, high=2 ** 40)  # tokens of a sample that it was made for
 
 
 @dataclass(frozen=True)
@@ -216,6 +226,11 @@ def _check_value(f: dataclasses.Field, kind, value):
     if m["high"] is not None and value > m["high"]:
         raise ValueError(f"must be at most {m['high']:g}")
     return value
+
+
+def checked(cls, name: str, value):
+    """`value` as the field `name` of the dataclass `cls`. A ValueError says what is allowed."""
+    return _check_value(cls.__dataclass_fields__[name], typing.get_type_hints(cls)[name], value)
 
 
 def _shown(value) -> str:  # a checkpoint may hold values that JSON can't

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from omni.config import SFTConfig, build
+from omni.config import ENCODERS, PROJECTIONS, SFTConfig, build
 from omni.errors import UserError
 
 
@@ -76,8 +76,35 @@ def load_config(path: str, cls, overrides: list[str] = ()):
         raise UserError(f"{path}: holds the character {ascii(odd[0])}, which paths and names can't hold")
     config = build(cls, values, path)
     if cls is SFTConfig:
+        check_parts(config, values, path)
         check_mix(config, path)
     return config
+
+
+def check_parts(config: SFTConfig, given: dict, where: str) -> None:
+    """UserError if keys about the parts contradict each other; `given` are the values in the file."""
+    problems, default = [], SFTConfig()
+    chosen = {key for key, value in given.items() if value != getattr(default, key)}
+    if config.system_ckpt is not None:
+        for key in ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "audio_window", "audio_stack",
+                    "image_merge"):
+            if key in chosen:
+                problems.append(f'"{key}" and "system_ckpt" exclude each other: the system has its own; '
+                                "remove one of them")
+    for key, known in (("freeze_encoders", ENCODERS), ("lora_targets", PROJECTIONS)):
+        names = getattr(config, key)
+        for name in names if isinstance(names, list) else ():
+            if name not in known:
+                problems.append(f'"{key}" can\'t hold {json.dumps(name)}; choose from {", ".join(known)}')
+    if config.lora_rank and config.freeze_thinker:
+        problems.append('"lora_rank" trains the Thinker, which "freeze_thinker" forbids; remove one of them')
+    if config.lora_rank and not config.lora_targets:
+        problems.append('"lora_targets" is empty, so "lora_rank" has nothing to adapt; name projections')
+    for key in ("lora_alpha", "lora_targets"):
+        if key in chosen and not config.lora_rank:
+            problems.append(f'"{key}" has no effect without "lora_rank"; set it, for example to 16')
+    if problems:
+        raise UserError(f"{where}: " + "; ".join(problems))
 
 
 SOURCE_KEYS = ("weight", "train", "val", "image_folder", "question", "task", "columns")
@@ -99,10 +126,6 @@ def check_mix(config: SFTConfig, where: str) -> None:
         total += weight
         if isinstance(entry, dict):
             problems += _source_problems(f"data_mix.{name}", entry)
-            default = Path(config.data_dir) / name / "val.jsonl"
-            if "train" in entry and "val" not in entry and not default.is_file():
-                problems.append(f'"data_mix.{name}" has "train" and no "val": add "val", a path or the held-out '
-                                "share, such as 0.1")
     if not problems and total <= 0:
         problems.append('"data_mix" needs at least one source with a weight above 0')
     if problems:

@@ -14,6 +14,7 @@ from omni.config import AudioArch, SFTConfig, VisionArch, build
 from omni.config_file import COLUMNS, load_config
 from omni.console import command
 from omni.data import audio, image, manifest
+from omni.data.media_reader import MediaReader
 from omni.data.sample import Sample
 from omni.data.tokenizer import Tokenizer, audio_tokens, image_tokens
 from omni.errors import MediaError, UserError
@@ -52,7 +53,8 @@ class SampleMeter:
 
     def _clip(self, path: str) -> tuple[str, int]:
         samples = len(audio.load(path))
-        tokens = audio_tokens(self.audio_arch, audio.mel_frames(samples))
+        frames = MediaReader(self.vision_arch, self.audio_arch).plain_frames(samples)
+        tokens = audio_tokens(self.audio_arch, frames)
         return f"{samples / audio.SAMPLE_RATE:.1f} s", tokens
 
     def usable(self, sample: Sample) -> bool:

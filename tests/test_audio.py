@@ -215,15 +215,15 @@ def test_a_take_depends_only_on_seed_take_and_file_name(tmp_path):
         for name in ("a.wav", "b.wav"):
             soundfile.write(tmp_path / folder / name, sine(16_000), 16_000)
     path = str(tmp_path / "x" / "a.wav")
-    reader = MediaReader(32, seed=3)
+    reader = MediaReader(None, AudioArch(), 3)
     first = reader.mel(path, 1)
     reader.mel(str(tmp_path / "x" / "b.wav"), 2)
     assert torch.equal(first, reader.mel(path, 1))
-    assert torch.equal(first, MediaReader(32, seed=3).mel(str(tmp_path / "y" / "a.wav"), 1))
+    assert torch.equal(first, MediaReader(None, AudioArch(), 3).mel(str(tmp_path / "y" / "a.wav"), 1))
     plain = reader.mel(path, 0)
-    assert torch.equal(plain, MediaReader(32, seed=4).mel(path, 0))
-    others = [reader.mel(path, 2), MediaReader(32, seed=4).mel(path, 1), reader.mel(path[:-5] + "b.wav", 1),
-              plain]
+    assert torch.equal(plain, MediaReader(None, AudioArch(), 4).mel(path, 0))
+    others = [reader.mel(path, 2), MediaReader(None, AudioArch(), 4).mel(path, 1),
+              reader.mel(path[:-5] + "b.wav", 1), plain]
     assert all(o.shape != first.shape or not torch.equal(o, first) for o in others)
 
 
@@ -232,7 +232,7 @@ def test_a_take_depends_only_on_seed_take_and_file_name(tmp_path):
 def test_the_frames_of_a_take_are_known_without_decoding(tmp_path_factory, seconds, seed, name):
     path = str(tmp_path_factory.getbasetemp() / f"{name}.wav")
     soundfile.write(path, sine(16_000, seconds), 16_000)
-    reader = MediaReader(32, seed)
+    reader = MediaReader(None, AudioArch(), seed)
     power = reader.power(path)
     reader.power = lambda _: power
     plain = len(reader.mel(path))

@@ -1,5 +1,6 @@
 """Samples become a packed batch. A long prompt loses its start; the last answer is never cut."""
 
+import foreign
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from omni.data.loader import Schedule
 from omni.data.sample import Sample, flat
 from omni.data.tokenizer import Tokenizer
 
+FOREIGN = {name: foreign.tokenizer(name) for name in foreign.FAMILIES}
 TOK = Tokenizer.train(["the cat is red and the dog is blue"] * 3, 300)
 
 
@@ -102,6 +104,50 @@ def test_a_label_is_the_next_token_also_where_text_was_cut(words, plain):
     (ids, labels), = rows(batch)
     assert all(label in (IGNORE, after) for label, after in zip(labels, ids[1:], strict=False))
     assert labels[-1] == IGNORE and len(ids) <= 24
+
+
+@pytest.mark.parametrize("name", foreign.FAMILIES)
+@given(words=st.integers(0, 60), answer=st.integers(1, 8), images=st.integers(0, 2), system=st.booleans(),
+       limit=st.integers(16, 150))
+@settings(deadline=None, max_examples=40)
+def test_with_open_weights_what_opens_and_closes_a_prompt_stays(name, words, answer, images, system, limit):
+    tok = FOREIGN[name]
+    turns = [("system", "be kind")] * system + [("user", "<image>" * images + "cat " * words),
+                                                ("assistant", "red" * answer)]
+    collate = Collator(tok, Reader(), 4, None, limit)
+    whole, _ = tok.chat(turns, [4] * images, [])
+    too_long, reason = collate.overlong(Sample(flat(turns), ("p",) * images), {})
+    assert too_long == (len(whole) > limit)
+    if reason:
+        assert "exceed max_length" in reason
+        return
+    ids, labels = collate.fit(*tok.chat(turns, [4] * images, []))
+    last = len(whole) - whole[::-1].index(tok.opens_answer) - 1 - tok.closing
+    assert len(ids) <= limit and ids.count(tok.image) == 4 * images
+    assert ids[:tok.lead(whole)] == whole[:tok.lead(whole)] and ids[last - len(whole):] == whole[last:]
+    assert [label for label in labels if label != IGNORE] == [*tok.encode("red" * answer), tok.end]
+
+
+@pytest.mark.parametrize("name", foreign.FAMILIES)
+def test_with_open_weights_a_plain_text_is_cut_behind_what_opens_it(name):
+    tok, turns = FOREIGN[name], [("assistant", "red" * 90)]
+    whole, _ = tok.chat(turns, [], [])
+    lead = len(whole) - len(tok.encode("red" * 90)) - tok.closing
+    collate = Collator(tok, Reader(), 4, None, lead + 20)
+    ids, _ = collate.fit(*tok.chat(turns, [], []))
+    assert ids == whole[:lead] + whole[-20:]
+    assert collate.overlong(Sample(flat(turns)), {}) == (True, None)
+    assert Collator(tok, Reader(), 4, None, lead - 1).overlong(Sample(flat(turns)), {})[1]
+
+
+@pytest.mark.parametrize("name, kept", [
+    ("smol", "system\n" + foreign.SMOL_SYSTEM + "\nuser\n"), ("qwen3", "user\n"), ("llama3.0", "user\n\n"),
+    ("llama3.1", "system\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\nuser\n\n")])
+def test_the_system_turn_that_a_template_adds_is_not_cut(name, kept):
+    tok = FOREIGN[name]
+    ids, _ = tok.chat([("user", "cat"), ("assistant", "red")], [], [])
+    assert tok.decode(ids[:tok.lead(ids)]) == kept
+    assert tok.lead(tok.chat([("user", "\n\ncat"), ("assistant", "red")], [], [])[0]) > tok.lead(ids) - 2
 
 
 def test_media_larger_than_max_length_do_not_cut_the_answer():

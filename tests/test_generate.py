@@ -1,10 +1,17 @@
 """Generation in batches with a cache, against one row at a time with everything computed anew."""
 
+import foreign
 import torch
 from reference import padded_hidden, unpacked
 from toy import briefly_trained
 
-from omni.model.generate import generate, stream_tokens
+from omni.config import ThinkerArch
+from omni.data.batch import Batch
+from omni.data.collate import Collator
+from omni.data.sample import Sample
+from omni.model.generate import Sampling, generate, stream_tokens
+from omni.model.omni import OmniNetwork
+from omni.model.thinker import Thinker
 
 
 @torch.no_grad()
@@ -47,6 +54,47 @@ def test_dropping_ended_rows_does_not_change_the_others(toy, model, mixed):
     assert ends[2] < ends[5] < ends[8] < ends[-1]  # half of the rows end, then half of the rest
     rows = torch.stack(list(stream_tokens(model, collate(samples, prompts=True), 12, choose)), 1).tolist()
     assert [row[:len(ids)] for row, ids in zip(rows, expected, strict=True)] == expected
+
+
+@torch.no_grad()
+def open_weights(ends=()) -> tuple[OmniNetwork, Batch]:
+    """A small random model with a tokenizer of open weights, and three prompts."""
+    torch.manual_seed(3)
+    tokenizer = foreign.tokenizer("qwen3", ends)
+    thinker = Thinker(ThinkerArch(vocab_size=foreign.ROWS, width=32, layers=2, heads=4, kv_heads=2,
+                                  head_dim=8, mlp_width=64))
+    for p in thinker.parameters():
+        p.mul_(3)
+    samples = [Sample(("user", text, "assistant", "")) for text in ("hello", "what is it", "one two")]
+    return (OmniNetwork(tokenizer, thinker).eval(),
+            Collator(tokenizer, None, 0, None, 256)(samples, prompts=True))
+
+
+def test_an_embedding_that_stands_for_no_token_is_never_chosen():
+    model, prompts = open_weights()
+    tokens = len(model.tokenizer)
+    with torch.no_grad():  # the likeliest rows are ones without a token
+        model.thinker.embed_tokens.weight[tokens:] *= 100
+    greedy = torch.stack(list(stream_tokens(model, prompts, 20)))
+    assert 0 <= int(greedy.min()) and int(greedy.max()) < tokens and len(greedy.unique()) > 5
+    for seed in range(5):
+        drawn = torch.stack(list(stream_tokens(model, prompts, 20, Sampling(1.5, seed=seed))))
+        assert int(drawn.max()) < tokens
+
+
+def test_an_answer_ends_at_any_of_the_ends():
+    model, prompts = open_weights()
+    whole = torch.stack(list(stream_tokens(model, prompts, 20)), 1).tolist()
+    assert all(len({*row}) > 4 for row in whole)
+    ends = [row[3] for row in whole[:2]]  # of two of three rows, so that half of the rows are dropped
+    model, prompts = open_weights(ends)
+    assert model.tokenizer.ends == (model.tokenizer.end, *dict.fromkeys(ends))
+    stops = {*model.tokenizer.ends}
+    wanted = [row[:next((i for i, token in enumerate(row) if token in stops), 20)] for row in whole]
+    assert max(map(len, wanted[:2])) <= 3
+    assert generate(model, prompts, 20) == wanted
+    rows = torch.stack(list(stream_tokens(model, prompts, 20)), 1)
+    assert rows.shape[1] <= max(map(len, wanted)) + 1  # nothing is computed after the last end
 
 
 def test_bf16_generation_starts_like_fp32(toy, model, mixed):

@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from published import DECODER_ERRORS, assert_refused
 
+from omni.config import VisionArch
 from omni.data import image
 from omni.data.media_reader import MediaReader
 from omni.errors import MediaError
 
 SIZE = 32
+ARCH = VisionArch(image_size=SIZE)
 
 
 def center_color(pixels: torch.Tensor) -> list[int]:
@@ -162,13 +164,13 @@ def test_a_damaged_image_is_read_or_refused(tmp_path, ending):
 def test_a_take_depends_only_on_seed_take_and_file_name(tmp_path):
     Image.effect_noise((SIZE, SIZE), 90).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
-    path, reader = str(tmp_path / "a.png"), MediaReader(SIZE, seed=3)
+    path, reader = str(tmp_path / "a.png"), MediaReader(ARCH, None, seed=3)
     first = reader.pixels(path, 1)
     assert first.abs().max() <= 1 and first.shape == (3, SIZE, SIZE)
     reader.pixels(path, 2)
     assert torch.equal(first, reader.pixels(path, 1))
-    assert torch.equal(first, MediaReader(SIZE, 3).pixels(path, 1))
-    others = [reader.pixels(path, 2), reader.pixels(path, 0), MediaReader(SIZE, seed=4).pixels(path, 1),
+    assert torch.equal(first, MediaReader(ARCH, None, 3).pixels(path, 1))
+    others = [reader.pixels(path, 2), reader.pixels(path, 0), MediaReader(ARCH, None, seed=4).pixels(path, 1),
               reader.pixels(str(tmp_path / "b.png"), 1)]
     assert not any(torch.equal(first, other) for other in others)
 

@@ -206,6 +206,12 @@ def test_no_samples_left_to_train_on_gives_a_one_line_error(toy, tmp_path, comma
     assert_user_error(command("sft_omni.py", "--config", config), "m.jsonl", "lower it")
 
 
+def test_a_source_without_val_is_told_in_its_own_words(toy, tmp_path):
+    path = write(tmp_path, "m.jsonl", conversations(8))
+    with pytest.raises(UserError, match='source a: it has "train" and no "val"; add "val": .*0.1'):
+        sft_omni.main(["--config", toy.write(tmp_path, data_mix={"a": {"weight": 1, "train": path}}), "--dry-run"])
+
+
 def test_inspect_shows_samples_lengths_and_problems(toy, folder, command):
     put(folder, {"img/broken.png": "<html>404</html>"})
     soundfile.write(folder / "wav/gsm.wav", np.zeros(8000), 8000, subtype="GSM610")
@@ -215,7 +221,7 @@ def test_inspect_shows_samples_lengths_and_problems(toy, folder, command):
     path = write(folder, "m.jsonl", [*images, *clips])
     done = command("-m", "omni.inspect", path, "--config", toy.write(folder), "--samples", 5, "--columns", "audio=tone")
     assert_user_error(done, '"columns" name "tone", which no entry has', "image, caption")
-    done = command("-m", "omni.inspect", path, "--config", toy.write(folder), "--samples", 5, "--task", "text")
+    done = command("-m", "omni.inspect", path, "--config", toy.write(folder), "--samples", 5, "--task", "qa")
     assert done.returncode == 0, done.stderr
     for words in ("JSON lines: images with text, clips with text; 5 samples, 5 media, 1 skipped", "24x16",
                   "0.2 s", "sample 1: qa, ", "tokens", "assistant: red", "length in tokens:", "#",

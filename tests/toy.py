@@ -18,7 +18,7 @@ from omni.data.media_reader import MediaReader
 from omni.data.sample import Sample
 from omni.data.tokenizer import SpeechPieces, Tokenizer
 from omni.model.audio_encoder import AudioEncoder
-from omni.model.load import load_parts
+from omni.model.load import load_for_training
 from omni.model.omni import OmniNetwork
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
@@ -46,13 +46,13 @@ class Toy:
 
     def model(self, **changes) -> OmniNetwork:
         torch.manual_seed(0)
-        return load_parts(build(SFTConfig, {**self.config, **changes}, "toy"))
+        return load_for_training(build(SFTConfig, {**self.config, **changes}, "toy"), torch.device("cpu"))
 
     def samples(self, source: str, split: str = "train") -> list[Sample]:
         return manifest.read(str(self.root / "data" / source / f"{split}.jsonl")).samples
 
     def collator(self, model: OmniNetwork, features=None) -> Collator:
-        reader = MediaReader(model.vision_encoder.arch.image_size, level=model.audio_encoder.arch.level)
+        reader = MediaReader(model.vision_encoder.arch, model.audio_encoder.arch)
         return Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths, 256,
                         features)
 

@@ -115,19 +115,19 @@ def log_mel(power: torch.Tensor, level: str = "clip") -> torch.Tensor:
     return (log - mean) / (counted - mean).std().clamp_min(1e-3)
 
 
-def augmented_frames(frames: int, rng: np.random.Generator) -> int:
+def augmented_frames(frames: int, rng: np.random.Generator, limit: float = math.inf) -> int:
     """How many frames `augment` turns `frames` into. Draws the speed, the first random number of a take."""
-    return max(8, round(frames / rng.uniform(0.87, 1.18)))
+    return min(max(8, round(frames / rng.uniform(0.87, 1.18))), limit)
 
 
-def augment(power: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """An augmented take of a clip, in mel power: (F, MELS) -> (augmented_frames(F), MELS).
+def augment(power: torch.Tensor, rng: np.random.Generator, limit: float = math.inf) -> torch.Tensor:
+    """An augmented take of a clip, in mel power: (F, mels) -> (augmented_frames(F), mels).
 
     Varies speed, voice (the frequency axis is stretched, as by another vocal tract), spectral tilt, room (an
     exponential echo) and coloured noise. Working on mel power costs a hundredth of working on the waveform,
-    and the encoders see nothing but mel anyway.
+    and the encoders see nothing but mel anyway. A take isn't slowed beyond `limit` frames.
     """
-    frames, bands = augmented_frames(len(power), rng), power.shape[1]
+    frames, bands = augmented_frames(len(power), rng, limit), power.shape[1]
     power = F.interpolate(power.T[None], size=frames, mode="linear")[0].T
     # Voice: band b of the new clip is band b / stretch of the old one.
     position = (torch.arange(bands) / rng.uniform(0.88, 1.13)).clamp(0, bands - 1)
@@ -153,7 +153,7 @@ def augment(power: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def spec_augment(mel: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """SpecAugment (Park et al. 2019): log-mel (F, MELS) -> a copy with 2 time and 2 frequency masks of 0."""
+    """SpecAugment (Park et al. 2019): log-mel (F, mels) -> a copy with 2 time and 2 frequency masks of 0."""
     mel = mel.clone()
     frames, bands = mel.shape
     for _ in range(2):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 import torch
 
 IGNORE = -100  # label of a position that is not trained on
-MELS = 80  # mel bands of a clip
+MELS = 80  # mel bands that our own audio encoder reads
 MEL_FRAMES_PER_SECOND = 100
 
 
@@ -61,7 +61,7 @@ class Batch:
     audio_tokens: torch.Tensor  # (U,) int64: indices of the tokens that audio features replace
     answer_counts: tuple[int, ...]  # answer tokens of each sample
     pixels: torch.Tensor | None = None  # (M, 3, image_size, image_size) float
-    mels: torch.Tensor | None = None  # (C, F, MELS) float, zero beyond a clip's frames
+    mels: torch.Tensor | None = None  # (C, F, mels) float, zero beyond a clip's frames
     mel_lengths: torch.Tensor | None = None  # (C,) mel frames per clip
     audio_frames: torch.Tensor | None = None  # (U,) index of each audio token in the C * S features
     image_features: torch.Tensor | None = None  # (M, P, vision width)

@@ -11,13 +11,13 @@ from omni.data.batch import IGNORE, Batch
 from omni.data.media_reader import MediaReader
 from omni.data.packing import AUDIO_BUCKETS, IMAGE_BUCKETS, bucket, pack, pad_index
 from omni.data.sample import Sample
-from omni.data.tokenizer import ASSISTANT, Tokenizer
+from omni.data.tokenizer import Tokenizer
 
 Medium = tuple[str, int]  # path and take
 
 
 def pad_mels(mels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clips (F, MELS) -> (C, longest F, MELS) padded with zeros, and their lengths (C,)."""
+    """Clips (F, mels) -> (C, longest F, mels) padded with zeros, and their lengths (C,)."""
     return pad_sequence(list(mels), batch_first=True), torch.tensor([len(m) for m in mels])
 
 
@@ -38,7 +38,9 @@ class Collator:
         takes = takes or [0] * len(samples)
         images = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.images]
         audios = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.audios]
-        media, clip_tokens = (self._read if self.features is None else self._frozen)(images, audios)
+        media = (self._image_features if self._has_features("vision") else self._pixels)(images)
+        clips, clip_tokens = (self._audio_features if self._has_features("audio") else self._mels)(audios)
+        media |= clips
         left = iter(clip_tokens)
         rows = []
         for sample in samples:
@@ -56,31 +58,41 @@ class Collator:
             audio_tokens = pad_index(audio_tokens, len(media["audio_features"]), len(batch.ids))
         return replace(batch, image_tokens=image_tokens, audio_tokens=audio_tokens, **media)
 
-    def _frozen(self, images: list[Medium], audios: list[Medium]) -> tuple[dict, list[int]]:
-        """The batch's fields of frozen features, padded to a bucket; and the tokens of each clip."""
-        media, clips = {}, [self.features.audio(*medium) for medium in audios]
-        if images:
-            features = torch.stack([self.features.image(*medium) for medium in images])
-            size = bucket(len(images), IMAGE_BUCKETS, least=4)
-            media["image_features"] = F.pad(features, (0, 0, 0, 0, 0, size - len(images)))
-        if clips:
-            features = torch.cat(clips)
-            size = bucket(len(features), AUDIO_BUCKETS)
-            media["audio_features"] = F.pad(features, (0, 0, 0, size - len(features)))
-        return media, [len(clip) for clip in clips]
+    def _has_features(self, encoder: str) -> bool:
+        return self.features is not None and encoder in self.features.encoders
 
-    def _read(self, images: list[Medium], audios: list[Medium]) -> tuple[dict, list[int]]:
-        """The batch's fields of raw media, and the tokens of each clip."""
-        media, mels = {}, [self.reader.mel(*medium) for medium in audios]
+    def _image_features(self, images: list[Medium]) -> dict:
+        """The batch's field of frozen image features, padded to a bucket."""
+        if not images:
+            return {}
+        features = torch.stack([self.features.image(*medium) for medium in images])
+        size = bucket(len(images), IMAGE_BUCKETS, least=4)
+        return {"image_features": F.pad(features, (0, 0, 0, 0, 0, size - len(images)))}
+
+    def _audio_features(self, audios: list[Medium]) -> tuple[dict, list[int]]:
+        """The batch's field of frozen audio features, padded to a bucket; and the tokens of each clip."""
+        if not audios:
+            return {}, []
+        clips = [self.features.audio(*medium) for medium in audios]
+        features = torch.cat(clips)
+        size = bucket(len(features), AUDIO_BUCKETS)
+        return {"audio_features": F.pad(features, (0, 0, 0, size - len(features)))}, [len(c) for c in clips]
+
+    def _pixels(self, images: list[Medium]) -> dict:
+        """The batch's field of raw images."""
+        return {"pixels": torch.stack([self.reader.pixels(*medium) for medium in images])} if images else {}
+
+    def _mels(self, audios: list[Medium]) -> tuple[dict, list[int]]:
+        """The batch's fields of raw clips, and the tokens of each clip."""
+        if not audios:
+            return {}, []
+        mels = [self.reader.mel(*medium) for medium in audios]
         clip_tokens = [self.audio_tokens(len(mel)) for mel in mels]
-        if images:
-            media["pixels"] = torch.stack([self.reader.pixels(*medium) for medium in images])
-        if mels:
-            media["mels"], media["mel_lengths"] = pad_mels(mels)
-            longest = max(clip_tokens)
-            media["audio_frames"] = torch.cat([torch.arange(count) + number * longest
-                                               for number, count in enumerate(clip_tokens)])
-        return media, clip_tokens
+        padded, lengths = pad_mels(mels)
+        longest = max(clip_tokens)
+        frames = torch.cat([torch.arange(count) + number * longest
+                            for number, count in enumerate(clip_tokens)])
+        return {"mels": padded, "mel_lengths": lengths, "audio_frames": frames}, clip_tokens
 
     def overlong(self, sample: Sample, frames: dict[str, int]) -> tuple[bool, str | None]:
         """Whether a sample is longer than `max_length`, and why it can't be cut (None if it can).
@@ -89,36 +101,37 @@ class Collator:
         """
         clips = [self.audio_tokens(frames[path]) for path in sample.audios]
         media = self.image_tokens * len(sample.images) + sum(clips)
-        # A token is at least one byte of text, and a role has no more tokens than letters: most samples are
-        # known to fit before they are tokenised.
-        if media + len("".join(sample.turns).encode()) <= self.max_length:
-            return False, None
+        if media + self.tokenizer.most_tokens(sample.turns) <= self.max_length:
+            return False, None  # most samples are known to fit before they are tokenised
         ids, _ = self.tokenizer.chat(sample.messages, [self.image_tokens] * len(sample.images), clips,
                                      sample.untrained)
         excess = len(ids) - self.max_length
-        if excess <= 0 or excess <= len(self._cuttable(ids)) or sample.messages[0][0] == "assistant":
+        plain = sample.messages[0][0] == "assistant"
+        if excess <= (len(ids) - self.tokenizer.lead(ids) if plain else len(self._cuttable(ids))):
             return excess > 0, None
-        return True, f'its {"media" if media + 4 > self.max_length else "media and answer"} exceed max_length'
+        template = len(self.tokenizer.chat((("user", ""), ("assistant", "")), [], [])[0])
+        too_long = "media" if media + template > self.max_length else "media and answer"
+        return True, f"its {too_long} exceed max_length"
 
     def fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
         """Cut the front of a prompt to fit `max_length`, but neither media nor the last answer.
 
-        A row of nothing else, such as a plain text, is cut behind its first token. ValueError if it has
-        media.
+        A row of nothing else, such as a plain text, is cut behind what opens it. ValueError if it has media.
         """
         excess = len(ids) - self.max_length
         if excess <= 0:
             return ids, labels
         if not self._cuttable(ids) and {self.tokenizer.image, self.tokenizer.audio} & {*ids}:
             raise ValueError(f"{len(ids)} tokens of media and text, and max_length is {self.max_length}")
-        dropped = set((self._cuttable(ids) or list(range(1, len(ids))))[:excess])
+        dropped = set((self._cuttable(ids) or list(range(self.tokenizer.lead(ids), len(ids))))[:excess])
         # A label is the next token: where that token is dropped, the label is dropped too.
         labels = [IGNORE if i + 1 in dropped else label for i, label in enumerate(labels)]
         kept = [i for i in range(len(ids)) if i not in dropped]
         return [ids[i] for i in kept], [labels[i] for i in kept]
 
     def _cuttable(self, ids: list[int]) -> list[int]:
-        """Indices of the tokens that may be cut: not the first, no media, nothing of the last answer."""
+        """Indices of the tokens that may be cut: no media, and nothing of the template or the last answer."""
         media = {self.tokenizer.image, self.tokenizer.audio}
-        last = max(i for i, token in enumerate(ids) if token == self.tokenizer.ids[ASSISTANT])
-        return [i for i in range(1, last - 1) if ids[i] not in media]
+        last = len(ids) - 1 - ids[::-1].index(self.tokenizer.opens_answer)
+        return [i for i in range(self.tokenizer.lead(ids), last - self.tokenizer.closing)
+                if ids[i] not in media]

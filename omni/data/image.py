@@ -17,16 +17,19 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM",  # no other decod
            *(("AVIF",) if features.check("avif") else ()))
 
 
-def load(path: str | Path, size: int) -> torch.Tensor:
+def load(path: str | Path, size: int, squash: str | None = None) -> torch.Tensor:
     """The image at `path`: (3, size, size) float32 in [-1, 1]. MediaError if it can't be used.
 
     It is rotated as its EXIF data says, transparency becomes white, 16-bit grey is scaled to 8 bits, and of
     an animation the first frame is read. An image that isn't square is fitted into the square and padded
-    with white: nothing is cropped or distorted.
+    with white: nothing is cropped or distorted. With `squash` "bicubic" or "bilinear" it is distorted to the
+    square instead.
     """
     with media.only_media_errors("an image", path):
         rgb = _decode(media.source(path))
-        if rgb.size != (size, size):
+        if squash:
+            rgb = rgb.resize((size, size), Image.Resampling[squash.upper()])
+        elif rgb.size != (size, size):
             rgb = ImageOps.pad(rgb, (size, size), method=Image.Resampling.BICUBIC, color=(255, 255, 255))
         pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
         return pixels.float().div_(127.5).sub_(1)

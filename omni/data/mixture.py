@@ -1,8 +1,9 @@
 """The data mix of a run: its sources, the samples that were skipped, and fingerprints of its files."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from omni import checkpoint
+from omni import checkpoint, hub
 from omni.config import SFTConfig
 from omni.config_file import mix_entry, mix_reading
 from omni.console import say
@@ -11,7 +12,7 @@ from omni.data.sample import Sample, spread
 from omni.data.sampler import Draw
 from omni.errors import UserError
 
-PARTS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt")
+PARTS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "system_ckpt")
 
 
 @dataclass
@@ -39,6 +40,10 @@ def read_mix(config: SFTConfig) -> Mix:
         weight, train, val = mix_entry(config, name)
         if weight == 0:
             continue
+        if "val" not in (entry := config.data_mix[name] if isinstance(config.data_mix[name], dict) else {}) \
+                and "train" in entry and not Path(val).exists():
+            raise UserError(f'source {name}: it has "train" and no "val"; add "val": a file, or the share to hold '
+                            "out, such as 0.1")
         paths = {"train": train, "val": val} if isinstance(val, str) else {"train": train}
         sources = {split: manifest.read(path, name, config.allow_outside_paths, **mix_reading(config, name))
                    for split, path in paths.items()}
@@ -79,8 +84,14 @@ def report_shared(name: str, mix: Mix) -> None:
 
 
 def input_fingerprints(config: SFTConfig, mix: Mix) -> dict[str, str]:
-    """Size and hash of each part's checkpoint and each manifest, so that a resume notices a change."""
-    found = {key: checkpoint.file_fingerprint(getattr(config, key)) for key in PARTS}
+    """Size and hash of each part's checkpoint and each manifest, so that a resume notices a change.
+
+    A part from the Hub is known by its commit.
+    """
+    places = {"system_ckpt": config.system_ckpt} if config.system_ckpt else \
+        {key: getattr(config, key) for key in PARTS[:3]}
+    found = {key: f"commit {hub.commit(place)}" if hub.commit(place) else
+             checkpoint.file_fingerprint(hub.locate(place)) for key, place in places.items()}
     found |= {f"data_mix.{key}": checkpoint.file_fingerprint(path) for key, path in mix.files.items()}
     usable = {f"data_mix.{name}.usable": f"{len(samples)} samples" for name, samples in mix.train.items()}
     return found | usable

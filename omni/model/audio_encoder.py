@@ -50,7 +50,7 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, arch: AudioArch):
         super().__init__()
-        self.arch = arch
+        self.arch, self.token_width = arch, arch.width
         strides = round(MEL_FRAMES_PER_SECOND / arch.frames_per_second).bit_length() - 1  # 3 or 2
         channels = [1] + [arch.stem_channels] * strides
         self.stem = nn.ModuleList(

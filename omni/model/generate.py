@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 
 import torch
 
@@ -43,10 +44,10 @@ GREEDY = Sampling()
 
 
 def generate(model: OmniNetwork, prompts: Batch, max_new_tokens: int) -> list[list[int]]:
-    """Greedy answers to a batch of prompts: for each the ids before its end token."""
+    """Greedy answers to a batch of prompts: for each the ids before its first end token."""
     answers = torch.stack(list(stream_tokens(model, prompts, max_new_tokens)), dim=1).tolist()
-    end = model.tokenizer.end
-    return [ids[:ids.index(end)] if end in ids else ids for ids in answers]
+    ends = {*model.tokenizer.ends}
+    return [list(takewhile(lambda token: token not in ends, ids)) for ids in answers]
 
 
 @torch.no_grad()  # under inference_mode autocast would cast each weight again at each use
@@ -56,10 +57,14 @@ def stream_tokens(model: OmniNetwork, prompts: Batch, max_new_tokens: int,
 
     Prompts are processed once, then each step adds one token per row to the cache. `choose` maps logits
     (rows, V) to tokens (rows,). When half of the rows have ended they are dropped, since they cost as much as
-    the others. A row that has ended yields its end token again.
+    the others. A row that has ended yields an end token again. Embeddings that stand for no token are never
+    chosen.
     """
-    thinker, end, B = model.thinker, model.tokenizer.end, prompts.samples
+    thinker, end, ends, B = model.thinker, model.tokenizer.end, model.tokenizer.ends, prompts.samples
     lengths = prompts.layout.cu_seqlens.diff()[:B].long()
+    all_ends = lengths.new_tensor(ends) if len(ends) > 1 else None
+    unfilled = model.tokenizer.unfilled(thinker.arch.vocab_size)
+    unfilled = None if unfilled is None else unfilled.to(lengths.device)
     longest = int(lengths.max())
     embeds = model.embed(prompts)
     cache = thinker.new_cache(B + 1, longest + max_new_tokens, embeds)  # one more row for the padding
@@ -68,9 +73,10 @@ def stream_tokens(model: OmniNetwork, prompts: Batch, max_new_tokens: int,
     prompt_of_row = torch.arange(B, device=lengths.device)
     ended = torch.zeros(B, dtype=torch.bool, device=lengths.device)
     for step in range(max_new_tokens):
-        token = choose(thinker.logits(hidden))
+        logits = thinker.logits(hidden)
+        token = choose(logits if unfilled is None else logits.masked_fill(unfilled, -math.inf))
         yield lengths.new_full((B,), end).index_copy(0, prompt_of_row, token)
-        ended |= token == end
+        ended |= token == end if all_ends is None else torch.isin(token, all_ends)
         left = len(ended) - int(ended.sum())
         if not left:
             return
@@ -79,4 +85,4 @@ def stream_tokens(model: OmniNetwork, prompts: Batch, max_new_tokens: int,
             prompt_of_row, token, lengths, ended = (x[stay] for x in (prompt_of_row, token, lengths, ended))
             cache = [LayerCache(layer.keys[stay], layer.values[stay]) for layer in cache]
         layout = DecodeLayout(lengths + step, reach=longest + step + 1)
-        hidden = thinker.decode(thinker.embed_tokens(token), cache, layout)
+        hidden = thinker.decode(thinker.embed(token), cache, layout)

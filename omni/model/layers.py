@@ -4,6 +4,7 @@ Names and mathematics follow Llama and Qwen3 as `transformers` writes them, so t
 renaming.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,13 +29,27 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-def rope_table(positions: torch.Tensor, head_dim: int, theta: float = 10000.0) -> Rope:
-    """cos and sin of rotary positions (Su et al. 2021): (..., T) -> two of (..., T, head_dim), float32."""
+def rope_table(positions: torch.Tensor, head_dim: int, theta: float = 10000.0,
+               scaling: dict | None = None) -> Rope:
+    """cos and sin of rotary positions (Su et al. 2021): (..., T) -> two of (..., T, head_dim), float32.
+
+    `scaling` is that of Llama 3.1 for long contexts, with the keys of its config.json (ROPE_SCALING).
+    """
     even = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     frequencies = theta ** (-even / head_dim)
+    if scaling is not None:
+        frequencies = _scaled(frequencies, **scaling)
     angles = positions[..., None].float() * frequencies
     # Dimensions i and i + head_dim / 2 are a pair, as in Llama.
     return tuple(torch.cat((table, table), dim=-1) for table in (angles.cos(), angles.sin()))
+
+
+def _scaled(frequencies: torch.Tensor, factor: float, low_freq_factor: float, high_freq_factor: float,
+            original_max_position_embeddings: int) -> torch.Tensor:
+    """Slow frequencies are divided by `factor`, fast ones are kept, those between are interpolated."""
+    turns = original_max_position_embeddings * frequencies / (2 * math.pi)  # in the original context
+    kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / factor)
 
 
 def apply_rope(x: torch.Tensor, rope: Rope) -> torch.Tensor:
@@ -71,15 +86,15 @@ class LayerCache:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with optional RMSNorm of queries and keys, without biases."""
+    """Grouped-query attention with optional RMSNorm of queries and keys (Qwen3), or biases (Qwen2)."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, qk_norm: bool,
-                 eps: float = 1e-6):
+                 eps: float = 1e-6, qkv_bias: bool = False):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim, self.qk_norm = heads, kv_heads, head_dim, qk_norm
-        self.q_proj = nn.Linear(width, heads * head_dim, bias=False)
-        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
-        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=False)
+        self.q_proj = nn.Linear(width, heads * head_dim, bias=qkv_bias)
+        self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=qkv_bias)
+        self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=qkv_bias)
         self.o_proj = nn.Linear(heads * head_dim, width, bias=False)
         self.q_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
@@ -117,10 +132,10 @@ class Block(nn.Module):
     """Pre-norm transformer block: attention, then SwiGLU, each added to the residual stream."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, mlp_width: int, qk_norm: bool,
-                 eps: float = 1e-6):
+                 eps: float = 1e-6, qkv_bias: bool = False):
         super().__init__()
         self.input_layernorm = RMSNorm(width, eps)
-        self.self_attn = Attention(width, heads, kv_heads, head_dim, qk_norm, eps)
+        self.self_attn = Attention(width, heads, kv_heads, head_dim, qk_norm, eps, qkv_bias)
         self.post_attention_layernorm = RMSNorm(width, eps)
         self.mlp = SwiGLU(width, mlp_width)
 

@@ -1,41 +1,88 @@
-"""Parts from their checkpoints, and the whole system from the file that a run wrote."""
+"""Parts from checkpoints or folders of open weights, and whole systems from the file that a run wrote."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from omni import checkpoint
-from omni.config import AudioArch, SFTConfig, ThinkerArch, VisionArch
+import torch
+from torch import nn
+
+from omni import checkpoint, hub
+from omni.config import AudioArch, SFTConfig, SiglipArch, ThinkerArch, VisionArch, WhisperArch
 from omni.console import say
 from omni.data.tokenizer import Tokenizer
+from omni.device import computes_in_bf16
 from omni.errors import UserError
+from omni.model import lora, pretrained
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.omni import OmniNetwork
+from omni.model.siglip import SiglipEncoder
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
+from omni.model.whisper import WhisperEncoder
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# The modules that a part can be. The name of its arch is in its checkpoint; older ones have the first.
+KINDS = {"thinker": {"ThinkerArch": (Thinker, ThinkerArch)},
+         "audio_encoder": {"AudioArch": (AudioEncoder, AudioArch),
+                           "WhisperArch": (WhisperEncoder, WhisperArch)},
+         "vision_encoder": {"VisionArch": (VisionEncoder, VisionArch),
+                            "SiglipArch": (SiglipEncoder, SiglipArch)}}
+FOLDERS = {"audio_encoder": pretrained.load_audio_encoder, "vision_encoder": pretrained.load_vision_encoder}
+# Keys of a config, and the field of an encoder's arch that each one changes.
+CHANGES = {"audio_encoder": {"audio_window": "window", "audio_stack": "stack"},
+           "vision_encoder": {"image_merge": "merge"}}
 
 
-def load_parts(config: SFTConfig) -> OmniNetwork:
-    """A system of the three parts in their checkpoints and new projectors. Prints a line about each part."""
-    thinker = partial(Thinker, activation_checkpointing=config.activation_checkpointing)
-    parts, tokenizer = [], None
-    for path, kind, module, arch, made_by in (
-            (config.thinker_ckpt, "thinker", thinker, ThinkerArch, "thinker_tiny"),
-            (config.audio_ckpt, "audio_encoder", AudioEncoder, AudioArch, "audio_enc_tiny"),
-            (config.vision_ckpt, "vision_encoder", VisionEncoder, VisionArch, "vision_tiny")):
-        folder = Path(path).parent.name  # a part is written into the folder of its config's name
+def load_for_training(config: SFTConfig, device: torch.device) -> OmniNetwork:
+    """The system that a run trains, on its device: what is frozen is frozen, adapters are added."""
+    make = partial(OmniNetwork, frozen=config.frozen, label_smoothing=config.label_smoothing)
+    if config.system_ckpt is None:
+        model = load_parts(config, make)
+    else:
+        content = checkpoint.load(hub.locate(config.system_ckpt), "omni", "a run of sft_omni.py writes it")
+        model = load_system(content, config.system_ckpt, make)
+        parameters = sum(p.numel() for p in model.parameters())
+        say(f"{config.system_ckpt}: a whole system, {parameters:,} parameters")
+    model.thinker.activation_checkpointing = config.activation_checkpointing
+    if config.lora_rank:
+        alpha = 2.0 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
+        lora.add_adapters(model.thinker, config.lora_rank, alpha, config.lora_targets)
+    if computes_in_bf16(device, config.precision):
+        model.store_frozen(torch.bfloat16, lossy=device.type == "cuda")
+    return model.to(device).train()
+
+
+def load_parts(config: SFTConfig, make: Callable[..., OmniNetwork] = OmniNetwork) -> OmniNetwork:
+    """A system of the three parts that a config names and new projectors. Prints a line about each part."""
+    thinker, tokenizer = _load_part(config, "thinker_ckpt", "thinker", "thinker_tiny")
+    audio_encoder, _ = _load_part(config, "audio_ckpt", "audio_encoder", "audio_enc_tiny")
+    vision_encoder, _ = _load_part(config, "vision_ckpt", "vision_encoder", "vision_tiny")
+    return make(tokenizer, thinker, audio_encoder, vision_encoder)
+
+
+def _load_part(config: SFTConfig, key: str, name: str, made_by: str) -> tuple[nn.Module, Tokenizer | None]:
+    """The part that the config's `key` names, and its tokenizer if it is a Thinker."""
+    place, path = getattr(config, key), hub.locate(getattr(config, key))
+    changes = {field: getattr(config, own) for own, field in CHANGES.get(name, {}).items()
+               if getattr(config, own) is not None}
+    tokenizer = None
+    if path.is_dir():
+        if name == "thinker":
+            part, tokenizer, line = pretrained.load_thinker(path)
+        else:
+            part, line = FOLDERS[name](path, **changes)
+    else:
+        folder = path.parent.name  # a part is written into the folder of its config's name
         maker = folder if (CONFIGS / f"{folder}.json").is_file() else made_by
-        remedy = f"make it: python -m omni.pretrain --config configs/{maker}.json"
-        content = checkpoint.load(path, kind, remedy)
-        part, line = checkpoint.build_part(module, arch, content, kind, path)
-        say(line)
-        parts.append(part)
-        if kind == "thinker":
-            tokenizer = _tokenizer(content, part, path)
-    return OmniNetwork(tokenizer, *parts, freeze_encoders=config.freeze_encoders,
-                       label_smoothing=config.label_smoothing)
+        content = checkpoint.load(path, (name, "omni"),
+                                  f"make it: python -m omni.pretrain --config configs/{maker}.json")
+        whole = content["kind"] == "omni"  # one part of a finished system
+        part, line = _build(content.get(name) if whole else content, name, place, changes)
+        tokenizer = _tokenizer(content, part, place) if name == "thinker" else None
+    say(line)
+    return part, tokenizer
 
 
 def load_system(content: dict, where: str,
@@ -44,10 +91,7 @@ def load_system(content: dict, where: str,
 
     `make` builds it from its tokenizer and parts.
     """
-    kinds = {"thinker": (Thinker, ThinkerArch), "audio_encoder": (AudioEncoder, AudioArch),
-             "vision_encoder": (VisionEncoder, VisionArch)}
-    parts = [checkpoint.build_part(*part, content.get(name), name, where)[0]
-             for name, part in kinds.items()]
+    parts = [_build(content.get(name), name, where)[0] for name in KINDS]
     projectors = content.get("projectors")
     if not isinstance(projectors, dict):
         raise UserError(f"{where}: lacks the projectors")
@@ -57,10 +101,25 @@ def load_system(content: dict, where: str,
     return model.eval()
 
 
+def _build(content: dict, name: str, where: str, changes: dict | None = None) -> tuple[nn.Module, str]:
+    """The part `name` in `content`, with `changes` of its arch, and the line about its tensors."""
+    kinds = KINDS[name]
+    kind = content.get("arch_type", next(iter(kinds))) if isinstance(content, dict) else next(iter(kinds))
+    if kind not in kinds:
+        raise UserError(f"{where}: its {name} is of the unknown type {kind!r}; use a newer version")
+    if changes:
+        known = {field.name for field in dataclasses.fields(kinds[kind][1])}
+        for field in changes.keys() - known:
+            key = next(own for own, changed in CHANGES[name].items() if changed == field)
+            raise UserError(f'{where}: "{key}" is for Whisper, and this encoder is not one; remove the key')
+        content = {**content, "arch": {**content["arch"], **changes}}
+    return checkpoint.build_part(*kinds[kind], content, name, where)
+
+
 def _tokenizer(content: dict, thinker: Thinker, where: str) -> Tokenizer:
     """The tokenizer of a checkpoint, checked against the Thinker that it is for."""
     try:
-        tokenizer = Tokenizer(content["tokenizer"])
+        tokenizer = Tokenizer.from_content(content["tokenizer"])
     except Exception as err:  # tokenizers raises plain Exception
         raise UserError(f"{where}: holds no usable tokenizer ({str(err)[:80]})") from None
     if len(tokenizer) > thinker.arch.vocab_size:

@@ -1,67 +1,92 @@
 """`OmniNetwork`: Thinker, encoders and projectors in one; how media are fused with text."""
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 
 from omni import checkpoint
 from omni.data.batch import Batch
-from omni.data.tokenizer import MERGE, Tokenizer, image_tokens
+from omni.data.tokenizer import Tokenizer, image_tokens
 from omni.model.audio_encoder import AudioEncoder
+from omni.model.lora import merged_state
 from omni.model.loss import answer_loss
 from omni.model.projector import Projector
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
 
+MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)  # their products are computed in half precision
+
 
 class OmniNetwork(nn.Module):
     """A Thinker that also reads images and sound. Without an encoder (None) it can't read that medium.
 
-    `label_smoothing` is the share of the training target that is spread over the whole vocabulary.
+    `frozen` names the parts that are not trained: "thinker", "audio", "vision". `label_smoothing` is the
+    share of the training target that is spread over the whole vocabulary.
     """
 
     def __init__(self, tokenizer: Tokenizer, thinker: Thinker, audio_encoder: AudioEncoder | None = None,
-                 vision_encoder: VisionEncoder | None = None, freeze_encoders: bool = True,
-                 label_smoothing: float = 0.0):
+                 vision_encoder: VisionEncoder | None = None,
+                 frozen: Collection[str] = ("audio", "vision"), label_smoothing: float = 0.0):
         super().__init__()
         self.tokenizer = tokenizer
         self.thinker = thinker
         self.audio_encoder = audio_encoder
         self.vision_encoder = vision_encoder
-        self.freeze_encoders, self.label_smoothing = freeze_encoders, label_smoothing
+        self.frozen, self.label_smoothing = frozenset(frozen), label_smoothing
         width = thinker.arch.width
         if audio_encoder is not None:
-            self.audio_projector = Projector(audio_encoder.arch.width, width)
+            self.audio_projector = Projector(audio_encoder.token_width, width)
         if vision_encoder is not None:
-            self.vision_projector = Projector(MERGE ** 2 * vision_encoder.arch.width, width)
+            self.vision_projector = Projector(vision_encoder.token_width, width)
             self.image_tokens = image_tokens(vision_encoder.arch)
-        if freeze_encoders:
-            for encoder in self.encoders():
-                encoder.requires_grad_(False)
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
         self.train()
 
     def encoders(self) -> list[nn.Module]:
         return [e for e in (self.audio_encoder, self.vision_encoder) if e is not None]
 
+    def _frozen_modules(self) -> list[nn.Module]:
+        parts = {"thinker": self.thinker, "audio": self.audio_encoder, "vision": self.vision_encoder}
+        return [module for name, module in parts.items() if name in self.frozen and module is not None]
+
     def train(self, mode: bool = True) -> "OmniNetwork":
-        """As usual, but frozen encoders stay in eval mode."""
+        """As usual, but frozen parts stay in eval mode."""
         super().train(mode)
-        if self.freeze_encoders:
-            for encoder in self.encoders():
-                encoder.eval()
+        for module in self._frozen_modules():
+            module.eval()
         return self
+
+    def store_frozen(self, dtype: torch.dtype, lossy: bool) -> None:
+        """Keep the matrices of frozen parts in `dtype`, in which they are computed anyway: half the memory.
+
+        Unless `lossy`, only those that stay the same: weights that were published in bf16 do.
+        """
+        for module in self.modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(module, MATRICES) and not weight.requires_grad:
+                stored = weight.data.to(dtype)
+                if lossy or torch.equal(stored.to(weight.dtype), weight.data):
+                    weight.data = stored
+
+    def frozen_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that are not trained, by name; buffers too."""
+        weights = [*self.named_parameters(), *self.named_buffers()]
+        return {name: weight for name, weight in weights if not weight.requires_grad}
 
     def encode_images(self, pixels: torch.Tensor) -> torch.Tensor:
         """(M, 3, image_size, image_size) -> (M, P, vision width), without gradient if frozen."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoders):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "vision" not in self.frozen):
             return self.vision_encoder(pixels)
 
     def encode_audio(self, mels: torch.Tensor,
                      mel_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(C, F, MELS) -> features (C, S, audio width) and how many of them each clip has (C,).
+        """(C, F, mels) -> features (C, S, audio width) and how many of them each clip has (C,).
 
         Without gradient if frozen.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoders):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "audio" not in self.frozen):
             return self.audio_encoder(mels, mel_lengths)
 
     def embed(self, batch: Batch) -> torch.Tensor:
@@ -69,7 +94,7 @@ class OmniNetwork(nn.Module):
 
         A batch without a kind of media never runs its encoder or its projector.
         """
-        embeds = self.thinker.embed_tokens(batch.ids)
+        embeds = self.thinker.embed(batch.ids)
         images = batch.image_features
         if batch.pixels is not None:
             images = self.encode_images(batch.pixels)
@@ -85,10 +110,10 @@ class OmniNetwork(nn.Module):
         return embeds
 
     def _project_images(self, patches: torch.Tensor) -> torch.Tensor:
-        """(M, P, width) -> (M * P / MERGE ** 2, D): each MERGE x MERGE square of patches is one token."""
-        M, P, W = patches.shape
-        half = self.vision_encoder.grid // MERGE
-        squares = patches.view(M, half, MERGE, half, MERGE, W).transpose(2, 3).reshape(M * half * half, -1)
+        """(M, P, width) -> (M * P / merge ** 2, D): each merge x merge square of patches is one token."""
+        (M, _, W), merge = patches.shape, self.vision_encoder.arch.merge
+        side = self.vision_encoder.grid // merge
+        squares = patches.view(M, side, merge, side, merge, W).transpose(2, 3).reshape(M * side * side, -1)
         return self.vision_projector(squares.to(self.vision_projector.up_proj.weight.dtype))
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,8 +143,10 @@ class OmniNetwork(nn.Module):
         parts = {"thinker": self.thinker, "audio_encoder": self.audio_encoder,
                  "vision_encoder": self.vision_encoder}
         projectors = {k: v for k, v in self.state_dict().items() if "_projector." in k}
-        return {"tokenizer": self.tokenizer.json_text, "projectors": projectors,
-                **{name: checkpoint.part(module) for name, module in parts.items()}}
+        content = {"tokenizer": self.tokenizer.content(), "projectors": projectors,
+                   **{name: checkpoint.part(module) for name, module in parts.items()}}
+        content["thinker"]["state"] = merged_state(self.thinker)
+        return content
 
 
 def _replaced(embeds: torch.Tensor, tokens: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from omni.config import ThinkerArch
 from omni.data.batch import PackedLayout
 from omni.model import cpu_block
 from omni.model.attention import DecodeLayout
-from omni.model.layers import Block, LayerCache, RMSNorm, init_weights, rope_table
+from omni.model.layers import Block, LayerCache, RMSNorm, Rope, init_weights, rope_table
 
 
 class Thinker(nn.Module):
@@ -24,12 +24,20 @@ class Thinker(nn.Module):
         self.embed_tokens = nn.Embedding(arch.vocab_size, arch.width)
         self.layers = nn.ModuleList(
             Block(arch.width, arch.heads, arch.kv_heads, arch.head_dim, arch.mlp_width, arch.qk_norm,
-                  arch.norm_eps)
+                  arch.norm_eps, arch.qkv_bias)
             for _ in range(arch.layers))
         self.norm = RMSNorm(arch.width, arch.norm_eps)
         if not arch.tied_head:
             self.lm_head = nn.Linear(arch.width, arch.vocab_size, bias=False)
         init_weights(self, arch.layers)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (N,) -> embeddings (N, D) in the precision of the residual stream.
+
+        Ids of media placeholders may be beyond the vocabulary. They get some row, which features replace.
+        """
+        embeds = self.embed_tokens(ids.clamp(max=self.arch.vocab_size - 1))
+        return embeds.to(self.norm.weight.dtype)
 
     def hidden(self, embeds: torch.Tensor, layout: PackedLayout, keep: torch.Tensor | None = None,
                cache: list[LayerCache] | None = None) -> torch.Tensor:
@@ -38,7 +46,7 @@ class Thinker(nn.Module):
         For tokens that are not kept the last block computes only attention. The keys and values of all
         tokens are written to the `cache`.
         """
-        rope, x = rope_table(layout.positions, self.arch.head_dim, self.arch.rope_theta), embeds
+        rope, x = self._rope(layout.positions), embeds
         # Fused blocks are used only where they compute the same as the plain ones.
         blocks = cpu_block.fused(self.layers, x, rope, layout) or self.layers
         for number, block in enumerate(blocks):
@@ -49,6 +57,9 @@ class Thinker(nn.Module):
             else:
                 x = block(*inputs)
         return self.norm(x)
+
+    def _rope(self, positions: torch.Tensor) -> Rope:
+        return rope_table(positions, self.arch.head_dim, self.arch.rope_theta, self.arch.rope_scaling)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., V)."""
@@ -62,7 +73,7 @@ class Thinker(nn.Module):
 
     def decode(self, embeds: torch.Tensor, cache: list[LayerCache], layout: DecodeLayout) -> torch.Tensor:
         """Hidden states (B, D) of one new token per row (B, D), which is added to the cache."""
-        rope = rope_table(layout.positions[:, None], self.arch.head_dim, self.arch.rope_theta)
+        rope = self._rope(layout.positions[:, None])
         x = embeds[:, None]
         for block, layer_cache in zip(self.layers, cache, strict=True):
             x = block(x, rope, layout, layer_cache)

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from omni.config import VisionArch
+from omni.data.tokenizer import patch_grid
 from omni.model.attention import FullLayout
 from omni.model.layers import Block, RMSNorm, init_weights
 
@@ -34,8 +35,8 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, arch: VisionArch):
         super().__init__()
-        self.arch = arch
-        self.grid = arch.image_size // arch.patch_size
+        self.arch, self.grid = arch, patch_grid(arch)
+        self.token_width = arch.merge ** 2 * arch.width
         halvings = arch.patch_size.bit_length() - 1
         channels = [3] + [arch.width >> (halvings - 1 - i) for i in range(halvings)]
         self.stem = nn.ModuleList(

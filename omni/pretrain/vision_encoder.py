@@ -38,8 +38,8 @@ def recolor(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 class CachingReader(MediaReader):
     """Decodes each image once and keeps its bytes in memory."""
 
-    def __init__(self, image_size: int, seed: int, photographs: set[str]):
-        super().__init__(image_size, seed)
+    def __init__(self, arch: VisionArch, seed: int, photographs: set[str]):
+        super().__init__(arch, None, seed)
         self.photographs = photographs
         self.cached: dict[str, torch.Tensor] = {}
 
@@ -109,7 +109,7 @@ class VisionStage(Stage):
             if path not in paths:
                 raise UserError(f'"photographs": {path} is not among those to train on: {", ".join(paths)}')
         arch = build(VisionArch, config.arch, "arch")
-        reader = CachingReader(arch.image_size, config.seed, photographs)
+        reader = CachingReader(arch, config.seed, photographs)
         for number, path in enumerate(paths):
             samples = one_conversation_an_image(self._of_one_image(path, reader))
             self.train += samples
@@ -123,7 +123,7 @@ class VisionStage(Stage):
         self.words = {word: i for i, word in enumerate(w for w in sorted(counts) if counts[w] >= 10)}
         self.idf = torch.tensor([len(self.train) / counts[w] for w in self.words]).log()
         decoder = Thinker(build(ThinkerArch, {**config.decoder, "vocab_size": len(tokenizer)}, "decoder"))
-        self.omni = OmniNetwork(tokenizer, decoder, None, VisionEncoder(arch), freeze_encoders=False)
+        self.omni = OmniNetwork(tokenizer, decoder, None, VisionEncoder(arch), frozen=())
         self.model = nn.ModuleDict({"omni": self.omni, "words": nn.Linear(arch.width, len(self.words))})
         self.model["area_words"] = nn.Linear(arch.width, len(self.words))
         nn.init.constant_(self.model["words"].bias, -6.0)  # most words are absent

@@ -2,7 +2,7 @@
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 
@@ -19,16 +19,17 @@ from omni.model.omni import OmniNetwork
 GROUP = 32  # media that are encoded together
 
 
-def unusable_media(samples: Iterable[Sample], takes: int, decoder: Decoder, what: str,
-                   world: World = ALONE) -> dict[str, str]:
+def unusable_media(samples: Iterable[Sample], takes: int, decoder: Decoder, what: str, world: World = ALONE,
+                   methods: Collection[str] = ("pixels", "mel")) -> dict[str, str]:
     """Read every medium of `samples` once; returns {path: reason} of those that can't be used.
 
-    `takes` is the number of augmented versions that training draws from (1: only the plain one). The longest
-    of them is recorded in `decoder.frames`, since a faster or slower take of a clip has another length.
+    `methods` are those of the reader: "pixels" for images, "mel" for clips. `takes` is the number of
+    augmented versions that training draws from (1: only the plain one). The longest of them is recorded in
+    `decoder.frames`, since a faster or slower take of a clip has another length.
     """
     requests = [("pixels", p, 0) for p in dict.fromkeys(p for s in samples for p in s.images)]
     requests += [("mel", p, 0) for p in dict.fromkeys(p for s in samples for p in s.audios)]
-    requests = world.share(requests)
+    requests = world.share([request for request in requests if request[0] in methods])
     bad: dict[str, str] = {}
     bar = progress(decoder.read(requests), desc=f"checking {what}", total=len(requests))
     for (method, path, _), medium in zip(requests, bar, strict=True):
@@ -62,14 +63,16 @@ def one_thread_less() -> Iterator[None]:
 class FeatureStore:
     """The frozen encoders' features of images and clips by (path, take), in fp16 in main memory.
 
-    Media are encoded in groups whose members never change, so a resumed run gets the same bits. Each rank
-    encodes its share and sends it to the others.
+    Media of encoders that are trained are only read, to find those that can't be used. Media are encoded in
+    groups whose members never change, so a resumed run gets the same bits. Each rank encodes its share and
+    sends it to the others.
     """
 
     def __init__(self, model: OmniNetwork, decoder: Decoder, limit_gb: float, precision: str = "fp32",
                  world: World = ALONE):
         self.model, self.decoder, self.limit = model, decoder, limit_gb * 2 ** 30
         self.world, self.precision = world, precision
+        self.encoders = model.frozen & {"vision", "audio"}
         self._images: dict[tuple[str, int], torch.Tensor] = {}
         self._audios: dict[tuple[str, int], torch.Tensor] = {}
         self.bytes = 0
@@ -87,11 +90,15 @@ class FeatureStore:
         """Read and encode the media of `samples`, each in `takes` versions; returns {path: reason} of those
         that can't be used. UserError if the features don't fit into `limit_gb`.
         """
-        bad: dict[str, str] = {}
+        methods = [method for method, encoder in (("pixels", "vision"), ("mel", "audio"))
+                   if encoder not in self.encoders]
+        bad = unusable_media(samples, takes, self.decoder, what, self.world, methods) if methods else {}
         with one_thread_less():
             for store, method, paths in (
                     (self._images, "pixels", dict.fromkeys(p for s in samples for p in s.images)),
                     (self._audios, "mel", dict.fromkeys(p for s in samples for p in s.audios))):
+                if method in methods:
+                    continue
                 if method == "mel":  # clips of similar length are encoded together: less padding
                     paths = sorted(paths, key=media.size)
                 wanted = [(method, p, t) for p in paths for t in range(takes) if (p, t) not in store]

@@ -11,6 +11,7 @@ import torch
 from omni import checkpoint
 from omni.config import SFTConfig
 from omni.console import say
+from omni.data.mixture import PARTS
 from omni.distributed import World, gathered, sharded_like
 from omni.errors import UserError
 from omni.model.omni import OmniNetwork
@@ -19,10 +20,17 @@ from omni.train.state import TrainState
 
 # A resume may change these only with --allow-change: the order of samples or what is trained depends on them.
 FIXED_KEYS = ("seed", "batch_size", "samples_per_epoch", "data_mix", "data_dir", "freeze_encoders",
-              "augment_takes", "max_length")
+              "freeze_thinker", "lora_rank", "lora_alpha", "lora_targets", "audio_window", "audio_stack",
+              "image_merge", "augment_takes", "max_length")
 # The keys of a step checkpoint and their types.
 CHECKPOINT_KEYS = {"step": int, "sums": dict, "model": dict, "optimizer": dict, "config": dict,
                    "inputs": dict}
+
+
+def trained_state(model: OmniNetwork) -> dict[str, torch.Tensor]:
+    """The weights that are trained, by name."""
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in trained}
 
 
 class StepCheckpoints:
@@ -30,6 +38,7 @@ class StepCheckpoints:
 
     def __init__(self, path: Path, world: World):
         self.path, self.world = path, world
+        self.frozen = ""  # hash of the weights that are not trained, which a step checkpoint names
         self._saved_at = time.monotonic()
 
     def paths(self) -> list[Path]:
@@ -48,8 +57,9 @@ class StepCheckpoints:
 
         All ranks call it together. UserError if it can't be written.
         """
-        content = {**state.content(), "model": gathered(model.state_dict()), "inputs": fingerprints,
-                   "optimizer": gathered(optimizer.state_dict()), "config": dataclasses.asdict(config)}
+        content = {**state.content(), "model": gathered(trained_state(model)), "frozen": self.frozen,
+                   "inputs": fingerprints, "optimizer": gathered(optimizer.state_dict()),
+                   "config": dataclasses.asdict(config)}
         self._saved_at = time.monotonic()
         if not self.world.first:
             return
@@ -70,7 +80,14 @@ class StepCheckpoints:
         differs.
         """
         path, content = self.world.from_first(lambda: self._read(asked, config, fingerprints, allowed))
-        checkpoint.load_state(model, sharded_like(model.state_dict(), content["model"]), "model", path)
+        whole = model.state_dict()
+        weights = whole | content["model"]
+        if "frozen" not in content:  # written by an earlier version: it holds the frozen weights too
+            weights = content["model"]
+        elif missing := trained_state(model).keys() - content["model"].keys():
+            raise UserError(f"{path}: lacks the trained weight {min(missing)}; resume from another one with "
+                            "--resume PATH")
+        checkpoint.load_state(model, sharded_like(whole, weights), "model", path)
         optim.restore(optimizer, content["optimizer"], path)
         for later in self.paths() if self.world.first else ():  # of an earlier continuation
             if int(later.stem[5:]) > content["step"]:
@@ -89,10 +106,12 @@ class StepCheckpoints:
         now = dataclasses.asdict(config)
         unknown = [key for key in allowed if key not in now]
         if unknown:
-            raise UserError(f'--allow-change {unknown[0]}: no such key; choose from {", ".join(FIXED_KEYS)}, '
-                            "thinker_ckpt, audio_ckpt, vision_ckpt")
+            raise UserError(f'--allow-change {unknown[0]}: no such key; choose from '
+                            f'{", ".join(FIXED_KEYS + PARTS)}')
+        defaults = {f.name: getattr(SFTConfig(), f.name) for f in dataclasses.fields(SFTConfig)}
         refused = []
-        for was, new, fixed in ((content["config"], now, FIXED_KEYS),
+        # An earlier version may lack keys: it did what is now their default.
+        for was, new, fixed in ((defaults | content["config"], now, FIXED_KEYS),
                                 (content["inputs"], fingerprints, tuple(fingerprints))):
             for key in sorted(was.keys() | new.keys()):
                 old_value, new_value = (json.dumps(v.get(key), default=str) for v in (was, new))
@@ -103,6 +122,8 @@ class StepCheckpoints:
                         refused.append((change, root))
                     else:
                         say(f"changed since {path.name}: {change}")
+        if content.get("frozen", self.frozen) != self.frozen and not {*allowed} & {*PARTS}:
+            refused.append((f'frozen weights {content["frozen"]} -> {self.frozen}', "thinker_ckpt"))
         if refused:
             flags = " ".join(dict.fromkeys(f"--allow-change {root}" for _, root in refused))
             raise UserError(f"{path}: this would change the training run: "

@@ -166,7 +166,7 @@ def generate_naive(bench: Bench, w: workload.Workload, sample) -> list[int]:
         embeds = w.model.embed(batch)[None, :int(batch.layout.cu_seqlens[1])]
         while len(tokens) < w.config.max_new_tokens:
             token = w.model.thinker.logits(hidden(w.model.thinker, embeds)[:, -1]).argmax(-1)
-            if int(token) == w.model.tokenizer.end:
+            if int(token) in w.model.tokenizer.ends:
                 break
             tokens.append(int(token))
             embeds = torch.cat((embeds, w.model.thinker.embed_tokens(token)[:, None]), dim=1)
@@ -222,7 +222,7 @@ def run(bench: Bench) -> dict:
 def evaluate_undecoded(w: workload.Workload) -> None:
     """An epoch's evaluation without cached features: media are decoded once and encoded at each use."""
     reader, collate = w.dataset.collate.reader, copy(w.dataset.collate)
-    collate.reader = workload.DecodedReader(reader.image_size, reader.seed, reader.level)
+    collate.reader = workload.DecodedReader(reader.vision, reader.audio, reader.seed)
     evaluator = Evaluator(w.model, collate, w.config.eval_batch_size, w.config.max_new_tokens,
                           w.config.precision)
     evaluator.score(w.mix.val)

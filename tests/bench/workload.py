@@ -66,7 +66,7 @@ def build(config_path: str, device: torch.device, cached: bool, samples_a_source
     for split in (mix.train, mix.val):
         for name in split:
             split[name] = split[name][:samples_a_source]
-    reader = reader_class(model.vision_encoder.arch.image_size, config.seed, model.audio_encoder.arch.level)
+    reader = reader_class(model.vision_encoder.arch, model.audio_encoder.arch, config.seed)
     decoder = Decoder(reader, config.decode_timeout_s)
     features = FeatureStore(model, decoder, config.feature_cache_gb, config.precision) if cached else None
     if cached:

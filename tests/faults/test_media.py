@@ -17,18 +17,20 @@ from bad_media import IRREGULAR, PICTURES, RED, SOUND, SOUNDS
 from harness import assert_same_run, next_try, start, wait
 from test_run import rows, train
 
+from omni.config import AudioArch, VisionArch
 from omni.data import audio, skipped
 from omni.data.decoding import THREAD, Decoder
 from omni.data.media_reader import MediaReader
 from omni.errors import UserError
 
 SIDE = 32
+ARCHS = VisionArch(image_size=SIDE), AudioArch()
 
 
 def read(folder, files: dict, reader=None, method="pixels", timeout=20.0) -> dict:
     """Reads the files as a run does: {name: array, or the reason why it was refused}."""
     requests = [(method, str(folder / name), 0) for name in files]
-    got = Decoder(reader or MediaReader(SIDE), timeout).read(requests)
+    got = Decoder(reader or MediaReader(*ARCHS), timeout).read(requests)
     return {name: str(medium) if isinstance(medium, audio.MediaError) else medium.numpy()
             for name, medium in zip(files, got, strict=True)}
 
@@ -60,7 +62,7 @@ def test_sounds_are_read_correctly_or_refused(tmp_path):
             return audio.load(path)
     for name, (content, _) in SOUNDS.items():
         (tmp_path / name).write_bytes(content)
-    for name, got in read(tmp_path, SOUNDS, Plain(SIDE), "wave").items():
+    for name, got in read(tmp_path, SOUNDS, Plain(*ARCHS), "wave").items():
         wanted = SOUNDS[name][1]
         if isinstance(got, str):
             assert isinstance(wanted, str) and wanted in got, f"{name}: refused, {got}"
@@ -124,7 +126,7 @@ def test_media_that_hang_or_crash_are_refused_and_the_others_are_read(tmp_path):
     for name in names:
         (tmp_path / name).write_bytes(PICTURES["png_as.jpg"][0])
     begun = time.monotonic()
-    got = read(tmp_path, dict.fromkeys(names), Slow(SIDE), timeout=1.0)
+    got = read(tmp_path, dict.fromkeys(names), Slow(*ARCHS), timeout=1.0)
     assert time.monotonic() - begun < 20
     assert "longer than 1 s" in got["hang.png"] and "crashed" in got["crash.png"] and got["memory.png"]
     assert all(isinstance(got[name], np.ndarray) for name in ("a.png", "b.png", "c.png", "d.png"))
@@ -144,7 +146,7 @@ def test_a_medium_that_failed_once_is_tried_again(tmp_path):
     names = ["a hang.png", "b hang.png", "crash.png"]
     for name in names:
         (tmp_path / name).write_bytes(PICTURES["png_as.jpg"][0])
-    got = read(tmp_path, dict.fromkeys(names), Once(SIDE), timeout=1.0)
+    got = read(tmp_path, dict.fromkeys(names), Once(*ARCHS), timeout=1.0)
     assert all(isinstance(got[name], np.ndarray) for name in names), got
 
 
@@ -162,17 +164,17 @@ def test_a_medium_is_decoded_once_for_all_its_takes(tmp_path):
     for path in paths:
         Path(path).write_bytes(PICTURES["png_as.jpg"][0])
     requests = [("pixels", path, take) for path in paths for take in range(3)]
-    got = list(Decoder(Counting(SIDE), 20.0).read(requests))
+    got = list(Decoder(Counting(*ARCHS), 20.0).read(requests))
     assert [Path(path + ".read").read_text() for path in paths] == ["x", "x"]
     for (_, path, take), medium in zip(requests, got, strict=True):
-        assert torch.equal(medium, MediaReader(SIDE).pixels(path, take))
+        assert torch.equal(medium, MediaReader(*ARCHS).pixels(path, take))
 
 
 def test_child_and_thread_end_when_reading_ends_or_is_stopped(tmp_path):
     (tmp_path / "a.png").write_bytes(PICTURES["png_as.jpg"][0])
     requests = [("pixels", str(tmp_path / "a.png"), take) for take in range(999)]
     for wanted in (999, 3):
-        media = Decoder(MediaReader(SIDE), 20.0).read(requests)
+        media = Decoder(MediaReader(*ARCHS), 20.0).read(requests)
         assert len(list(zip(range(wanted), media, strict=False))) == wanted
         media.close()
         assert not multiprocessing.active_children()
@@ -191,12 +193,12 @@ def test_a_child_that_cannot_be_killed_is_not_waited_for(tmp_path, monkeypatch):
     """As when it waits for a lost network disk. Here its own alarm ends it after about six seconds."""
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "kill", lambda _: None)
     begun = time.monotonic()
-    assert "took longer" in read(tmp_path, {"a.png": None}, Hanging(SIDE), timeout=0.2)["a.png"]
+    assert "took longer" in read(tmp_path, {"a.png": None}, Hanging(*ARCHS), timeout=0.2)["a.png"]
     assert time.monotonic() - begun < 9
 
 
 def test_a_child_reads_the_same_bits_as_this_process(toy):
-    reader = MediaReader(SIDE)
+    reader = MediaReader(*ARCHS)
     for source, method in (("image_text", "pixels"), ("audio_text", "mel")):
         paths = [p for s in toy.samples(source) for p in s.images + s.audios]
         requests = [(method, path, take) for path in paths for take in (0, 1)]
