@@ -110,8 +110,8 @@ def check_parts(config: SFTConfig, given: dict, where: str) -> None:
 SOURCE_KEYS = ("weight", "train", "val", "image_folder", "question", "task", "columns")
 TASKS = ("text", "qa", "asr")  # as in omni.data.sample
 # What "columns" of a source may say of a key: {"audio": "audio_filepath", "ignore": ["a", "b"]}.
-COLUMNS = ("image", "audio", "question", "answer", "system", "context", "transcript", "messages", "start", "end",
-           "duration", "task", "group", "ignore")
+COLUMNS = ("image", "audio", "question", "answer", "system", "context", "transcript", "messages", "start",
+           "end", "duration", "task", "group", "ignore")
 
 
 def check_mix(config: SFTConfig, where: str) -> None:
@@ -190,4 +190,5 @@ def mix_reading(config: SFTConfig, name: str) -> dict:
     """
     entry = config.data_mix[name]
     entry = entry if isinstance(entry, dict) else {}
-    return {"question": entry.get("question", ""), "columns": entry.get("columns"), "task": entry.get("task", "")}
+    return {"question": entry.get("question", ""), "columns": entry.get("columns"),
+            "task": entry.get("task", "")}

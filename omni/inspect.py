@@ -135,7 +135,8 @@ def main(arguments: list[str] | None = None) -> None:
                                      description="Show how a source is read, without training.")
     parser.add_argument("path", help="a file or a folder, in any of the formats that a source may have")
     parser.add_argument("--question", default="", help="the question of samples that have none")
-    parser.add_argument("--task", default="", choices=("text", "qa", "asr"), help="the task of samples that name none")
+    parser.add_argument("--task", default="", choices=("text", "qa", "asr"),
+                        help="the task of samples that name none")
     parser.add_argument("--columns", default=[], action="append", metavar="ROLE=KEY",
                         help="what a key is, such as audio=audio_filepath or ignore=notes; may be repeated")
     parser.add_argument("--config", help="a config, for its parts, max_length and allow_outside_paths")

@@ -101,7 +101,8 @@ MALFORMED = {  # config -> words of the error
     '{"data_mix": {"a": {"weight": 1, "train": 3}}}': ["data_mix.a.train"],
     '{"data_mix": {"a": {"weight": 1, "task": "sing"}}}': ["data_mix.a.task", "text, qa, asr", "sing"],
     '{"data_mix": {"a": {"weight": 1, "columns": "x"}}}': ["data_mix.a.columns", "an object"],
-    '{"data_mix": {"a": {"weight": 1, "columns": {"sound": "x"}}}}': ["data_mix.a.columns.sound", "audio", "ignore"],
+    '{"data_mix": {"a": {"weight": 1, "columns": {"sound": "x"}}}}': ["data_mix.a.columns.sound", "audio",
+                                                                      "ignore"],
     '{"data_mix": {"a": {"weight": 1, "columns": {"audio": 3}}}}': ["data_mix.a.columns.audio", "name"],
     '{"data_mix": {"a": {"weight": 1, "columns": {"audio": "x", "ignore": ["x"]}}}}': ['"x" twice'],
     '{"data_mix": {"a": {"weight": 1, "val": 1.5}}}': ["data_mix.a.val", "below 1", "1.5"],
@@ -150,7 +151,8 @@ def test_a_source_needs_only_a_path(tmp_path):
     config = load(tmp_path, """{"data_mix": {"vqa": {"weight": 0.3, "train": "my/vqa.json", "val": 0.05},
         "kinds": {"weight": 1, "image_folder": "my/kinds", "val": "my/test", "question": "What is this?"}}}
         """)
-    assert mix_entry(config, "vqa") == (0.3, "my/vqa.json", 0.05) and not mix_reading(config, "vqa")["question"]
+    assert mix_entry(config, "vqa") == (0.3, "my/vqa.json", 0.05) and not mix_reading(config,
+                                                                                      "vqa")["question"]
     assert mix_entry(config, "kinds") == (1.0, "my/kinds", "my/test")
     assert mix_reading(config, "kinds") == {"question": "What is this?", "columns": None, "task": ""}
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from published import assistant, clip, picture, put, tar, user, write
+from published import assistant, clip, picture, put, user, write
 
 from omni.data import audio, image, manifest, media
 from omni.data.media import Piece
@@ -57,32 +57,40 @@ def test_qwen_audio_and_qwen_vl(folder):
     """Qwen-VL and Qwen-Audio: paths in tags; Qwen2-Audio and Qwen2.5-VL: typed parts."""
     first, second, third, fourth = read(write(folder, "m.jsonl", [
         {"id": "1", "conversations": [
-            {"from": "user", "value": "Picture 1: <img>img/a.png</img>\nWhat?"}, {"from": "assistant", "value": "red"},
-            {"from": "user", "value": "And Picture 2: <img>img/b.jpg</img>?"}, {"from": "assistant", "value": "blue"}]},
+            {"from": "user", "value": "Picture 1: <img>img/a.png</img>\nWhat?"},
+            {"from": "assistant", "value": "red"},
+            {"from": "user", "value": "And Picture 2: <img>img/b.jpg</img>?"},
+            {"from": "assistant", "value": "blue"}]},
         {"messages": [user("Audio 1: <audio>wav/c.wav</audio>\nwhat does the person say?"), assistant("hi")]},
-        {"messages": [user([{"type": "audio", "audio_url": "wav/c.wav"}, {"type": "text", "text": "What is it?"}]),
+        {"messages": [user([{"type": "audio", "audio_url": "wav/c.wav"},
+                            {"type": "text", "text": "What is it?"}]),
                       assistant("a tone")]},
-        {"messages": [user([{"type": "image", "image": "file://img/a.png"}, {"type": "text", "text": "What?"}]),
+        {"messages": [user([{"type": "image", "image": "file://img/a.png"},
+                            {"type": "text", "text": "What?"}]),
                       assistant([{"type": "text", "text": "red"}])]}]))
     assert first.messages[0] == ("user", "Picture 1: <image>\nWhat?")
     assert first.images == (str(folder / "img/a.png"), str(folder / "img/b.jpg")) == first.images
-    assert second.messages[0] == ("user", "Audio 1: <audio>\nwhat does the person say?") and second.task == "asr"
+    assert second.messages[0] == ("user",
+                                  "Audio 1: <audio>\nwhat does the person say?") and second.task == "asr"
     assert third.messages[0] == ("user", "<audio>What is it?") and len(third.audios) == 1
     assert fourth.messages == (("user", "<image>What?"), ("assistant", "red"))
 
 
 @pytest.mark.parametrize("text, wanted", [
-    ("<audio&gt;\nWhat?", "<audio>\nWhat?"), ("<|AUDIO|>What?", "<audio>What?"), ("<sound>What?", "<audio>What?"),
+    ("<audio&gt;\nWhat?", "<audio>\nWhat?"), ("<|AUDIO|>What?", "<audio>What?"),
+    ("<sound>What?", "<audio>What?"),
     ("<|audio_bos|><|AUDIO|><|audio_eos|>What?", "<audio>What?"), ("<audio_1>What?", "<audio>What?"),
     ("<Speech><SpeechHere></Speech> What?", "<audio> What?"), ("Hear [AUDIO]: what?",
                                                                                 "Hear <audio>: what?")])
 def test_other_spellings_of_a_placeholder(folder, text, wanted):
-    (sample,) = read(write(folder, "m.jsonl", [{"messages": [user(text), assistant("a")], "audios": ["wav/c.wav"]}]))
+    (sample,) = read(write(folder, "m.jsonl", [{"messages": [user(text), assistant("a")],
+                                                "audios": ["wav/c.wav"]}]))
     assert sample.messages[0] == ("user", wanted)
 
 
 @pytest.mark.parametrize("text, order", [
-    ("<image_1> or <image_2>?", "ab"), ("<image_2>, then <image_1>?", "ba"), ("<|image_1|>\n<|image_2|>\n?", "ab"),
+    ("<image_1> or <image_2>?", "ab"), ("<image_2>, then <image_1>?", "ba"),
+    ("<|image_1|>\n<|image_2|>\n?", "ab"),
     ("<image_0><image_1>?", "ab"), ("<image_1><image_2> Is <image_1> red?", "aba"), ("<img><img>?", "ab")])
 def test_numbered_placeholders_name_their_image(folder, text, order):
     (sample,) = read(write(folder, "m.jsonl", [{"messages": [user(text), assistant("a")],
@@ -92,7 +100,8 @@ def test_numbered_placeholders_name_their_image(folder, text, order):
 
 
 def test_placeholders_are_text_where_there_are_no_media(toy, folder):
-    texts = [("What does <image> mean in HTML?", "It was an early name of <img>."), ("q", "Write <audio> here."),
+    texts = [("What does <image> mean in HTML?", "It was an early name of <img>."),
+             ("q", "Write <audio> here."),
              ("See <b>it</b> in <image>x</image>", "ok")]
     samples = read(write(folder, "m.jsonl", [{"instruction": q, "output": a} for q, a in texts]))
     assert [(s.messages[0][1], s.answer) for s in samples] == texts
@@ -111,7 +120,8 @@ def test_media_as_paths_and_bytes(folder):
     red = base64.b64encode(picture()).decode()
     samples = read(write(folder, "m.jsonl", [
         {"images": "img/a.png", "messages": [user("<image>?"), assistant("red")]},
-        {"images": [{"path": "none.png", "bytes": red}], "texts": [{"user": "?", "assistant": "red", "source": "x"}]},
+        {"images": [{"path": "none.png", "bytes": red}], "texts": [{"user": "?", "assistant": "red",
+                                                                    "source": "x"}]},
         {"audio": {"path": "wav/c.wav", "bytes": None, "sampling_rate": 16000}, "sentence": "hi"},
         {"image": {"url": "img/b.jpg"}, "caption": "blue"}]))
     assert image.load(samples[1].images[0], 8)[0].min() > 0.9 and isinstance(samples[1].images[0], Piece)
@@ -124,16 +134,20 @@ def test_the_cauldron(folder):
         "images": [{"bytes": None, "path": "img/a.png"}],
         "texts": [{"user": "What?", "assistant": "red", "source": "VQAv2"},
                   {"user": "Sure?", "assistant": "yes", "source": "VQAv2"}]}]))
-    assert [t for _, t in sample.messages] == ["<image>What?", "red", "Sure?", "yes"] and len(sample.images) == 1
+    assert [t for _, t in sample.messages] == ["<image>What?", "red", "Sure?",
+                                               "yes"] and len(sample.images) == 1
 
 
 def test_science_qa(folder):
-    """derek-thomas/ScienceQA: the answer is the number of a choice; `task` says how closed the question is."""
+    """derek-thomas/ScienceQA: the answer is the number of a choice; `task` says how closed the question
+    is."""
     source = manifest.read(write(folder, "m.jsonl", [{
-        "image": {"path": "img/a.png"}, "question": "Which is it?", "choices": ["Iowa", "Ohio"], "answer": 1, "hint": "Look.",
+        "image": {"path": "img/a.png"}, "question": "Which is it?", "choices": ["Iowa", "Ohio"], "answer": 1,
+        "hint": "Look.",
         "task": "closed choice", "grade": "grade2", "lecture": "Maps...", "solution": "It is Ohio."}]))
     (sample,) = source.samples
-    assert sample.messages == (("user", "<image>Look.\nWhich is it?\nA. Iowa\nB. Ohio"), ("assistant", "Ohio"))
+    assert sample.messages == (("user", "<image>Look.\nWhich is it?\nA. Iowa\nB. Ohio"),
+                               ("assistant", "Ohio"))
     assert sample.task == "qa" and {*source.unread} == {"task", "grade", "lecture", "solution"}
 
 
@@ -142,8 +156,10 @@ def test_coco_captions(folder):
     file = {"info": {}, "licenses": [], "images": [{"id": 9, "file_name": "000000000009.jpg", "height": 3}],
             "annotations": [{"image_id": 9, "id": 1, "caption": "A field."},
                             {"image_id": 9, "id": 2, "caption": "Blue."}]}
-    put(folder, {"coco/val2017/000000000009.jpg": picture("blue", "JPEG"), "000000000009.jpg": picture("red", "JPEG"),
-                 "coco/annotations/captions_val2017.json": json.dumps(file), "c.json": json.dumps(file, indent=1)})
+    put(folder, {"coco/val2017/000000000009.jpg": picture("blue", "JPEG"),
+                 "000000000009.jpg": picture("red", "JPEG"),
+                 "coco/annotations/captions_val2017.json": json.dumps(file),
+                 "c.json": json.dumps(file, indent=1)})
     for path, place in (("coco/annotations/captions_val2017.json", "coco/val2017"), ("c.json", "")):
         samples = read(folder / path)
         assert [s.answer for s in samples] == ["A field.", "Blue."] and samples[0].task == "qa"
@@ -178,7 +194,8 @@ def test_librispeech_as_wav(folder):
     ("LJ1|in 1450|in fourteen fifty", "wavs/LJ1.wav"), ("LJ1.wav|in 1450|in fourteen fifty", "wavs/LJ1.wav"),
     ("wavs/LJ1.wav|in 1450|in fourteen fifty", "wavs/LJ1.wav"), ("LJ1|in fourteen fifty|", "wavs/LJ1.wav"),
     ("LJ1|in fourteen fifty", "LJ1.wav"), ("x/LJ1.wav|in fourteen fifty|speaker_0", "x/LJ1.wav"),
-    ("LJ1|in fourteen fifty|Ann Smith", "wavs/LJ1.wav"), ("x/LJ1.wav|7|in fourteen fifty", "x/LJ1.wav"), ("LJ1|in fourteen fifty|speaker_0", "wavs/LJ1.wav")])
+    ("LJ1|in fourteen fifty|Ann Smith", "wavs/LJ1.wav"), ("x/LJ1.wav|7|in fourteen fifty", "x/LJ1.wav"),
+    ("LJ1|in fourteen fifty|speaker_0", "wavs/LJ1.wav")])
 def test_ljspeech_and_its_relatives(folder, row, place):
     """LJSpeech, Coqui and Piper (path|text|speaker), VITS (path|speaker|text)."""
     put(folder, {f"set/{place}": clip(), "set/metadata.csv": f"{row}\n{row}\n"})
@@ -188,97 +205,16 @@ def test_ljspeech_and_its_relatives(folder, row, place):
     assert len(source.unread) == any(word in row for word in ("speaker", "|7|", "Ann"))
 
 
-@pytest.mark.parametrize("name, place", [("x.mp3", "clips/x.mp3"), ("x", "clips/x.mp3"), ("clips/x.mp3", "clips/x.mp3"),
+@pytest.mark.parametrize("name, place", [("x.mp3", "clips/x.mp3"), ("x", "clips/x.mp3"),
+                                         ("clips/x.mp3", "clips/x.mp3"),
                                          ("x.mp3", "x.mp3"), ("x", "x.mp3")])
 def test_common_voice(folder, name, place):
     put(folder, {f"cv/{place}": clip(form="MP3"), "cv/train.tsv":
                  f'client_id\tpath\tsentence\tup_votes\tage\n1\t{name}\t"Stop," he said.\t2\t\n'
-                 f'2\t{name}\tA stray " quote.\t2\t\n3\t{name}\t"Open.\t2\t\n4\t{name}\t"Whole ""row""."\t2\t\n'})
+                 f'2\t{name}\tA stray " quote.\t2\t\n3\t{name}\t"Open.\t2\t\n'
+                 f'4\t{name}\t"Whole ""row""."\t2\t\n'})
     samples = read(folder / "cv" / "train.tsv")
     assert transcripts(samples) == ['"Stop," he said.', 'A stray " quote.', '"Open.', 'Whole "row".']
-
-
-def test_kaldi(folder):
-    """Kaldi: wav.scp and text, with or without segments; commands are not run."""
-    put(folder, {"k/wav.scp": "r1 ../wav/c.wav\nr2 sox x.sph -t wav - |\nr3\t/etc/x.wav\n",
-                 "k/text": "r1 go on\nr2 no\nr3 x\nr4 none\n"})
-    source = manifest.read(str(folder / "k"), allow_outside_paths=True)
-    assert transcripts(source.samples) == ["go on"] and len(source.skipped) == 3
-    assert "nothing is run" in source.skipped[0][1]
-    put(folder, {"s/wav.scp": "r1 c.wav\n", "s/c.wav": clip(2.0), "s/segments": "u1 r1 0.0 0.5\nu2 r1 0.5 2.0\n",
-                 "s/text": "u1 go\nu2 on and on\n"})
-    for path in ("s", "s/text", "s/wav.scp"):
-        samples = read(folder / path)
-        assert transcripts(samples) == ["go", "on and on"]
-        assert [len(audio.load(s.audios[0])) for s in samples] == [8000, 24000]
-
-
-def test_folders_of_pairs(folder):
-    put(folder, {"p/1/x.jpg": picture("red", "JPEG"), "p/1/x.txt": "a red field\n", "p/2/y.wav": clip(), "p/2/y.txt": "go on",
-                 "p/README.txt": "about", "p/.DS_Store": "", "p/2/._y.wav": "x"})
-    first, second = read(folder / "p")
-    assert (first.answer, first.task, second.answer, second.task) == ("a red field", "qa", "go on", "asr")
-    put(folder, {"p/2/z.wav": clip(), "p/2/w.txt": "lost"})
-    source = manifest.read(str(folder / "p"))
-    assert len(source.samples) == 2 and [reason for _, reason in source.skipped] == [
-        "no image or clip beside its text", "no text beside it"]
-    put(folder, {"v/txt/p1/a.txt": "hello", "v/wav/p1/a.flac": clip(form="FLAC")})  # VCTK
-    assert transcripts(read(folder / "v")) == ["hello"]
-
-
-def test_speech_commands(folder):
-    """Speech Commands: clips in folders of the word that is said, and _background_noise_."""
-    put(folder, {"sc/yes/1.wav": clip(), "sc/no/2.wav": clip(), "sc/_background_noise_/n.wav": clip(),
-                 "sc/testing_list.txt": "yes/1.wav\n", "sc/README.md": "x"})
-    source = manifest.read(str(folder / "sc"), question="Which word is said?")
-    assert [(s.answer, s.task) for s in source.samples] == [("no", "qa"), ("yes", "qa")]
-    assert source.samples[0].messages[0] == ("user", "<audio>Which word is said?")
-    assert [reason for _, reason in source.skipped] == ["in _background_noise_, which is no class"]
-
-
-@pytest.mark.parametrize("files, answers", [
-    (["train/cat/1.png", "test/dog/2.png"], ["dog", "cat"]), (["cat/1.png", "hot_dog/2.png"], ["cat", "hot dog"]),
-    (["train/cat/images/1.png", "train/dog/images/2.png"], ["cat", "dog"]),
-    (["images/cat/1.png", "images/dog/2.png"], ["cat", "dog"]), (["train/1.png", "val/x/2.png"], ["x"])])
-def test_the_class_of_an_image_is_not_its_split(folder, files, answers):
-    put(folder, {f"set/{name}": picture() for name in files})
-    source = manifest.read(str(folder / "set"), question="What?")
-    assert [s.answer for s in source.samples] == answers
-    assert len(source.samples) + len(source.skipped) == len(files)
-
-
-def test_folders_that_name_no_class_are_refused(folder):
-    put(folder, {"set/images/1.png": picture(), "set/images/2.png": picture(), "tab/img/1.png": picture(),
-                 "tab/labels.csv": "file,label\nimg/1.png,x\n"})
-    with pytest.raises(UserError, match="which name no class"):
-        manifest.read(str(folder / "set"), question="What?")
-    with pytest.raises(UserError, match="name the table to read: labels.csv"):
-        manifest.read(str(folder / "tab"), question="What?")
-
-
-def test_tars_of_images_and_classes(folder):
-    """WebDataset as published: .jpg and .cls; macOS adds ._ files; a picture may be missing."""
-    tar(folder / "c.tar", {"0.jpg": picture("red", "JPEG"), "0.cls": "7", "1.jpg": picture("blue", "JPEG"), "1.cls": "3"})
-    samples = read(folder / "c.tar", question="Which class?")
-    assert [s.answer for s in samples] == ["7", "3"] and samples[0].messages[0][1] == "<image>Which class?"
-    tar(folder / "m.tar", {"._0.jpg": b"x", "._0.txt": "junk", "0.jpg": picture("red", "JPEG"), "0.txt": "red",
-                           "1.txt": "its picture is missing", "__MACOSX/._2.txt": "x", "./.DS_Store": "x"})
-    source = manifest.read(str(folder / "m.tar"))
-    assert [s.answer for s in source.samples] == ["red"]
-    assert source.skipped == [(2, "no image or clip beside its text")]
-
-
-def test_a_member_of_a_tar_with_an_unknown_ending_is_refused_or_named(folder):
-    tar(folder / "u.tar", {"0.sphere": clip(), "0.txt": "hi", "1.sphere": clip(), "1.txt": "you"})
-    with pytest.raises(UserError, match=r'"sphere" looks like a medium .*"columns": \{"audio": "sphere"\}'):
-        manifest.read(str(folder / "u.tar"))
-    tar(folder / "n.tar", {"0.jpg": picture("red", "JPEG"), "0.npy": b"123", "0.txt": "red"})
-    source = manifest.read(str(folder / "n.tar"))
-    assert source.samples[0].answer == "red" and source.unread == {"npy": 1}
-    tar(folder / "a.tar", {"0.m4a": b"123", "0.txt": "hi"})
-    (sample,) = manifest.read(str(folder / "a.tar")).samples
-    with pytest.raises(MediaError, match="not readable as sound"):
-        audio.load(sample.audios[0])
 
 
 def test_avif_is_read_and_other_endings_are_named(folder):
@@ -295,13 +231,16 @@ def test_avif_is_read_and_other_endings_are_named(folder):
 
 
 def test_several_captions_of_an_image_are_several_samples(folder):
-    samples = read(write(folder, "m.jsonl", [{"image": "img/a.png", "caption": ["red", "a red field", "plain red"]}]))
-    assert [s.answer for s in samples] == ["red", "a red field", "plain red"] and len({s.images for s in samples}) == 1
+    samples = read(write(folder, "m.jsonl", [{"image": "img/a.png",
+                                              "caption": ["red", "a red field", "plain red"]}]))
+    assert [s.answer for s in samples] == ["red", "a red field",
+                                           "plain red"] and len({s.images for s in samples}) == 1
 
 
 def test_flickr8k(folder):
     """Flickr8k: captions.txt beside Images/, or tokens with the number of the caption."""
-    put(folder, {"f/Images/1.jpg": picture("red", "JPEG"), "f/captions.txt": "image,caption\n1.jpg,A red field .\n",
+    put(folder, {"f/Images/1.jpg": picture("red", "JPEG"),
+                 "f/captions.txt": "image,caption\n1.jpg,A red field .\n",
                  "f/tokens.txt": "1.jpg#0\tA red field .\n1.jpg#1\tRed .\n"})
     for name, count in (("captions.txt", 1), ("tokens.txt", 2)):
         samples = read(folder / "f" / name)

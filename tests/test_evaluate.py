@@ -212,8 +212,9 @@ def test_a_set_without_other_media_has_no_swapped_figure():
 
 
 def test_a_rate_over_characters_is_called_cer():
-    scores = {("zh", "", "asr"): Score("asr", {AUDIO: Counts(2, word_errors=word_errors("我很好", "我不好"))}),
-              ("en", "", "asr"): Score("asr", {AUDIO: Counts(2, word_errors=word_errors("so it is", "it is"))})}
+    answers = {"zh": ("我很好", "我不好"), "en": ("so it is", "it is")}
+    scores = {(name, "", "asr"): Score("asr", {AUDIO: Counts(2, word_errors=word_errors(*pair))})
+              for name, pair in answers.items()}
     metrics = summarise(scores)
     assert metrics["zh/cer"] == pytest.approx(1 / 3) and metrics["en/wer"] == 0.5
     assert metrics["audio_wer"] == 0.5 and metrics["audio_cer"] == pytest.approx(1 / 3)

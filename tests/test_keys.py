@@ -25,7 +25,8 @@ def one(folder, entry, **options):
 
 
 SPELLINGS = {
-    "images": ["image", "images", "img", "Image", "picture", "photo", "img_path", "image_path", "imagePath", "image_file",
+    "images": ["image", "images", "img", "Image", "picture", "photo", "img_path", "image_path", "imagePath",
+               "image_file",
                "image_file_name", "image_filepath", "Image Path", "jpg", "image_1", "pictures"],
     "audios": ["audio", "audios", "wav", "sound", "audio_filepath", "audio_path", "AudioFilePath", "wav_path",
                "speech_path", "clip", "sound_file", "recording", "audio_url", "voice_path"]}
@@ -39,7 +40,8 @@ def test_a_medium_is_read_under_any_spelling_of_its_key(folder, kind, key):
         assert getattr(sample, kind) == (str(folder / name),) and sample.answer == "a red field"
 
 
-@pytest.mark.parametrize("key", ["path", "file", "file_name", "filename", "filepath", "file_path", "media", "File"])
+@pytest.mark.parametrize("key", ["path", "file", "file_name", "filename", "filepath", "file_path", "media",
+                                 "File"])
 @pytest.mark.parametrize("name", ["img/a.png", "wav/c.wav", "wav/d.flac"])
 def test_a_path_is_an_image_or_a_clip_by_its_ending(folder, key, name):
     sample = one(folder, {key: name, "text": "hello"})
@@ -58,7 +60,8 @@ UNREAD = {
     "beside messages": {"messages": [user("q"), assistant("a")], "shot": "img/a.png"},
     "a key that carries nothing": {"id": "wav/c.wav", "text": "a"},
     "a second image": {"image": "img/a.png", "depth": "img/b.jpg", "caption": "a"},
-    "a thumbnail in a conversation": {"messages": [user("q"), assistant("a")], "thumbnail_url": "http://x/y.jpg"},
+    "a thumbnail in a conversation": {"messages": [user("q"), assistant("a")],
+                                      "thumbnail_url": "http://x/y.jpg"},
     "no known shape": {"shot": "img/a.png", "remark": "a"}}
 
 
@@ -68,7 +71,8 @@ def test_a_medium_that_is_not_read_refuses_the_source(folder, name):
     with pytest.raises(UserError) as caught:
         manifest.read(write(folder, "m.jsonl", [entry] * 3))
     message = str(caught.value)
-    key = next(k for k in ("shot", "utt", "file_name", "take", "image_id", "audioClipRef", "takes", "id", "depth",
+    key = next(k for k in ("shot", "utt", "file_name", "take", "image_id", "audioClipRef", "takes", "id",
+                           "depth",
                            "thumbnail_url") if k in entry)
     for part in ("m.jsonl", f'"{key}" looks like a medium', "line 1", "3x", "nearest key that is read",
                  f'"{key}"}}', '"ignore"'):
@@ -80,12 +84,14 @@ def test_a_medium_that_is_not_read_refuses_the_source(folder, name):
 
 
 def test_a_video_is_named(folder):
-    source = manifest.read(write(folder, "m.jsonl", [{"video_path": "v.mp4", "question": "q", "answer": "a"}]))
+    source = manifest.read(write(folder, "m.jsonl", [{"video_path": "v.mp4", "question": "q",
+                                                      "answer": "a"}]))
     assert not source.samples and source.skipped == [(1, 'video is not supported ("video_path")')]
 
 
 def test_keys_that_are_not_read_are_counted_and_those_that_hold_nothing_are_not(folder):
-    entry = {"id": 3, "score": 0.5, "url": "https://x.org", "source": "web", "width": 4, "up_votes": 2, "mood": "glad",
+    entry = {"id": 3, "score": 0.5, "url": "https://x.org", "source": "web", "width": 4, "up_votes": 2,
+             "mood": "glad",
              "question": "q", "answer": "a", "empty": "", "lecture": None}
     source = manifest.read(write(folder, "m.jsonl", [entry, {**entry, "mood": "", "hue": 1}]))
     assert source.unread == {"mood": 1, "hue": 1} and not source.skipped
@@ -97,17 +103,21 @@ def test_the_same_medium_or_text_under_two_keys_is_read_once(folder):
     source = manifest.read(write(folder, "m.jsonl", [
         {"audio": {"path": "wav/c.wav"}, "path": "c.wav", "sentence": "hi", "text": "hi"},
         {"image": "img/a.png", "image_url": "http://images.org/1.jpg", "caption": "red", "image_width": 3}]))
-    assert len(source.samples) == 2 and not source.skipped and not source.unread.keys() - {"image_url", "path"}
+    assert len(source.samples) == 2 and not source.skipped and not source.unread.keys() - {"image_url",
+                                                                                           "path"}
 
 
 def test_columns_say_what_a_key_is(folder):
-    entry = {"take": "noending", "says": "hello", "ask": "What?", "from": "0.05", "upto": 0.15, "who": {"name": "Ann"},
+    entry = {"take": "noending", "says": "hello", "ask": "What?", "from": "0.05", "upto": 0.15,
+             "who": {"name": "Ann"},
              "text": "x", "rubbish": "img/a.png"}
-    sample = one(folder, entry, columns={"audio": "take", "answer": "says", "question": "ask", "start": "from",
+    sample = one(folder, entry, columns={"audio": "take", "answer": "says", "question": "ask",
+                                         "start": "from",
                                          "end": "upto", "system": "who.name", "ignore": ["rubbish", "text"]})
     assert sample.messages == (("system", "Ann"), ("user", "<audio>What?"), ("assistant", "hello"))
     assert len(audio.load(sample.audios[0])) == 1600
-    with pytest.raises(UserError, match='"columns" name "nowhere", which no entry has; the keys .* take, says'):
+    with pytest.raises(UserError,
+                       match='"columns" name "nowhere", which no entry has; the keys .* take, says'):
         one(folder, entry, columns={"audio": "take", "answer": "nowhere", "ignore": "rubbish"})
 
 
@@ -125,7 +135,8 @@ def test_columns_are_used_for_tables_and_tars(folder):
      ["Rome is old.\nIs Rome old?", "yes"]),
     ({"instruction": "Say it.", "context": "Rome is old.", "response": "old", "category": "closed_qa"},
      ["Say it.\nRome is old.", "old"]),  # Dolly
-    ({"system_prompt": "Be kind.", "question": "q", "response": "r", "id": "niv.1"}, ["Be kind.", "q", "r"]),  # OpenOrca
+    ({"system_prompt": "Be kind.", "question": "q", "response": "r", "id": "niv.1"}, ["Be kind.", "q", "r"]),
+    # OpenOrca
     ({"text": "great film", "label": "positive"}, ["great film", "positive"]),
     ({"text": "great film", "label": 1}, ["great film", "1"]),
     ({"input": "2+2", "output": "4"}, ["2+2", "4"]), ({"prompt": "2+2", "completion": "4"}, ["2+2", "4"]),
@@ -133,10 +144,12 @@ def test_columns_are_used_for_tables_and_tars(folder):
     ({"question": "q", "answer": 0}, ["q", "0"]), ({"question": "so?", "answer": False}, ["so?", "false"]),
     ({"source": "Hallo", "target": "Hello"}, ["Hallo", "Hello"]),
     ({"document": "long", "summary": "short"}, ["long", "short"]),
-    ({"question": "q", "context": "c", "answers": {"text": ["a", "b"], "answer_start": [3, 4]}}, ["c\nq", "a"]),
+    ({"question": "q", "context": "c", "answers": {"text": ["a", "b"], "answer_start": [3, 4]}},
+     ["c\nq", "a"]),
     ({"Question": "q", "Answer": "a"}, ["q", "a"]),
     ({"question": "Which?", "choices": ["red", "blue"], "answer": 1}, ["Which?\nA. red\nB. blue", "blue"]),
-    ({"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}, ["q", "a"]),
+    ({"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]},
+     ["q", "a"]),
     ({"texts": [{"user": "q", "assistant": "a", "source": "x"}]}, ["q", "a"])])
 def test_the_texts_of_published_entries(folder, entry, messages):
     assert [text for _, text in one(folder, entry).messages] == messages
@@ -184,7 +197,8 @@ def test_empty_answers_are_not_trained_on(folder):
 def test_a_talk_that_the_assistant_begins_or_the_user_ends_keeps_its_other_turns(folder):
     turns = [assistant("Welcome."), user("a"), assistant("b"), user("bye")]
     source = manifest.read(write(folder, "m.jsonl", [{"messages": turns},
-                                                     {"messages": [{"role": "system", "content": "s"}, *turns]}]))
+                                                     {"messages": [{"role": "system", "content": "s"},
+                                                                   *turns]}]))
     assert [s.messages[-2:] for s in source.samples] == [(("user", "a"), ("assistant", "b"))] * 2
     assert sorted(source.notes.values()) == [2, 2]
 

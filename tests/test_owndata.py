@@ -135,7 +135,8 @@ def test_a_larger_share_holds_out_more_samples_and_any_share_at_least_one(tmp_pa
     assert len(split(tmp_path, conversations(3), 0.001)[1]) == 1
 
 
-@pytest.mark.parametrize("count, share, held_out", [(4, 0.3, 1), (4, 0.5, 2), (10, 0.3, 3), (20, 0.1, 2), (3, 0.9, 2),
+@pytest.mark.parametrize("count, share, held_out", [(4, 0.3, 1), (4, 0.5, 2), (10, 0.3, 3), (20, 0.1, 2),
+                                                    (3, 0.9, 2),
                                                     (2, 0.1, 1), (100, 0.05, 5), (1, 0.5, 1)])
 def test_a_small_source_gives_about_the_wanted_share(tmp_path, count, share, held_out):
     assert len(split(tmp_path, conversations(count), share)[1]) == held_out
@@ -176,7 +177,8 @@ def test_a_run_reads_columns_and_task_and_prints_what_is_not_read(toy, folder, c
     entries = [{"take": f"wav/{i}.snd0", "says": "low", "mood": "glad"} for i in range(8)]
     source = {"weight": 1, "train": write(folder, "m.jsonl", entries), "val": 0.3, "task": "qa",
               "question": "Which word?", "columns": {"audio": "take", "answer": "says"}}
-    sft_omni.main(["--config", toy.write(folder, num_epochs=1, samples_per_epoch=4, data_mix={"heard": source}),
+    sft_omni.main(["--config", toy.write(folder, num_epochs=1, samples_per_epoch=4,
+                                         data_mix={"heard": source}),
                    "--dry-run"])
     printed = capsys.readouterr().out
     assert "source heard: JSON lines: clips with text; 8 samples, 8 media, 0 skipped" in printed
@@ -209,7 +211,8 @@ def test_no_samples_left_to_train_on_gives_a_one_line_error(toy, tmp_path, comma
 def test_a_source_without_val_is_told_in_its_own_words(toy, tmp_path):
     path = write(tmp_path, "m.jsonl", conversations(8))
     with pytest.raises(UserError, match='source a: it has "train" and no "val"; add "val": .*0.1'):
-        sft_omni.main(["--config", toy.write(tmp_path, data_mix={"a": {"weight": 1, "train": path}}), "--dry-run"])
+        sft_omni.main(["--config", toy.write(tmp_path, data_mix={"a": {"weight": 1, "train": path}}),
+                       "--dry-run"])
 
 
 def test_inspect_shows_samples_lengths_and_problems(toy, folder, command):
@@ -219,7 +222,8 @@ def test_inspect_shows_samples_lengths_and_problems(toy, folder, command):
     images = [{"image": f"img/{name}", "caption": "red"} for name in names]
     clips = [{"audio": f"wav/{name}", "text": "hi"} for name in ("c.wav", "gsm.wav")]
     path = write(folder, "m.jsonl", [*images, *clips])
-    done = command("-m", "omni.inspect", path, "--config", toy.write(folder), "--samples", 5, "--columns", "audio=tone")
+    done = command("-m", "omni.inspect", path, "--config", toy.write(folder), "--samples", 5, "--columns",
+                   "audio=tone")
     assert_user_error(done, '"columns" name "tone", which no entry has', "image, caption")
     done = command("-m", "omni.inspect", path, "--config", toy.write(folder), "--samples", 5, "--task", "qa")
     assert done.returncode == 0, done.stderr
@@ -260,7 +264,8 @@ PIECES = ("path,text", "a|b|c", "wav;sentence", "x.png,hi", "text", "\t", "\"", 
 def test_every_entry_of_any_json_file_is_read_or_skipped(tmp_path_factory, entries, name):
     folder = tmp_path_factory.getbasetemp() / "fuzz"
     put(folder, {"img/a.png": b"x"})
-    assume(name == "f.json" or len(entries) > 1 or not isinstance(entries[0], list | dict))  # it may hold several
+    # it may hold several
+    assume(name == "f.json" or len(entries) > 1 or not isinstance(entries[0], list | dict))
     try:
         source = manifest.read(write(folder, name, entries))
     except UserError as err:  # a medium under an unknown key

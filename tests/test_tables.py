@@ -1,4 +1,4 @@
-"""Tables and JSON files as people write them: with and without a header, in lists, dictionaries and columns."""
+"""Tables and JSON files as people write them: with and without a header, lists, dictionaries, columns."""
 
 import pytest
 from published import clip, picture, put
@@ -15,12 +15,13 @@ def folder(tmp_path):
     return tmp_path
 
 
-JSON = {"a list in .jsonl": ("l.jsonl", '[{"question": "q", "answer": "a"},\n {"question": "q", "answer": "a"}]'),
-        "a list in one line": ("l.jsonl", '[{"question": "q", "answer": "a"}, {"question": "q", "answer": "a"}]\n'),
-        "data": ("d.json", '{"version": 1, "data": [{"question": "q", "answer": "a"}, {"question": "q", "answer": "a"}]}'),
-        "data over lines": ("d.json", '{\n "data": [\n{"question": "q", "answer": "a"},\n{"question": "q", "answer": "a"}]\n}'),
-        "a dict of dicts": ("d.json", '{"17": {"question": "q", "answer": "a"}, "18": {"question": "q", "answer": "a"}}'),
-        "objects over lines": ("o.json", '{\n"question": "q",\n"answer": "a"\n}\n{"question": "q",\n"answer": "a"}'),
+PAIR = '{"question": "q", "answer": "a"}'
+JSON = {"a list in .jsonl": ("l.jsonl", f"[{PAIR},\n {PAIR}]"),
+        "a list in one line": ("l.jsonl", f"[{PAIR}, {PAIR}]\n"),
+        "data": ("d.json", f'{{"version": 1, "data": [{PAIR}, {PAIR}]}}'),
+        "data over lines": ("d.json", f'{{\n "data": [\n{PAIR},\n{PAIR}]\n}}'),
+        "a dict of dicts": ("d.json", f'{{"17": {PAIR}, "18": {PAIR}}}'),
+        "objects over lines": ("o.json", f'{{\n"question": "q",\n"answer": "a"\n}}\n{PAIR}'),
         "columns": ("c.json", '{"question": ["q", "q"], "answer": ["a", "a"]}'),
         "pandas": ("c.json", '{"question": {"0": "q", "1": "q"}, "answer": {"0": "a", "1": "a"}}')}
 
@@ -39,7 +40,8 @@ def test_a_dict_whose_keys_are_media(folder):
     assert transcripts(read(folder / "b.json")) == ["one", "two"]
 
 
-@pytest.mark.parametrize("text", ["filename,text\nwav/c.wav,hi\n", "Image,Caption\nimg/a.png,hi\n", "img,text\nimg/a.png,hi\n",
+@pytest.mark.parametrize("text", ["filename,text\nwav/c.wav,hi\n", "Image,Caption\nimg/a.png,hi\n",
+                                  "img,text\nimg/a.png,hi\n",
                                   "wav/c.wav,hi\n", "wav/c.wav\thi\n", "img/a.png;hi\n",
                                   "file_name\ttranscription\nwav/c.wav\thi\n"])
 def test_tables_with_and_without_a_header(folder, text):
@@ -49,9 +51,11 @@ def test_tables_with_and_without_a_header(folder, text):
 
 
 def test_a_stray_quote_of_a_table_swallows_no_rows(folder):
-    rows = "".join(f"wav/c.wav\t{text}\n" for text in ('5" pipe', '"open', "plain", '"whole ""x"""', 'ends"', '"two\nlines"'))
+    rows = "".join(f"wav/c.wav\t{text}\n" for text in ('5" pipe', '"open', "plain", '"whole ""x"""', 'ends"',
+                                                       '"two\nlines"'))
     put(folder, {"t.tsv": "path\ttext\n" + rows})
-    assert [s.answer for s in read(folder / "t.tsv")] == ['5" pipe', '"open', "plain", 'whole "x"', 'ends"', "two\nlines"]
+    assert [s.answer for s in read(folder / "t.tsv")] == ['5" pipe', '"open', "plain", 'whole "x"', 'ends"',
+                                                          "two\nlines"]
     put(folder, {"t.csv": 'path,text\nwav/c.wav,"open\nwav/c.wav,swallowed\nwav/c.wav,end"\n'})
     with pytest.raises(UserError, match="line 2: a quote opened here is closed 2 lines further on"):
         manifest.read(str(folder / "t.csv"))

@@ -27,14 +27,15 @@ LOG_FLOOR = 1e-6  # added to the mel power before the logarithm: about the noise
 
 
 def load(path: str | Path) -> torch.Tensor:
-    """The clip at `path`, or its segment, as 16 kHz mono: (samples,) float32. MediaError if it can't be used."""
+    """The clip (or segment) at `path` as 16 kHz mono: (samples,) float32. MediaError if it can't be used."""
     with media.only_media_errors("sound", path):
         file, start, end = media.split_segment(path)
         wave, rate = _decode(media.source(file), start, end)
         return wave if rate == SAMPLE_RATE else AF.resample(wave, rate, SAMPLE_RATE)
 
 
-def _decode(source: str | io.BytesIO, start: float = 0.0, end: float | None = None) -> tuple[torch.Tensor, int]:
+def _decode(source: str | io.BytesIO, start: float = 0.0,
+            end: float | None = None) -> tuple[torch.Tensor, int]:
     """Mono samples (n,) float32 from `start` to `end` in seconds, and their rate in Hz."""
     try:
         with soundfile.SoundFile(source) as f:
@@ -47,8 +48,8 @@ def _decode(source: str | io.BytesIO, start: float = 0.0, end: float | None = No
             # Published times are rounded: a segment may end a little after its clip.
             if (first or end is not None) and not (first < min(last, declared)
                                                    and last <= declared + SLACK_SECONDS * rate):
-                raise MediaError(f"its segment from {start:g} s to {last / rate:g} s is not within the clip's "
-                                 f"{declared / rate:.2f} s")
+                raise MediaError(f"its segment from {start:g} s to {last / rate:g} s is not within the "
+                                 f"clip's {declared / rate:.2f} s")
             whole, declared = declared, min(last, declared) - first
             if declared > MAX_SECONDS * rate:
                 raise MediaError(f"{declared / rate:.0f} s long, the limit is {MAX_SECONDS:.0f} s")

@@ -24,7 +24,8 @@ class Checker:
     """
 
     def __init__(self, folder: Path, allow_outside: bool, notes: Counter, task: str = ""):
-        self.paths, self.folder, self.notes, self.task = MediaPaths(folder, allow_outside), folder, notes, task
+        self.paths = MediaPaths(folder, allow_outside)
+        self.folder, self.notes, self.task = folder, notes, task
 
     def sample(self, entry: dict) -> Sample:
         """The sample of a converted entry. ValueError with the reason if it can't be used."""
@@ -46,7 +47,8 @@ class Checker:
         images, audios = entry.get("images", ()), entry.get("audios", ())
         if marked and any(["</" in content for _, content in messages]):
             messages, tagged = placeholders.extract_tags(messages, self.folder)
-            if images and tagged.get(IMAGE, images) != images or audios and tagged.get(AUDIO, audios) != audios:
+            if any(listed and tagged.get(mark, listed) != listed
+                   for listed, mark in ((images, IMAGE), (audios, AUDIO))):
                 raise ValueError("media both in the messages and beside them")
             images, audios = tagged.get(IMAGE, images), tagged.get(AUDIO, audios)
         images = self.paths.find(images, "images") if images else ()
@@ -59,13 +61,14 @@ class Checker:
         if untrained or messages[-1][0] != "assistant":
             messages, images, audios = _trim(messages, images, audios, untrained)
             untrained = [i for i in untrained if i < len(messages)]
-        task = entry.get("task") or self.task or guess_task(messages, images, audios, entry.get("transcript", ""))
+        transcript = entry.get("transcript", "")
+        task = entry.get("task") or self.task or guess_task(messages, images, audios, transcript)
         objects = _objects(entry["objects"]) if "objects" in entry else ()
-        return Sample(flat(messages), images, audios, task, entry.get("group", ""), entry.get("transcript", ""),
+        return Sample(flat(messages), images, audios, task, entry.get("group", ""), transcript,
                       tuple(untrained), objects)
 
     def _checked(self, messages: list, untrained: list[int]) -> tuple[tuple[tuple[str, str], ...], list[int]]:
-        """The turns, and which answers are not trained on. ValueError if the chat template can't hold them."""
+        """The turns, and which answers are not trained on. ValueError if a chat template can't hold them."""
         if not messages:
             raise ValueError('no "messages" list')
         last = ""

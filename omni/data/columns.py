@@ -18,7 +18,8 @@ from omni.data.media import Piece, is_audio, is_image, is_medium
 from omni.errors import UserError
 
 # What "columns" of a source may say of a key: a role of `omni.data.keys`, or its name there.
-MAPPED = {role: {"transcript": "words", "messages": "talk", "ignore": "nothing"}.get(role, role) for role in COLUMNS}
+MAPPED = {role: {"transcript": "words", "messages": "talk", "ignore": "nothing"}.get(role, role)
+          for role in COLUMNS}
 MAX_PLANS = 2_000  # different sets of keys that are remembered
 MAX_NAME = 250  # characters of a value that may be a file's name
 
@@ -83,6 +84,8 @@ class Columns:
             if key in self.asked:
                 self.found.add(key)
             role = self.asked.get(key) or ("nothing" if key in outer else role_of(key))
+            if role == "asker":  # or the name of a person
+                role = "question" if "assistant" in present else "nothing"
             roles.setdefault(role, []).append(key)
         order = list(self.asked)
         for keys in roles.values():
@@ -141,19 +144,21 @@ class Columns:
             return
         key, (count, first, value) = max(self.lost.items(), key=lambda item: item[1][0])
         names = _names(value)
-        kind = "image" if any(map(is_image, names)) else "audio" if any(map(is_audio, names)) else says_medium(key)
+        kind = "image" if any(map(is_image, names)) else \
+            "audio" if any(map(is_audio, names)) else says_medium(key)
         role = kind if kind == "image" else "audio"
         known = KNOWN[kind] if kind in KNOWN else KNOWN["image"] + KNOWN["audio"]
         near = (difflib.get_close_matches(key.lower(), known, 1, 0.4) or known)[0]
         shown = str(value)[:60].replace("\n", " ")
         raise UserError(
-            f'{path}: "{key}" looks like a medium ("{shown}", first in {unit} {first}, {count:,}x) and is not '
-            f'read; the nearest key that is read is "{near}". Say what it is in its source: "columns": '
+            f'{path}: "{key}" looks like a medium ("{shown}", first in {unit} {first}, {count:,}x) and is '
+            f'not read; the nearest key that is read is "{near}". Say what it is in its source: "columns": '
             f'{{"{role}": "{key}"}}, or that it holds nothing: "columns": {{"ignore": "{key}"}}')
 
 
 KNOWN = {"image": ["image", "images", "image_path", "img", "picture", "photo", "path", "file_name"],
-         "audio": ["audio", "audios", "audio_path", "audio_filepath", "wav", "sound", "clip", "path", "file_name"]}
+         "audio": ["audio", "audios", "audio_path", "audio_filepath", "wav", "sound", "clip", "path",
+                   "file_name"]}
 
 
 def _names(value) -> list[str]:

@@ -1,9 +1,9 @@
 """Converts one entry of a published dataset to one form: (role, content) pairs and lists of media.
 
-`omni.data.keys` says what an entry's keys are, and so its shape: a conversation (`messages`, `conversations`; see
-`omni.data.turns`), or a row with a medium or a question, and an answer (`omni.data.rows`), or plain text. The
-result is checked in `omni.data.checks`. A ValueError is the reason to skip the entry. Nothing is fetched from the
-network.
+`omni.data.keys` says what an entry's keys are, and so its shape: a conversation (`messages`, `conversations`;
+see `omni.data.turns`), or a row with a medium or a question, and an answer (`omni.data.rows`), or plain text.
+The result is checked in `omni.data.checks`. A ValueError is the reason to skip the entry. Nothing is fetched
+from the network.
 """
 
 import json
@@ -23,8 +23,8 @@ TIMES = ("start", "end", "duration", "span")
 class Converter:
     """Converts the entries of one source, and accounts for their keys in `columns`.
 
-    `question` is used by entries that have none. `find_base64(payload, name)` returns the `Piece` of the source's
-    file that holds a base64 text. `notes` counts what was left out of entries that are used.
+    `question` is used by entries that have none. `find_base64(payload, name)` returns the `Piece` of the
+    source's file that holds a base64 text. `notes` counts what was left out of entries that are used.
     """
 
     def __init__(self, folder: Path, question: str = "", columns: dict | None = None, find_base64=no_base64):
@@ -33,11 +33,12 @@ class Converter:
         self.notes: Counter = Counter()
 
     def __call__(self, number: int, entry) -> list[tuple[str, dict]]:
-        """The samples of an entry: (the name of its shape, the converted entry). ValueError if it can't be used.
+        """The samples of an entry: (the shape's name, the converted entry). ValueError if it can't be used.
 
-        A converted entry holds `messages` [(role, content), ...]; `untrained`, the indices of the answers that
-        are not trained on; `images` and `audios`, lists of paths; `cut`, the (start, end) of its clip in seconds;
-        `task`, `group`, `transcript` and `objects`. Only plain text keeps its `text` instead of `messages`.
+        A converted entry holds `messages` [(role, content), ...]; `untrained`, the indices of the answers
+        that are not trained on; `images` and `audios`, lists of paths; `cut`, the (start, end) of its clip in
+        seconds; `task`, `group`, `transcript` and `objects`. Only plain text keeps its `text` instead of
+        `messages`.
         """
         if isinstance(entry, list) and len(entry) == 3 and all(isinstance(v, str) for v in entry[:2]):
             return [("easy-VQA", {"messages": turns.pairs([(entry[0], entry[1])]), "untrained": [],
@@ -64,7 +65,8 @@ class Converter:
             read += also_read
             unread = [key for role, keys in roles.items() if role not in ("nothing", "source")
                       for key in keys if key not in read]
-        if plan.plain and not unread and (converted.get("images") or converted.get("audios") or not plan.nothing):
+        if plan.plain and not unread and (converted.get("images") or converted.get("audios")
+                                          or not plan.nothing):
             return [(kind, converted)]
         own, odd = self._own(entry, roles)
         converted = {**converted, **own}
@@ -82,7 +84,9 @@ class Converter:
 
     @staticmethod
     def _refuse(entry: dict, roles: dict) -> None:
-        marks = roles.get("kto_tag", ()) + (roles.get("label", ()) if "talk" in roles or "answer" in roles else ())
+        marks = roles.get("kto_tag", ())
+        if "talk" in roles or "answer" in roles:
+            marks += roles.get("label", ())
         if any(entry[key] is False for key in marks):
             raise ValueError("marked as a bad answer")
         if "video" in roles:
@@ -142,7 +146,7 @@ class Converter:
         return name, turns.convert(value, media, self, system), [key]
 
     def _own(self, entry: dict, roles: dict) -> tuple[dict, list[str]]:
-        """(task, group and objects as our own manifests have them, keys of these that mean something else)."""
+        """(task, group, objects as our own manifests have them; keys of these that mean something else)."""
         own, odd = {}, []
         if "task" in roles:
             key = roles["task"][0]
@@ -179,7 +183,7 @@ class Converter:
             keys.pop("span", None)
             found = {role: _seconds(entry[key], key) for role, key in keys.items()}
             start = found.get("start", 0.0)
-            end = found["end"] if "end" in found else start + found["duration"] if "duration" in found else None
+            end = found.get("end", start + found["duration"] if "duration" in found else None)
             # A duration alone is that of the clip.
             if "start" not in found and "end" not in found or end is None and start == 0:
                 return None, [*keys.values()]

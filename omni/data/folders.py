@@ -1,4 +1,4 @@
-"""Folders as sources: LibriSpeech, Kaldi, media with a text beside each, and media in folders of their class."""
+"""Folders as sources: LibriSpeech, Kaldi, media with a text beside each, media in folders of their class."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from omni.errors import UserError
 
 Entries = Iterator[tuple[int, object]]
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
-PLAIN = {"images", "image", "img", "imgs", "pictures", "photos", "audio", "audios", "wav", "wavs", "clips", "data",
-         "media", "files"}  # names of folders that say nothing about what they hold
+PLAIN = {"images", "image", "img", "imgs", "pictures", "photos", "audio", "audios", "wav", "wavs", "clips",
+         "data", "media", "files"}  # names of folders that say nothing about what they hold
 TEXTS = (".txt", ".lab", ".caption", ".json")
 MAX_TEXT = 1_000_000  # bytes of a text beside a medium
 
@@ -48,7 +48,8 @@ def kaldi_files(path: Path) -> tuple[Path, Path] | None:
     if not name or not (folder / name).is_file():
         return None
     stem = name.removesuffix("wav.scp")
-    text = next((folder / f"{stem}text{end}" for end in ("", ".txt") if (folder / f"{stem}text{end}").is_file()), None)
+    text = next((folder / f"{stem}text{end}" for end in ("", ".txt")
+                 if (folder / f"{stem}text{end}").is_file()), None)
     return (folder / name, text) if text else None
 
 
@@ -65,7 +66,8 @@ def kaldi(clips: Path, texts: Path) -> Entries:
         elif name.endswith("|"):
             yield number, ValueError("wav.scp gives a command: nothing is run, write its output to a file")
         else:
-            yield number, {"audio": name, "sentence": words, **dict(zip(("start", "end"), times, strict=False))}
+            times = dict(zip(("start", "end"), times, strict=False))
+            yield number, {"audio": name, "sentence": words, **times}
 
 
 def _key_and_rest(path: Path) -> Iterator[tuple[str, str]]:
@@ -82,7 +84,8 @@ def pairs(files: list[str]) -> dict[str, tuple[list[str], list[str]]] | None:
     """
     media = [name for name in files if is_image(name) or is_audio(name)]
     texts = [name for name in files if name.lower().endswith(TEXTS)
-             and Path(name).stem.lower() not in ("readme", "license", "licence", "changelog", "notice", "metadata")]
+             and Path(name).stem.lower() not in ("readme", "license", "licence", "changelog", "notice",
+                                                 "metadata")]
     for key in (_stem, lambda name: _stem(name).rpartition("/")[2]):
         groups: dict[str, tuple[list[str], list[str]]] = {}
         for i, names in enumerate((media, texts)):
@@ -154,13 +157,16 @@ def class_folders(path: Path, files: list[str], question: str) -> tuple[str, Ent
             break
         level += 1
     if not names or {name.lower() for name in names} <= PLAIN:
-        raise UserError(f"{path}: can't open this folder as a source: its media are in {', '.join(sorted(names)) or 'no'} "
-                        "folders, which name no class, and have no texts beside them; name the file with their texts")
+        raise UserError(f"{path}: can't open this folder as a source: its media are in "
+                        f"{', '.join(sorted(names)) or 'no'} folders, which name no class, and have no texts "
+                        "beside them; name the file with their texts")
     if images and not question:
-        raise UserError(f'{path}: an image folder needs a "question" in its source, such as "What is in the picture?"')
+        raise UserError(f'{path}: an image folder needs a "question" in its source, such as '
+                        '"What is in the picture?"')
     name = "image folder" if images else "folder of clips"
     if len(splits) > 1:
-        name += f" (of the splits {', '.join(sorted(splits))}: all are read; name one of them to keep the others apart)"
+        name += (f" (of the splits {', '.join(sorted(splits))}: all are read; name one of them to keep the "
+                 "others apart)")
     return name, _classes(media, level, question)
 
 

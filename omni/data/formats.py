@@ -60,7 +60,8 @@ def _shards(name: str, folder: Path, paths: list[Path]) -> Format:
 
 def _folder(path: Path, question: str, asked: Collection[str]) -> Format:
     root = path.resolve()
-    found = [path / name for name in ("metadata.csv", "metadata.jsonl", "metadata.tsv") if (path / name).is_file()]
+    found = [path / name for name in ("metadata.csv", "metadata.jsonl", "metadata.tsv")
+             if (path / name).is_file()]
     if found:
         return recognise(str(found[0]), question, asked)
     if kaldi := folders.kaldi_files(path):
@@ -80,8 +81,8 @@ def _folder(path: Path, question: str, asked: Collection[str]) -> Format:
         name, entries = folders.class_folders(path, files, question)
         return Format(name, "image" if name.startswith("image") else "clip", root, entries)
     raise UserError(f"{path}: can't open this folder as a source: it holds none of metadata.csv (LJSpeech), "
-                    "*.trans.txt (LibriSpeech), wav.scp and text (Kaldi), *.tar (WebDataset), X.jpg and X.txt or "
-                    "X.wav and X.txt, CLASS/*.jpg or CLASS/*.wav")
+                    "*.trans.txt (LibriSpeech), wav.scp and text (Kaldi), *.tar (WebDataset), X.jpg and "
+                    "X.txt or X.wav and X.txt, CLASS/*.jpg or CLASS/*.wav")
 
 
 def _text(path: Path, head: bytes, asked: Collection[str]) -> Format:

@@ -1,4 +1,4 @@
-"""JSON files: one entry a line, a list, or an object that holds the entries, COCO's and VQAv2's among them."""
+"""JSON files: one entry a line, a list, or an object that holds the entries, such as COCO's and VQAv2's."""
 
 import hashlib
 import json
@@ -80,7 +80,8 @@ def _whole(path: Path, strict: bool):
     except json.JSONDecodeError as err:
         if not strict:
             return None
-        raise UserError(f"{path}, line {err.lineno}, column {err.colno}: not valid JSON ({err.msg})") from None
+        place = f"{path}, line {err.lineno}, column {err.colno}"
+        raise UserError(f"{place}: not valid JSON ({err.msg})") from None
     except (ValueError, RecursionError) as err:
         if not strict:
             return None
@@ -115,12 +116,13 @@ def _contained(path: Path, folder: Path, value: dict) -> tuple[str, str, Path, E
     if len(lists) == 1:
         return "JSON", "entry", folder, enumerate(*lists.values(), 1)
     if len(lists) > 1:
-        raise UserError(f"{path}: holds several lists ({', '.join(lists)}); write the one that is meant to a file of "
-                        "its own")
+        raise UserError(f"{path}: holds several lists ({', '.join(lists)}); write the one that is meant to "
+                        "a file of its own")
     if value and all(isinstance(item, dict) for item in value.values()):
         return "JSON", "entry", folder, enumerate((_keyed(*item) for item in value.items()), 1)
     if value and all(isinstance(item, str) and is_medium(key) for key, item in value.items()):
-        return "JSON", "entry", folder, enumerate(({"path": key, "text": item} for key, item in value.items()), 1)
+        captions = [{"path": key, "text": item} for key, item in value.items()]
+        return "JSON", "entry", folder, enumerate(captions, 1)
     return "JSON", "entry", folder, iter([(1, value)])
 
 
@@ -137,14 +139,16 @@ def _columnar(value: dict) -> list[dict] | None:
     if len(columns) < 2 or any(role_of(key) in ("unknown", "talk") for key in value):
         return None
     if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns) or \
-            len(columns[0]) < 2 or any(isinstance(item, list | dict) for column in columns for item in column):
+            len(columns[0]) < 2 or any(isinstance(item, list | dict) for column in columns
+                                       for item in column):
         return None
     return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _coco(path: Path, root: Path, lists: dict) -> Entries:
     """`annotations` of captions, each for one of the `images`."""
-    names = {image["id"]: image["file_name"] for image in lists["images"] if "id" in image and "file_name" in image}
+    names = {image["id"]: image["file_name"] for image in lists["images"] if "id" in image
+             and "file_name" in image}
     split = path.stem.rpartition("_")[2]  # captions_val2017.json is about the images in val2017/
     before = next((place for place in ("", split, f"images/{split}", "images")
                    for name in list(names.values())[:3] if os.path.isfile(root / place / name)), "")
@@ -155,7 +159,7 @@ def _coco(path: Path, root: Path, lists: dict) -> Entries:
 
 
 def _vqa(path: Path, root: Path, key: str, items: list[dict]) -> Entries:
-    """The questions of one file with the answers of another beside it, and images by the number in their name."""
+    """The questions of one file with the answers of another beside it, and images by their number."""
     other = "annotations" if key == "questions" else "questions"
     files = sorted((p for p in path.parent.glob(f"*{other}*.json") if p.resolve() != path.resolve()),
                    key=lambda p: -SequenceMatcher(None, p.name, path.name).ratio())

@@ -41,9 +41,9 @@ class Source:
         """(training, held-out) samples. About `share` is held out, and at least one sample.
 
         The split of a sample depends only on its own content. So it stays the same when the source grows, is
-        shuffled or is moved, and equal samples are in the same split. Where there are few samples their hashes
-        aren't spread evenly, so those with the lowest hashes are held out; there the split may change when the
-        source grows.
+        shuffled or is moved, and equal samples are in the same split. Where there are few samples their
+        hashes aren't spread evenly, so those with the lowest hashes are held out; there the split may change
+        when the source grows.
         """
         hashes = [self._hash_of(sample) for sample in self.samples]
         different = sorted({*hashes})
@@ -102,8 +102,8 @@ def read(path: str, name: str = "", allow_outside_paths: bool = False, question:
     """Read the source at `path`, a file or a folder. UserError if it can't be read or its format is unknown.
 
     Media paths become absolute. Media must exist, but are not opened yet. `question` and `task` are used by
-    samples that have none. `columns` say what keys are: {"audio": KEY, "answer": KEY, ...}. A UserError too if a
-    key that isn't read holds media.
+    samples that have none. `columns` say what keys are: {"audio": KEY, "answer": KEY, ...}. A UserError too
+    if a key that isn't read holds media.
     """
     asked = [key for keys in (columns or {}).values() for key in ([keys] if isinstance(keys, str) else keys)]
     form = formats.recognise(path, question, asked)

@@ -16,11 +16,13 @@ from pathlib import Path
 
 from omni.errors import MediaError
 
-# Endings by which a file is known to be a medium. Some can't be decoded here: their samples are named, not lost.
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jfif",
-                  ".jpe", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ico", ".tga", ".svg")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".m4a",
-                  ".aac", ".wma", ".amr", ".mp2", ".sph", ".caf", ".w64", ".rf64", ".weba", ".mka", ".ac3", ".wave")
+# Endings by which a file is known to be a medium. Some can't be decoded here: their samples are named, not
+# lost.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm",
+                  ".jfif", ".jpe", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ico", ".tga", ".svg")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd",
+                  ".m4a", ".aac", ".wma", ".amr", ".mp2", ".sph", ".caf", ".w64", ".rf64", ".weba", ".mka",
+                  ".ac3", ".wave")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".flv", ".wmv")
 _PIECE = re.compile(r"(?s)(.+)@(\d+)\+(\d+)(~base64)?/([^/]*)")
 _SEGMENT = re.compile(r"(?s)(.+)#t=([\d.]+),([\d.]*)")

@@ -40,10 +40,10 @@ def read_mix(config: SFTConfig) -> Mix:
         weight, train, val = mix_entry(config, name)
         if weight == 0:
             continue
-        if "val" not in (entry := config.data_mix[name] if isinstance(config.data_mix[name], dict) else {}) \
-                and "train" in entry and not Path(val).exists():
-            raise UserError(f'source {name}: it has "train" and no "val"; add "val": a file, or the share to hold '
-                            "out, such as 0.1")
+        entry = config.data_mix[name]
+        if isinstance(entry, dict) and "train" in entry and "val" not in entry and not Path(val).exists():
+            raise UserError(f'source {name}: it has "train" and no "val"; add "val": a file, or the share to '
+                            "hold out, such as 0.1")
         paths = {"train": train, "val": val} if isinstance(val, str) else {"train": train}
         sources = {split: manifest.read(path, name, config.allow_outside_paths, **mix_reading(config, name))
                    for split, path in paths.items()}
@@ -69,7 +69,7 @@ def read_mix(config: SFTConfig) -> Mix:
 
 
 def report_shared(name: str, mix: Mix) -> None:
-    """Print how many held-out samples of a source share a medium with training, or are a text of it, if any."""
+    """Print how many held-out samples share a medium with training or are in it as a text, if any do."""
     trained = {path for sample in mix.train[name] for path in sample.images + sample.audios}
     shared = sum(not trained.isdisjoint(sample.images + sample.audios) for sample in mix.val[name])
     if shared:

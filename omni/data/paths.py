@@ -1,4 +1,4 @@
-"""Finds the files that a source names: inside its folder, also where a published data set leaves out a part."""
+"""Finds the files that a source names in its folder, also where published names leave out a part."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 from omni.data.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Piece, is_audio, is_image
 
 # Published tables name a file without its folder or its ending (Common Voice, LJSpeech, VQA).
-_FOLDERS = {"images": ("images", "image", "imgs", "img", "pictures", "photos", "data", "media", "train", "val", "test"),
+_FOLDERS = {"images": ("images", "image", "imgs", "img", "pictures", "photos", "data", "media", "train",
+                       "val", "test"),
             "audios": ("clips", "wavs", "wav", "audio", "audios", "data", "media", "train", "dev", "test")}
 MAX_FOLDERS = 20  # in which a file is looked for
 _ENDINGS = {"images": IMAGE_SUFFIXES, "audios": AUDIO_SUFFIXES}
@@ -51,7 +52,8 @@ class MediaPaths:
     def _folders(self, kind: str) -> list[str]:
         """The source's folder and those in it, the most likely ones first."""
         if kind not in self._below:
-            names = {entry.name for entry in os.scandir(self.folder) if entry.is_dir() and entry.name[0] != "."}
+            names = {entry.name for entry in os.scandir(self.folder) if entry.is_dir()
+                     and entry.name[0] != "."}
             order = _FOLDERS[kind]
             names = sorted(names, key=lambda name: (order.index(name.lower()) if name.lower() in order else
                                                     len(order), name))

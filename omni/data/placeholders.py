@@ -40,8 +40,8 @@ def extract_tags(messages: Messages, folder: Path) -> tuple[Messages, dict[str, 
 def match(messages: Messages, mark: str, media: tuple[str, ...]) -> tuple[Messages, tuple[str, ...]]:
     """The messages with as many placeholders `mark` as there are `media`, and the media in their order.
 
-    If there are none, they are put before the first question. Without media the placeholders are text, as in a
-    question about HTML, unless a question begins with them: then its media are missing. ValueError if the
+    If there are none, they are put before the first question. Without media the placeholders are text, as in
+    a question about HTML, unless a question begins with them: then its media are missing. ValueError if the
     numbers differ.
     """
     found = _count(messages, mark)

@@ -1,17 +1,16 @@
 """Rows: entries with a medium or a question, and an answer, each under a key or a column of its own."""
 
-import re
 from collections import Counter
 
 from omni.data.columns import Plan
 from omni.data.keys import SPOKEN, role_of, words
+from omni.data.tasks import TRANSLATE
 from omni.data.turns import pairs
 
 # Questions for media when neither the entry nor its source has one.
 TRANSCRIBE, DESCRIBE, LISTEN = "Transcribe the audio.", "Describe the picture.", "What is heard?"
 NAMES = {("instruction", "output"): "Alpaca", ("query", "response"): "query and response",
          ("prompt", "response"): "prompt and response", ("prompt", "completion"): "prompt and completion"}
-_TRANSLATE = re.compile(r"translat|übersetz|traduc|traduire|traduis|traduz|tradur|перевед|перевод|翻译|翻譯|訳|번역", re.I)
 
 
 def convert(entry: dict, plan: Plan, media: dict, question: str) -> tuple[str, dict, list[str]]:
@@ -55,7 +54,8 @@ def convert(entry: dict, plan: Plan, media: dict, question: str) -> tuple[str, d
             asked = question or DESCRIBE
     if media and key in roles.get("label", ()):
         converted["task"] = "qa"  # one of a few
-    if audios and "words" in roles and key not in roles["words"] and isinstance(entry[roles["words"][0]], str):
+    heard_words = entry[roles["words"][0]] if audios and "words" in roles else None
+    if isinstance(heard_words, str) and key not in roles["words"]:
         converted["transcript"] = entry[roles["words"][0]]  # an answer beside the words of the clip
         read.append(roles["words"][0])
     # The same text under another key is not left out.
@@ -133,28 +133,33 @@ def _joined(*texts: str) -> str:
 
 
 def _options(value) -> list[str]:
-    """The texts of ["x", "y"], {"A": "x", "B": "y"} or {"text": ["x", "y"], "label": [...]}; [] for others."""
+    """The texts of ["x", "y"], {"A": "x", "B": "y"} or {"text": ["x", "y"], ...}; [] for others."""
     if isinstance(value, dict):
         value = value["text"] if isinstance(value.get("text"), list) else list(value.values())
-    if isinstance(value, list) and 1 < len(value) <= 26 and all(isinstance(v, str | int | float) for v in value):
+    if isinstance(value, list) and 1 < len(value) <= 26 and all(isinstance(v, str | int | float)
+                                                                for v in value):
         return [str(v) for v in value]
     return []
 
 
 def _check_not_empty(entry: dict, plan: Plan, asks: bool) -> None:
-    """ValueError if the entry has a key for a medium but no medium. A null in a row with a question is none."""
+    """ValueError if a key for a medium is empty. A null beside a question says that there is none."""
     for key, value in entry.items():
-        if not value and value != 0 and role_of(key) in ("image", "audio", "medium") and (value == "" or not asks):
+        missing = not value and value != 0 and (value == "" or not asks)
+        if missing and role_of(key) in ("image", "audio", "medium"):
             raise ValueError(f'its image or clip is missing: "{key}" is empty')
 
 
 def _answer_key(entry: dict, roles: dict, has_media: bool, asked: str, question: str) -> str | None:
     """The key of the answer: the one that is called so, or the translation asked for, a text, or a label."""
-    if "translation" in roles and ("answer" not in roles and "words" not in roles or _TRANSLATE.search(asked or question)):
+    if "translation" in roles and ("answer" not in roles and "words" not in roles
+                                   or TRANSLATE.search(asked or question)):
         return roles["translation"][0]
     if "answer" in roles:
-        number = "label" in roles and str(entry[roles["answer"][0]]).isdigit()  # the class has a name too: ESC-50
-        named = number and isinstance(entry[roles["label"][0]], str) and not entry[roles["label"][0]].isdigit()
+        # the class has a name too: ESC-50
+        number = "label" in roles and str(entry[roles["answer"][0]]).isdigit()
+        label = entry[roles["label"][0]] if number else None
+        named = isinstance(label, str) and not label.isdigit()
         return roles["label" if named and not asked else "answer"][0]
     if "label" in roles and "words" in roles and not has_media and not asked:
         return roles["label"][0]

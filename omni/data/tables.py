@@ -37,10 +37,11 @@ def recognise(path: Path, first: str, folder: Path, asked: set[str]) -> tuple[st
     roles = {role_of(column) for column in columns if column}
     if asked.isdisjoint(columns) and not _is_header(columns, roles, folder):
         if len(columns) > 1 and (delimiter == "|" or any(_names_file(c, folder) for c in columns)):
-            return "LJSpeech" if delimiter == "|" else "list", _without_header(path, delimiter, len(columns), folder)
-        raise UserError(f"{path}: neither JSON nor a table with a column for the answer (text, sentence, transcript, "
-                        f"caption, answer, label): its first line is {first[:60]!r}; \"columns\" of the source can "
-                        'say what a column is: {"audio": NAME, "answer": NAME}')
+            rows = _without_header(path, delimiter, len(columns), folder)
+            return "LJSpeech" if delimiter == "|" else "list", rows
+        raise UserError(f"{path}: neither JSON nor a table with a column for the answer (text, sentence, "
+                        f"transcript, caption, answer, label): its first line is {first[:60]!r}; \"columns\" "
+                        'of the source can say what a column is: {"audio": NAME, "answer": NAME}')
     common_voice = delimiter == "\t" and {"path", "sentence"} <= set(columns)
     name = "Common Voice" if common_voice else "TSV" if delimiter == "\t" else "CSV"
     rows = _csv_rows(path, columns) if delimiter == "," else _plain_rows(path, delimiter, columns)
@@ -71,7 +72,8 @@ def _clips(rows: Entries) -> Entries:
     """Common Voice's `path` is a clip with or without its ending, in `clips/` or not."""
     for line, row in rows:
         if isinstance(row, dict):
-            row = {"audio": row.get("path", ""), **{key: value for key, value in row.items() if key != "path"}}
+            row = {"audio": row.get("path", ""), **row}
+            del row["path"]
         yield line, row
 
 
@@ -94,8 +96,8 @@ def _csv_rows(path: Path, columns: list[str]) -> Entries:
             header_seen = header_seen or bool("".join(values).strip())
             continue
         if reader.line_num > line and _swallowed(values, len(columns)):
-            raise UserError(f"{path}, line {line}: a quote opened here is closed {reader.line_num - line} lines "
-                            "further on, and the lines between look like rows; double or remove it")
+            raise UserError(f"{path}, line {line}: a quote opened here is closed {reader.line_num - line} "
+                            "lines further on, and the lines between look like rows; double or remove it")
         yield line, _row(values, columns)
 
 
@@ -162,8 +164,9 @@ def _row(values: list[str], columns: list[str]) -> dict | ValueError:
 
 
 def _without_header(path: Path, delimiter: str, count: int, folder: Path) -> Entries:
-    """`name|text|normalised text` and the like: which columns are the file and the text is seen from their rows."""
-    rows = [line.rstrip("\r\n").split(delimiter) for line in islice(lines_of(path), _LOOKED_AT) if line.strip()]
+    """`name|text|normalised text` and the like: the rows show which columns are the file and the text."""
+    rows = [line.rstrip("\r\n").split(delimiter) for line in islice(lines_of(path), _LOOKED_AT)
+            if line.strip()]
     file, text = _columns_of([row for row in rows if len(row) == count] or rows, folder)
     for number, line in enumerate(lines_of(path), 1):
         if not line.strip():
@@ -177,7 +180,8 @@ def _without_header(path: Path, delimiter: str, count: int, folder: Path) -> Ent
         kind = "image" if is_image(values[file].partition("#")[0]) else "audio"
         yield number, {kind: re.sub(r"#\d+$", "", values[file]),  # Flickr8k numbers an image's captions
                        "sentence" if kind == "audio" else "caption": values[used],
-                       **{f"column {i + 1}": value for i, value in enumerate(values) if i not in (file, *text)}}
+                       **{f"column {i + 1}": value for i, value in enumerate(values)
+                          if i not in (file, *text)}}
 
 
 def _columns_of(rows: list[list[str]], folder: Path) -> tuple[int, list[int]]:

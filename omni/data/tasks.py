@@ -7,12 +7,13 @@ from omni.data.sample import AUDIO, Sample
 
 # Words that ask for a transcript, and those that ask for something else, in some common languages.
 _TRANSCRIBE = re.compile(
-    r"transcri|transkri|trascri|transkryb|транскри|расшифр|распозна|speech.?to.?text|\basr\b|dictat|diktat|"
-    r"(what|which words?) (is|are|was|were|did|does|do) .*(said|say|spoken)|write (down|out)|repeat (what|the)|"
-    r"was (wird|wurde|sagt|ist) .*(gesagt|person|sprecher)|schreib.* (auf|nieder)|qu.est-ce qui est dit|"
-    r"qu[eé] (se )?dice|o que (é|foi) dito|转写|轉寫|转录|轉錄|听写|聽寫|语音识别|語音識別|转.{0,4}文[字本]|说了什么|說了什麼|"
-    r"文字起こし|書き起こ|何と言|받아.?(쓰|적)|전사", re.I)
-_TRANSLATE = re.compile(r"translat|übersetz|tradu[cizs]|перев[ео]д|翻译|翻譯|訳し|번역", re.I)
+    r"transcri|transkri|trascri|транскри|расшифр|распозна|speech.?to.?text|\basr\b|dictat|diktat|"
+    r"(what|which words?) (is|are|was|were|did|does|do) .*(said|say|spoken)|write (down|out)|"
+    r"repeat (what|the)|was (wird|wurde|sagt|ist) .*(gesagt|person|sprecher)|schreib.* (auf|nieder)|"
+    r"qu.est-ce qui est dit|qu[eé] (se )?dice|o que (é|foi) dito|"
+    "转写|轉寫|转录|轉錄|听写|聽寫|语音识别|語音識別|转.{0,4}文[字本]|说了什么|說了什麼|"
+    "文字起こし|書き起こ|何と言|받아.?(쓰|적)|전사", re.I)
+TRANSLATE = re.compile(r"translat|übersetz|tradu[cizs]|перев[ео]д|翻译|翻譯|訳し|번역", re.I)
 _OTHER = re.compile(
     r"answer|respond|reply|beantwort|antworte|répond|"
     r"respond[ea]|ответ|回答|答え|대답|describ|caption|beschreib|décri|descri[bv]|опиши|描述|summar|zusammenfass|"
@@ -25,7 +26,8 @@ SPOKEN = 110  # words that can be said within 30 s, the longest clip
 def guess_task(messages, images, audios, transcript: str = "") -> str:
     """The task of one sample; "" where the other samples of its source must be looked at.
 
-    asr: the answer is the words of the clip. qa: a short answer about media. text: all others, also a long reply.
+    asr: the answer is the words of the clip. qa: a short answer about media. text: all others, also a long
+    reply.
     """
     if not images and not audios:
         return "text"
@@ -38,7 +40,7 @@ def guess_task(messages, images, audios, transcript: str = "") -> str:
         return "asr" if _plain(transcript) == _plain(answer) else "qa" if short else "text"
     if _words(answer) > SPOKEN or _MARKUP.search(answer):
         return "text"
-    if _TRANSLATE.search(prompt):
+    if TRANSLATE.search(prompt):
         return "text"
     if _TRANSCRIBE.search(prompt):
         return "asr"

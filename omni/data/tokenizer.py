@@ -148,9 +148,10 @@ class Tokenizer:
         """(ids, next-token labels) of a conversation, equally long.
 
         `image_tokens` and `audio_tokens` hold the number of tokens of each medium in order: its placeholder
-        is repeated that often, and is text where no medium is left. A label is the next token if that is part of
-        an answer or ends it, otherwise IGNORE. Answers whose message indices are in `untrained` are ignored too. If the last turn is not the
-        assistant's, the ids end with what opens it, so that the model answers next.
+        is repeated that often, and is text where no medium is left. A label is the next token if that is part
+        of an answer or ends it, otherwise IGNORE. Answers whose message indices are in `untrained` are
+        ignored too. If the last turn is not the assistant's, the ids end with what opens it, so that the
+        model answers next.
         """
         images, audios = iter(image_tokens), iter(audio_tokens)
         ids = [*self._first]

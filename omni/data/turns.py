@@ -50,7 +50,8 @@ def convert(turns: list[dict], media: dict, source, system=None) -> dict:
         role = turn.get(role_key)
         role = ROLES.get(role) or ROLES.get(role.strip().lower()) if isinstance(role, str) else None
         if role is None or "tool_calls" in turn and turn["tool_calls"]:
-            raise ValueError(f'role "{str(turn.get(role_key))[:20]}" can\'t be used (system, user, assistant)')
+            given = str(turn.get(role_key))[:20]
+            raise ValueError(f'role "{given}" can\'t be used (system, user, assistant)')
         content = turn.get(content_key)
         if not isinstance(content, str):
             content = str(content) if isinstance(content, int | float) else \
@@ -90,7 +91,7 @@ def _account(turn: dict, source, read: set[str]) -> None:
 
 
 def _with_own_media(turn: dict, keys: tuple[str, ...], content: str, found: dict, find_base64) -> str:
-    """The content of a turn that names its media itself; they go before its words if it has no placeholders."""
+    """The content of a turn that names its media itself: before its words, if it has no placeholders."""
     for key in keys:
         if turn[key]:
             kind = role_of(key)

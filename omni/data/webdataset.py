@@ -35,7 +35,7 @@ def shards(paths: list[Path], notes: Counter) -> Iterator[tuple[int, object]]:
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a shard: no folders, links, sparse or hidden files. UserError if it's no plain tar."""
+    """The regular files of a shard that are not sparse or hidden. UserError if it isn't a plain tar."""
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
@@ -87,7 +87,7 @@ def _sample(path: Path, members: list[tarfile.TarInfo], with_media: bool) -> dic
     if len(images) + len(audios) > 1 and not talk:
         raise ValueError("several media and no messages that say where they go")
     # The shard's own media, not the names that the .json may have of them.
-    named = {key for key in entry if key in ("image", "images", "audio", "audios")} if images or audios else ()
+    named = {"image", "images", "audio", "audios"} if images or audios else set()
     media = {**({"images": images} if images else {}), **({"audios": audios} if audios else {})}
     return {**{key: value for key, value in entry.items() if key not in named}, **texts, **media, **others}
 

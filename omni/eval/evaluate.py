@@ -42,8 +42,8 @@ class Evaluator:
         """The score of each held-out set: {(source, group, task): Score}, the same on all ranks.
 
         With `swapped`, only samples with media are scored, each with its own question and the media of
-        another sample, and those are left out for which there are no others. With `limit`, at most that many samples of a set are scored, evenly spaced.
-        UserError if a picture or clip can't be read any more.
+        another sample, and those are left out for which there are no others. With `limit`, at most that many
+        samples of a set are scored, evenly spaced. UserError if a picture or clip can't be read any more.
         """
         sets: dict[SetKey, list[Sample]] = {}
         for source, samples in sources.items():
@@ -126,7 +126,8 @@ def _example(sample: Sample, answer: str, right: bool, why: str) -> dict:
 
 
 def swap_media(samples: Sequence[Sample]) -> list[Sample]:
-    """Each sample with the media of another that holds equally many images and equally many clips, but others.
+    """Each sample with the media of another that holds equally many images and equally many clips, but
+    others.
 
     Samples for which there is no other are left out: their own media would say nothing.
     """

@@ -38,7 +38,8 @@ def _plain(text: str) -> str:
 def normalise_answer(text: str) -> str:
     """Lower case, no punctuation, no articles, number words as digits: as VQA does it (Antol et al. 2015).
 
-    Signs, points and symbols of numbers count, and an article goes only where a word follows it: "A" is an answer.
+    Signs, points and symbols of numbers count, and an article goes only where a word follows it: "A" is an
+    answer.
     """
     parts = _NUMBER.split(_plain(text).translate(_MINUS))  # those of odd index are numbers
     parts = [part.lstrip("+").replace(",", "") if i % 2 else part.translate(_ANSWERS)
@@ -81,8 +82,8 @@ def word_distance(answer: str, reference: str) -> float:
 class WordErrors:
     """Word errors and reference words, summed over transcripts. Their ratio is the corpus word error rate.
 
-    In scripts without spaces between words the characters are the words: if most of them are, it is a character
-    error rate.
+    In scripts without spaces between words the characters are the words: if most of them are, it is a
+    character error rate.
     """
 
     errors: int = 0
@@ -90,7 +91,8 @@ class WordErrors:
     characters: int = 0  # those of the words that are single characters of such scripts
 
     def __add__(self, other: "WordErrors") -> "WordErrors":
-        return WordErrors(self.errors + other.errors, self.words + other.words, self.characters + other.characters)
+        return WordErrors(self.errors + other.errors, self.words + other.words,
+                          self.characters + other.characters)
 
     @property
     def by_character(self) -> bool:

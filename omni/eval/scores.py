@@ -53,7 +53,7 @@ class Score:
 
     @property
     def suffix(self) -> str:
-        """What ends the name of its metric; cer, not wer, if the references are in a script without spaces."""
+        """What ends its metric's name; cer, not wer, if the references are in a script without spaces."""
         by_character = self.task == "asr" and self.total.word_errors.by_character
         return "cer" if by_character else {"text": "acc", "qa": "qa", "asr": "wer"}[self.task]
 
