@@ -30,6 +30,7 @@ class Plan(NamedTuple):
     roles: dict[str, tuple[str, ...]]  # role -> keys, the preferred first
     beside_talk: tuple[str, ...]  # the keys that are not read if the entry is a conversation
     nothing: tuple[str, ...]  # keys that hold nothing to train on
+    has_media: bool  # whether there are keys that media may be in
     plain: bool  # a conversation with nothing but its media and its system message beside it
 
 
@@ -96,6 +97,7 @@ class Columns:
                        or role in ("image", "audio", "medium")) + tuple(roles.get("talk", ())[1:])
         return Plan({role: tuple(keys) for role, keys in roles.items()}, beside,
                     tuple(roles.get("nothing", ())) + tuple(roles.get("source", ())),
+                    not roles.keys().isdisjoint(("image", "audio", "medium", "source")),
                     "talk" in roles and roles.keys() <= PLAIN_ROLES and "transcript" not in present)
 
     def account(self, number: int, entry: dict, unread: Iterable[str], plan: Plan, media: list[str]) -> None:

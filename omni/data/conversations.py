@@ -51,7 +51,7 @@ class Converter:
         roles = plan.roles
         if not plan.plain:
             self._refuse(entry, roles)
-        media, read = self._media(entry, plan)
+        media, read = self._media(entry, plan) if plan.has_media else ({}, [])
         if talk := self._talk(entry, plan, media):
             kind, converted, also_read = talk
             unread = [key for key in plan.beside_talk if key not in also_read and key not in read] \
@@ -65,8 +65,8 @@ class Converter:
             read += also_read
             unread = [key for role, keys in roles.items() if role not in ("nothing", "source")
                       for key in keys if key not in read]
-        if plan.plain and not unread and (converted.get("images") or converted.get("audios")
-                                          or not plan.nothing):
+        if plan.plain and not unread and (not plan.nothing or converted.get("images")
+                                          or converted.get("audios")):
             return [(kind, converted)]
         own, odd = self._own(entry, roles)
         converted = {**converted, **own}
@@ -97,8 +97,6 @@ class Converter:
     def _media(self, entry: dict, plan: Plan) -> tuple[dict[str, list], list[str]]:
         """({"images": [...], "audios": [...]} as far as the entry lists any, the keys that were read)."""
         roles = plan.roles
-        if not ("image" in roles or "audio" in roles or "medium" in roles or "source" in roles):
-            return {}, []
         found, read = {}, []
         for kind, many in (("image", "images"), ("audio", "audios")):
             keys = roles.get(kind, ())

@@ -48,8 +48,13 @@ def recognise(path: Path, folder: Path) -> tuple[str, str, Path, Entries]:
 def _json_lines(path: Path) -> Entries:
     for number, line in enumerate(lines_of(path), 1):
         line = line.strip()
-        if line:
-            yield number, _entry(line)
+        if not line:
+            continue
+        try:  # as _entry does, without a call for each line
+            entry, end = _DECODE(line)
+        except (ValueError, RecursionError):
+            entry, end = None, -1
+        yield number, entry if end == len(line) <= MAX_LINE else _entry(line)
 
 
 def _entry(line: str):

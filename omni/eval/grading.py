@@ -23,7 +23,8 @@ _NOT_SPOKEN = {**_PUNCTUATION, **{ord(c): " " for c in "$+<=>^|~"}}
 _ANSWERS = {code: " " for code in _PUNCTUATION if chr(code) not in "%&#@\uff05\u2030"} | {ord("|"): " "}
 # A number with its sign, point or fraction, that is not a part of a word: -5, 1,000.5, 3/4.
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)*"
-_NUMBER = re.compile(rf"((?:(?<![\w.,)%])[-+])?(?<![\w.,])(?:{_DIGITS}(?:/{_DIGITS})?|\.\d+)(?!\w))")
+_NUMBER = re.compile(r"((?:(?<![^\W_])(?<![.,)%])[-+])?"
+                     rf"(?<![^\W_])(?:{_DIGITS}(?:/{_DIGITS})?|\.\d+)(?![^\W_]))")
 # Scripts that are written without spaces between words: a character is what is counted there.
 UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u3005-\u3007\u3040-\u30ff"
             "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff")
