@@ -248,3 +248,28 @@ def test_the_name_of_a_class_is_preferred_to_its_number(folder):
     assert sample.answer == "dog" and sample.task == "qa"
     assert one(folder, {"text": "great", "label": "good"}, question="Is it good?").messages == (
         ("user", "Is it good?\ngreat"), ("assistant", "good"))
+
+
+def test_a_clip_with_an_answer_and_no_question_is_not_a_transcript(folder):
+    short = one(folder, {"audio": "wav/c.wav", "answer": "Paris"})
+    assert short.messages[0] == ("user", "<audio>") and short.task == "qa"
+    assert one(folder, {"audio": "wav/c.wav", "response": "It is Paris. " * 9}).task == "text"
+
+
+def test_lists_of_questions_and_answers_are_a_conversation(folder):
+    wanted = ["<image>q1", "a1", "q2", "a2"]
+    for entry in ({"questions": ["q1", "q2"], "answers": ["a1", "a2"]}, {"qa": [{"q": "q1", "a": "a1"},
+                                                                                 {"q": "q2", "a": "a2"}]}):
+        assert [text for _, text in one(folder, {"image": "img/a.png", **entry}).messages] == wanted
+
+
+def test_places_for_objects_that_are_not_read_are_refused(folder):
+    entry = {"messages": [user("<image>Find <ref-object>."), assistant("<bbox>")], "images": ["img/a.png"],
+             "objects": {"ref": ["cat"], "bbox": [[1, 2, 3, 4]]}}
+    ((_, reason),) = manifest.read(write(folder, "m.jsonl", [entry])).skipped
+    assert "<bbox>" in reason
+
+
+def test_the_name_of_a_person_is_no_question(folder):
+    assert one(folder, {"user": "ann", "text": "It rains."}).messages == (("assistant", "It rains."),)
+    assert one(folder, {"user": "q", "assistant": "a"}).messages == (("user", "q"), ("assistant", "a"))

@@ -136,7 +136,8 @@ def test_a_larger_share_holds_out_more_samples_and_any_share_at_least_one(tmp_pa
 
 
 @pytest.mark.parametrize("count, share, held_out", [
-    (4, 0.3, 1), (4, 0.5, 2), (10, 0.3, 3), (20, 0.1, 2), (3, 0.9, 2), (2, 0.1, 1), (100, 0.05, 5), (1, 0.5, 1)])
+    (4, 0.3, 1), (4, 0.5, 2), (10, 0.3, 3), (20, 0.1, 2), (3, 0.9, 2), (2, 0.1, 1), (100, 0.05, 5),
+    (1, 0.5, 1)])
 def test_a_small_source_gives_about_the_wanted_share(tmp_path, count, share, held_out):
     assert len(split(tmp_path, conversations(count), share)[1]) == held_out
 

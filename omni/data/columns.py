@@ -108,7 +108,7 @@ class Columns:
         for key in unread:
             if self._is_medium(key, entry[key], media):
                 self._lose(number, key, entry[key])
-            else:
+            elif not _same_media(entry[key], media):
                 self.unread[key] += 1
         if not media:
             for key in plan.nothing:
@@ -161,6 +161,13 @@ class Columns:
 KNOWN = {"image": ["image", "images", "image_path", "img", "picture", "photo", "path", "file_name"],
          "audio": ["audio", "audios", "audio_path", "audio_filepath", "wav", "sound", "clip", "path",
                    "file_name"]}
+
+
+def _same_media(value, media: list[str]) -> bool:
+    """Whether a value names nothing but media that are read: `path` beside {"audio": {"path": ...}}."""
+    names = [name.rsplit("/", 1)[-1] for name in _names(value)]
+    return bool(names) and all(is_medium(name) and any(path.endswith(name) for path in media)
+                               for name in names)
 
 
 def _names(value) -> list[str]:

@@ -17,6 +17,7 @@ from omni.data.media import Piece, is_audio, is_image
 from omni.data.media_values import media_paths, no_base64
 from omni.data.sample import TASKS
 
+OBJECT_MARKS = ("<ref-object>", "<bbox>")  # ms-swift's places for what `objects` hold
 TIMES = ("start", "end", "duration", "span")
 
 
@@ -69,6 +70,10 @@ class Converter:
                                           or converted.get("audios")):
             return [(kind, converted)]
         own, odd = self._own(entry, roles)
+        if "objects" in roles and "objects" not in own and any(
+                mark in str(text) for _, text in converted.get("messages", ()) for mark in OBJECT_MARKS):
+            raise ValueError(f'places for "{roles["objects"][0]}", which are not read '
+                             f'({", ".join(OBJECT_MARKS)})')
         converted = {**converted, **own}
         if not roles.keys().isdisjoint(TIMES) and converted.get("audios"):
             cut, of_times = self._times(entry, roles)

@@ -98,7 +98,10 @@ def _is_entry(value: dict) -> bool:
     """Whether an object alone in its file is one sample: its keys say so, and it holds no list of samples."""
     if {"images", "annotations"} <= value.keys() or _columnar(value):
         return False
-    return any(role_of(key) in ("talk", "question", "answer", "words", "image", "audio", "medium", "label")
+    lists = {key for key, items in value.items() if isinstance(items, list) and items
+             and isinstance(items[0], dict)}
+    return any(role_of(key) == "talk" or key not in lists and
+               role_of(key) in ("question", "answer", "words", "image", "audio", "medium", "label")
                for key in value)
 
 

@@ -21,10 +21,11 @@ _MEDIUM = {*PATH_WORDS, "medium", "media"}  # an image or a clip, as the ending 
 
 # Texts. In each role the first key that has a value is used.
 TEXTS = {
-    "talk": ("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "chat", "texts"),
+    "talk": ("messages", "conversations", "conversation", "dialog", "dialogue", "turns", "chat", "texts",
+             "qa", "qa_pairs"),
     "system": ("system", "system_prompt", "system_message", "sys_prompt", "system_instruction"),
     "history": ("history",),
-    "question": ("instruction", "question", "query", "prompt", "problem", "inputs",
+    "question": ("instruction", "question", "query", "prompt", "questions", "problem", "inputs",
                  "user_prompt", "question_text"),
     "asker": ("user", "human"),  # beside "assistant"
     "input": ("input",),  # beside an instruction: what it is about
@@ -35,7 +36,7 @@ TEXTS = {
                "target", "assistant", "reply", "summary", "highlights", "solution", "ground_truth"),
     "words": ("text", "sentence", "transcript", "transcription", "normalized_text",
               "normalized_transcription", "normalised_text", "raw_text", "txt", "caption", "captions",
-              "description", "utterance"),
+              "description", "comment", "utterance"),
     "translation": ("translation", "translated_text", "translated_sentence"),
     "label": ("label", "labels", "class", "class_name", "cls", "category", "intent", "emotion", "sentiment"),
     "chosen": ("chosen",), "rejected": ("rejected", "rejected_response"),

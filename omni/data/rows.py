@@ -4,7 +4,7 @@ from collections import Counter
 
 from omni.data.columns import Plan
 from omni.data.keys import SPOKEN, role_of, words
-from omni.data.tasks import TRANSLATE
+from omni.data.tasks import TRANSLATE, is_short
 from omni.data.turns import pairs
 
 # Questions for media when neither the entry nor its source has one.
@@ -54,12 +54,16 @@ def convert(entry: dict, plan: Plan, media: dict, question: str) -> tuple[str, d
             asked = question or DESCRIBE
     if media and key in roles.get("label", ()):
         converted["task"] = "qa"  # one of a few
+    if heard and not asked:
+        converted["task"] = "qa" if is_short(answer) else "text"  # a reply to the clip, not its words
     heard_words = entry[roles["words"][0]] if audios and "words" in roles else None
     if isinstance(heard_words, str) and key not in roles["words"]:
         converted["transcript"] = entry[roles["words"][0]]  # an answer beside the words of the clip
         read.append(roles["words"][0])
     # The same text under another key is not left out.
     read += [k for role in ("words", "answer") for k in roles.get(role, ()) if entry[k] == entry[key]]
+    if pairs_of := _lists(entry, roles, key):
+        return "questions and answers", {**converted, "messages": pairs(pairs_of)}, read
     history = _history(entry, roles, read)
     system = _first(entry, roles, "system", read)
     if isinstance(answer, list):
@@ -80,7 +84,7 @@ def _names_answer(entry: dict) -> bool:
 
 
 def _known(entry: dict) -> str:
-    return "it has " + ", ".join(map(str, list(entry)[:8]))
+    return f'it has {", ".join(map(str, list(entry)[:8]))} ("columns" of the source can say what a key is)'
 
 
 def _first(entry: dict, roles: dict, role: str, read: list[str]) -> str | None:
@@ -194,6 +198,14 @@ def _text(value, key: str) -> str:
             if value.get(inner):
                 return _text(value[inner], key)
     raise ValueError(f'"{key}" is not a text')
+
+
+def _lists(entry: dict, roles: dict, key: str) -> list[tuple[str, str]]:
+    """The pairs of {"questions": [...], "answers": [...]}; [] if these are not two lists of one length."""
+    lists = [entry[roles["question"][0]] if "question" in roles else None, entry[key]]
+    if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
+        return []
+    return list(zip(*lists, strict=True)) if len(lists[0]) == len(lists[1]) else []
 
 
 def _history(entry: dict, roles: dict, read: list[str]) -> list:

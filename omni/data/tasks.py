@@ -32,7 +32,7 @@ def guess_task(messages, images, audios, transcript: str = "") -> str:
     if not images and not audios:
         return "text"
     answer = messages[-1][1]
-    short = _words(answer) <= SHORT
+    short = is_short(answer)
     if images:
         return "qa" if short else "text"
     prompt = _prompt(messages)
@@ -69,8 +69,12 @@ def guess_tasks(samples: list[Sample]) -> None:
         shared = len(numbers) >= max(3, len(open_ones) / 20)
         transcripts = shared and words >= 2 and len(answers) > 0.6 * len(numbers)
         for i in numbers:
-            short = _words(samples[i].answer) <= SHORT
+            short = is_short(samples[i].answer)
             samples[i] = samples[i]._replace(task="asr" if transcripts else "qa" if short else "text")
+
+
+def is_short(answer: str) -> bool:
+    return _words(answer) <= SHORT
 
 
 def _prompt(messages) -> str:

@@ -15,7 +15,7 @@ ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker", "author"), ("content", "va
 FLAGS = {"loss", "weight", "loss_weight", "train", "trainable", "training", "trained", "learn", "is_trained",
          "compute_loss", "calculate_loss"}
 PAIRS = (("human", "assistant"), ("user", "assistant"), ("question", "answer"), ("query", "response"),
-         ("instruction", "output"), ("prompt", "response"), ("prompt", "completion"))
+         ("instruction", "output"), ("prompt", "response"), ("prompt", "completion"), ("q", "a"))
 _NO, _YES = (0, "0", "false", "False", "no"), (1, "1", "true", "True", "yes")
 
 
