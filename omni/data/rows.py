@@ -19,6 +19,8 @@ def convert(entry: dict, plan: Plan, media: dict, question: str) -> tuple[str, d
     `media` are the lists that were read; `question` is that of the source.
     """
     roles, read = plan.roles, []
+    if "messages" in entry and not entry["messages"]:
+        raise ValueError('no "messages" list')
     images, audios = media.get("images", []), media.get("audios", [])
     asked, own = _question(entry, roles, media, read)
     if not media:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from omni import checkpoint
 from omni.console import QUIET
 from omni.data.collate import Collator
-from omni.data.sample import Sample, spread
+from omni.data.sample import Sample
 from omni.device import autocast
 from omni.distributed import ALONE, World
 from omni.errors import MediaError, UserError
@@ -53,7 +53,7 @@ class Evaluator:
         if swapped:
             sets = {key: swap for key, samples in sets.items() if (swap := swap_media(samples))}
         if limit is not None:
-            sets = {key: spread(samples, limit) for key, samples in sets.items()}
+            sets = {key: samples[::-(-len(samples) // limit)] for key, samples in sets.items()}
         sets = {key: self.world.share(samples) for key, samples in sets.items()}
         self.model.eval()
         scores = {}
