@@ -222,3 +222,8 @@ def _seconds(value, key: str) -> float:
     if not 0 <= number < 1e12:
         raise ValueError(f'"{key}" is not a time in seconds')
     return number / 1000 if in_milliseconds(key) else number
+
+
+def convert(entry) -> tuple[str, dict]:
+    """(the name of its shape, the converted entry) of one entry that is in no source, such as a chat."""
+    return Converter(Path())(1, entry)[0]
