@@ -59,7 +59,7 @@ def test_a_byte_order_mark_and_empty_lines_are_ignored(folder):
 BAD = {
     "not JSON": ("{", "not valid JSON"), "a list": ("[]", "not a JSON object"), "empty": ({}, "messages"),
     "deep": ("[" * 100_000, "not valid JSON"), "no turn": ({"messages": []}, "messages"),
-    "odd role": ({"messages": [{"role": "bird", "content": "x"}]}, "role"),
+    "odd role": ({"messages": [{"role": "bot", "content": "x"}]}, "role"),
     "content null": (chat(question=None), "text as content"),
     "no answer": ({"messages": [{"role": "user", "content": "x"}]}, "turns"),
     "two questions": ({"messages": [{"role": "user", "content": "x"}] * 2}, "turns"),

@@ -224,6 +224,8 @@ def _seconds(value, key: str) -> float:
     return number / 1000 if in_milliseconds(key) else number
 
 
-def convert(entry) -> tuple[str, dict]:
+def convert(entry: dict) -> tuple[str, dict]:
     """(the name of its shape, the converted entry) of one entry that is in no source, such as a chat."""
+    if not entry.get("messages"):
+        return "messages", {"messages": []}
     return Converter(Path())(1, entry)[0]

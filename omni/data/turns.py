@@ -8,7 +8,7 @@ from omni.data.sample import AUDIO, IMAGE
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",
          "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
-         "bard": "assistant", "bot": "assistant", "model": "assistant", "ai": "assistant"}
+         "bard": "assistant", "model": "assistant", "ai": "assistant"}
 PLAIN_KEYS, PLAIN = {"role", "content"}, ("role", "content", (), ())  # what _turn_keys says of most turns
 ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker", "author"), ("content", "value", "text", "message")
 # Keys of a turn that say whether it is trained on.
