@@ -24,7 +24,7 @@ from omni.data.collate import Collator
 from omni.data.media_reader import MediaReader
 from omni.data.sample import AUDIO, IMAGE, Sample, flat
 from omni.data.tokenizer import split_placeholders
-from omni.device import autocast, choose_device
+from omni.device import autocast, choose_device, computes_in_bf16
 from omni.errors import MediaError, UserError
 from omni.eval.evaluate import Evaluator
 from omni.model import exported
@@ -32,6 +32,7 @@ from omni.model.generate import Sampling, stream_tokens
 from omni.model.load import load_system
 from omni.model.omni import OmniNetwork
 
+LARGE = 30_000_000  # weights of a Thinker
 COMMANDS = "/image PATH, /audio PATH, /reset, /quit"
 
 
@@ -48,7 +49,16 @@ class OmniModel(OmniNetwork):
         content = exported.read(Path(path)) if Path(path).is_dir() else \
             checkpoint.load(path, "omni", "a run of sft_omni.py writes it: omni_final.pt, omni_best.pt")
         config = build(SFTConfig, content.get("config"), f"{path} (config)")
-        return load_system(content, path, partial(cls, config)).to(choose_device(device))
+        model = load_system(content, path, partial(cls, config)).to(choose_device(device))
+        model._cast_once()
+        return model
+
+    def _cast_once(self) -> None:
+        """Keep a large system's weights in the precision of its products: else each token casts them all."""
+        if computes_in_bf16(next(self.parameters()).device, self.config.precision) and \
+                sum(p.numel() for p in self.thinker.parameters()) >= LARGE:
+            self.requires_grad_(False)
+            self.store_frozen(torch.bfloat16, lossy=True)
 
     def chat(self, messages: list[dict], **options) -> str:
         """The answer to a conversation that ends with the user's turn; `options` are those of `stream`.

@@ -91,7 +91,7 @@ def load_system(content: dict, where: str,
 
     `make` builds it from its tokenizer and parts.
     """
-    parts = [_build(content.get(name), name, where)[0] for name in KINDS]
+    parts = [_build(content.get(name), name, where, assign=True)[0] for name in KINDS]
     projectors = content.get("projectors")
     if not isinstance(projectors, dict):
         raise UserError(f"{where}: lacks the projectors")
@@ -101,7 +101,8 @@ def load_system(content: dict, where: str,
     return model.eval()
 
 
-def _build(content: dict, name: str, where: str, changes: dict | None = None) -> tuple[nn.Module, str]:
+def _build(content: dict, name: str, where: str, changes: dict | None = None,
+           assign: bool = False) -> tuple[nn.Module, str]:
     """The part `name` in `content`, with `changes` of its arch, and the line about its tensors."""
     kinds = KINDS[name]
     kind = content.get("arch_type", next(iter(kinds))) if isinstance(content, dict) else next(iter(kinds))
@@ -113,7 +114,7 @@ def _build(content: dict, name: str, where: str, changes: dict | None = None) ->
             key = next(own for own, changed in CHANGES[name].items() if changed == field)
             raise UserError(f'{where}: "{key}" is for Whisper, and this encoder is not one; remove the key')
         content = {**content, "arch": {**content["arch"], **changes}}
-    return checkpoint.build_part(*kinds[kind], content, name, where)
+    return checkpoint.build_part(*kinds[kind], content, name, where, assign)
 
 
 def _tokenizer(content: dict, thinker: Thinker, where: str) -> Tokenizer:
