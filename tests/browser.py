@@ -99,7 +99,7 @@ class Browser:
     def mouse(self, kind: str, selector: str) -> None:
         """"mousePressed" or "mouseReleased" in the middle of an element."""
         box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
-        x, y = (self.js(f"{box}.{place} + {box}.{size} / 2") for place, size in (("x", "width"), ("y", "height")))
+        x, y = self.js(f"{box}.x + {box}.width / 2"), self.js(f"{box}.y + {box}.height / 2")
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def click(self, selector: str) -> None:

@@ -24,7 +24,7 @@ class TimedSocket(io.RawIOBase):
     """A socket's input; TimeoutError if a read does not end before the deadline."""
 
     def __init__(self, connection: socket.socket):
-        self.connection, self.deadline = connection, 0.0
+        self.connection, self.deadline, self.received = connection, 0.0, 0
 
     def readable(self) -> bool:
         return True
@@ -34,7 +34,9 @@ class TimedSocket(io.RawIOBase):
         if left <= 0:
             raise TimeoutError
         self.connection.settimeout(left)
-        return self.connection.recv_into(buffer)
+        count = self.connection.recv_into(buffer)
+        self.received += count
+        return count
 
 
 class LimitedHandler(http.server.BaseHTTPRequestHandler):
@@ -44,14 +46,13 @@ class LimitedHandler(http.server.BaseHTTPRequestHandler):
     told of each n bytes of a body that are kept (negative when they are dropped).
     """
 
-    protocol_version = "HTTP/1.1"
+    protocol_version = default_request_version = "HTTP/1.1"
 
     def setup(self) -> None:
         super().setup()
         self.rfile.close()
         self.input = TimedSocket(self.connection)
         self.rfile = io.BufferedReader(self.input, BLOCK)
-        self.unread = 0  # bytes of the request's body that were not read
 
     def version_string(self) -> str:
         return "omni"
@@ -76,22 +77,23 @@ class LimitedHandler(http.server.BaseHTTPRequestHandler):
     def _read_head(self) -> bool:
         """Read the request line and the headers. False if the client has gone or sent nothing."""
         self.server.reading(self.connection, True)
+        self.unread = 1  # bytes of the request that are still to come; 1 until the headers say how many
         self.input.deadline = time.monotonic() + HEAD_SECONDS
-        head = []
+        self.command, self.request_version, self.requestline = "", self.protocol_version, ""
+        head, received = [], self.input.received
         try:
             while not head or head[-1].strip(b"\r\n"):
-                head.append(self.rfile.readline(MAX_HEAD))
+                head.append(self.rfile.readline(MAX_HEAD + 1))
                 if sum(map(len, head)) > MAX_HEAD or not head[-1].endswith(b"\n"):
                     break
         except TimeoutError:
-            if not head:
+            if self.input.received == received:  # the client only kept the connection
                 return False
             raise ApiError(408, "the request took too long") from None
         finally:
             self.server.reading(self.connection, False)
         if not head[0]:
             return False
-        self.command, self.request_version, self.requestline = "", self.protocol_version, ""
         if sum(map(len, head)) > MAX_HEAD:
             raise ApiError(431, f"the headers have more than {MAX_HEAD} bytes")
         if not head[-1].endswith(b"\n"):
@@ -99,19 +101,17 @@ class LimitedHandler(http.server.BaseHTTPRequestHandler):
         self.raw_requestline, body = head[0], self.rfile
         self.rfile = io.BytesIO(b"".join(head[1:]))
         try:
-            parsed = self.parse_request()
+            if not self.parse_request():  # a line without words
+                return False
         finally:
             self.rfile = body
-        if not parsed:  # send_error has told why
-            return False
         if self.request_version not in ("HTTP/1.0", "HTTP/1.1"):
+            self.request_version = self.protocol_version
             raise ApiError(505, "HTTP/1.1, please")
         lengths, hosts = self.headers.get_all("Content-Length", []), self.headers.get_all("Host", [])
         if len(lengths) > 1 or len(hosts) > 1 or "Transfer-Encoding" in self.headers:
-            self.close_connection = True
             raise ApiError(400, "one Content-Length and one Host, and no Transfer-Encoding, please")
         if lengths and not (lengths[0].isascii() and lengths[0].isdigit() and len(lengths[0]) < 16):
-            self.close_connection = True
             raise ApiError(400, "Content-Length is not a number")
         self.unread = int(lengths[0]) if lengths else 0
         return True
@@ -180,8 +180,7 @@ class LimitedHandler(http.server.BaseHTTPRequestHandler):
 
     def send_error(self, code, message=None, explain=None) -> None:
         """What `http.server` itself refuses."""
-        self.close_connection = True
-        self.send_problem(ApiError(int(code), message or HTTPStatus(code).phrase))
+        raise ApiError(int(code), message or HTTPStatus(code).phrase)
 
     def begin(self, status: int, kind: str, headers: tuple[tuple[str, str], ...]) -> None:
         """Status and headers; the subclass adds its own in `end_headers`."""

@@ -152,7 +152,7 @@ def _read_messages(messages, request: ChatRequest) -> None:
         content = message.get("content")
         content = [{"type": "text", "text": content or ""}] if content is None or isinstance(content, str) \
             else content
-        if not isinstance(content, list) or len(content) > MAX_MESSAGES:
+        if not isinstance(content, list) or not 0 < len(content) <= MAX_MESSAGES:
             raise ApiError(400, f"'{where}.content' must be a text or a list of parts", f"{where}.content")
         parts = [_part(part, f"{where}.content[{j}]", request.media) for j, part in enumerate(content)]
         left -= sum(len(part["text"]) for part in parts if part["type"] == "text")

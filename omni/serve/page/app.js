@@ -191,8 +191,7 @@ async function askSample(number) {
       .map((piece) => (piece === "<image>" ? images.shift() : piece === "<audio>" ? audios.shift() : piece));
     const before = sample.before.map(([role, text]) => [role, parts(text)]);
     startOver();
-    $("side").classList.remove("open");
-    $("menu").setAttribute("aria-expanded", "false");
+    showSide(false);
     await ask(parts(sample.question), before, sample.reference);
   });
 }
@@ -211,7 +210,10 @@ function showSamples() {
   if (pictured) $("set").value = pictured;
   $("samples").hidden = $("first-samples").hidden = !sets.length;
   list();
-  $("first-samples").replaceChildren(...sets.slice(0, 4).map((name) => button(about.samples.find((s) => s.source === name))));
+  const examples = sets.map((name) => about.samples.find((sample) => sample.source === name));
+  examples.sort((a, b) => Boolean(b.images) - Boolean(a.images) || Boolean(b.audios) - Boolean(a.audios));
+  const shown = [...examples.slice(0, 2), ...examples.slice(2).slice(-2)]; // pictures, then sound and text
+  $("first-samples").replaceChildren(...shown.map(button));
 }
 
 // ---------------------------------------------------------------- the page's controls
@@ -223,6 +225,13 @@ function send() {
   $("question").value = "";
   setAttached([]);
   ask(parts);
+}
+
+// On a narrow page: what is otherwise beside the conversation.
+function showSide(open) {
+  $("side").classList.toggle("open", open);
+  $("menu").setAttribute("aria-expanded", String(open));
+  $("menu").textContent = open ? "Close" : "About";
 }
 
 function showSettings() {
@@ -237,9 +246,7 @@ $("question").addEventListener("keydown", (event) => {
 });
 $("stop").addEventListener("click", () => { asking?.abort(); $("question").focus(); });
 $("new").addEventListener("click", () => { startOver(); $("question").focus(); });
-$("menu").addEventListener("click", () => {
-  $("menu").setAttribute("aria-expanded", String($("side").classList.toggle("open")));
-});
+$("menu").addEventListener("click", () => showSide($("menu").getAttribute("aria-expanded") !== "true"));
 for (const id of ["temperature", "length"]) $(id).addEventListener("input", showSettings);
 for (const id of ["picture", "sound"]) $(id).addEventListener("click", () => $(`${id}-file`).click());
 for (const id of ["picture-file", "camera-file", "sound-file"]) {

@@ -96,7 +96,7 @@ export function answerFacts(usage, timings, finish) {
   const kinds = Object.entries(words).filter(([key]) => usage.prompt_tokens_details[key])
     .map(([key, word]) => `${usage.prompt_tokens_details[key]} ${word}`);
   const facts = [`given ${usage.prompt_tokens} tokens: ${kinds.join(", ")}`,
-    `first after ${(timings.queued_s + timings.first_token_s).toFixed(2)} s`];
+    `first token after ${(timings.queued_s + timings.first_token_s).toFixed(2)} s`];
   if (timings.tokens_per_s) facts.push(`${usage.completion_tokens} at ${timings.tokens_per_s.toFixed(0)} tokens/s`);
   if (finish === "length") facts.push("cut at the length set");
   return facts;
