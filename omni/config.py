@@ -76,6 +76,7 @@ class SFTConfig:
     save_every_minutes: float = _key(10.0, above=0.0)  # whichever of the two comes first
     keep_checkpoints: int = _key(2, low=1)
     log_every_steps: int = _key(20, low=1)
+    track: str | None = _key(None, choices=(None, "wandb", "trackio"))  # follow the run there too
     feature_cache_gb: float = _key(1.0, low=0.0, high=1e6)  # for features of frozen encoders; 0: no cache
     num_workers: int = _key(0, low=0, high=256)
     parallel: str = _key("auto", choices=("auto", "ddp", "fsdp"))  # under torchrun; auto: ddp

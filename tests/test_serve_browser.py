@@ -3,13 +3,14 @@
 import base64
 import io
 import json
+import time
 
 import numpy as np
 import pytest
 import soundfile
 from browser import PATH, Browser
 from PIL import Image
-from serving import Slow, encoded, serving, until
+from serving import Slow, encoded, serving
 
 import sft_omni
 from omni import OmniModel
@@ -184,8 +185,8 @@ def test_an_answer_streams_and_is_stopped(browser, run):
         assert 3 < len(said) < 150 and set(said) == {"x"}
         assert "stopped" in browser.text_of("#log li:last-child .meta")
         tokens = slow.tokens
-        until(lambda: not server.open or slow.tokens > tokens + 30)
-        assert slow.tokens < tokens + 15
+        time.sleep(1)
+        assert slow.tokens < tokens + 10  # in a second it would make 20
         browser.call("Page.navigate", url="about:blank")
 
 
@@ -254,7 +255,8 @@ def test_every_control_has_a_name_and_can_be_reached_by_keyboard(page):
     assert {"new", "question", "picture", "camera", "sound", "record", "send", "temperature", "length",
             "set"} <= set(reached)
     unnamed = page.js("""[...document.querySelectorAll('button, input:not([hidden]), select, textarea')]
-      .filter((e) => !(e.ariaLabel || e.innerText?.trim() || e.labels?.length || e.closest('[hidden], dialog')))
+      .filter((e) => !(e.ariaLabel || e.innerText?.trim() || e.labels?.length))
+      .filter((e) => !e.closest('[hidden], dialog'))
       .map((e) => e.id)""")
     assert unnamed == []
     tree = page.call("Accessibility.getFullAXTree")["nodes"]

@@ -210,10 +210,10 @@ function showSamples() {
   if (pictured) $("set").value = pictured;
   $("samples").hidden = $("first-samples").hidden = !sets.length;
   list();
-  const examples = sets.map((name) => about.samples.find((sample) => sample.source === name));
-  examples.sort((a, b) => Boolean(b.images) - Boolean(a.images) || Boolean(b.audios) - Boolean(a.audios));
-  const shown = [...examples.slice(0, 2), ...examples.slice(2).slice(-2)]; // pictures, then sound and text
-  $("first-samples").replaceChildren(...shown.map(button));
+  const ofKind = (images, audios) => about.samples.find((s) => !s.images === !images && !s.audios === !audios);
+  const kinds = [ofKind(1, 0), ofKind(0, 1), ofKind(1, 1), ofKind(0, 0)].filter(Boolean);
+  const first = sets.map((name) => about.samples.find((sample) => sample.source === name));
+  $("first-samples").replaceChildren(...[...new Set([...kinds, ...first])].slice(0, 4).map(button));
 }
 
 // ---------------------------------------------------------------- the page's controls
