@@ -89,8 +89,9 @@ class Browser:
         """Wait until an expression is true."""
         deadline = time.monotonic() + seconds
         while not self.js(f"Boolean({expression})"):
-            shown = self.text_of("body")
-            assert time.monotonic() < deadline, (expression, self.problems, shown)
+            if time.monotonic() > deadline:
+                shown = self.js("document.body?.innerText")
+                raise AssertionError(f"{expression} is not true: {self.problems} {shown}")
             time.sleep(0.05)
 
     def text_of(self, selector: str) -> str:

@@ -239,10 +239,9 @@ def test_a_decoder_that_hangs_or_dies_ends_its_request_alone(monkeypatch):
         assert time.monotonic() - begun < 8
         for _round in range(4):
             assert pool.read([shown], MediaReader(32))["image 1"].shape == (3, 32, 32)
-            worker = pool.idle.get()
-            worker.process.kill()
-            worker.process.join()
-            pool.idle.put(worker)
+            for worker in pool.workers:
+                worker.process.kill()
+                worker.process.join()
         assert os.stat(pool.folder.name).st_mode & 0o777 == 0o700 and not os.listdir(pool.folder.name)
     finally:
         pool.close()

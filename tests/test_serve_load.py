@@ -54,6 +54,17 @@ def begin(server, **options):
     return connected
 
 
+def test_more_connections_than_there_may_be_get_a_503(slow, monkeypatch):
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 2)
+    begun = [begin(slow, max_tokens=100) for _ in range(2)]
+    until(lambda: len(slow.engine.waiting) == 1)
+    status, answer = raw(slow, head(slow))
+    assert status == 503 and json.loads(answer)["error"]["code"] == "overloaded"
+    for connected in begun:
+        assert response(connected)[0] == 200
+        connected.close()
+
+
 def test_requests_are_answered_in_their_order(slow):
     first = begin(slow, max_tokens=50)
     until(lambda: slow.system.begun)

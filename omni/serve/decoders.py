@@ -33,9 +33,10 @@ class Decoders:
     def __init__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="omni-serve-")  # readable by this user alone
         self.numbers = itertools.count()
+        self.workers = [_Worker() for _ in range(WORKERS)]
         self.idle: queue.SimpleQueue = queue.SimpleQueue()
-        for _ in range(WORKERS):
-            self.idle.put(_Worker())
+        for worker in self.workers:
+            self.idle.put(worker)
 
     def read(self, media: Sequence[Medium], reader: MediaReader) -> dict[str, torch.Tensor]:
         """{name: pixels or log-mel}. ApiError if a medium can't be used."""
@@ -51,9 +52,8 @@ class Decoders:
                 requests.append((medium.method, str(folder / str(number)), 0))
             try:
                 answers = worker.ask(reader, requests)
-            except (EOFError, OSError):  # it was killed
-                worker.end()
-                worker = _Worker()
+            except (EOFError, OSError):  # it was killed, or hangs
+                worker.restart()
                 answers = worker.ask(reader, requests)
         except (EOFError, OSError) as err:
             raise ApiError(503, f"media can't be decoded now ({type(err).__name__})") from None
@@ -67,8 +67,8 @@ class Decoders:
         return {medium.name: torch.from_numpy(answer) for medium, answer in zip(media, answers, strict=True)}
 
     def close(self) -> None:
-        for _ in range(WORKERS):
-            self.idle.get().end()
+        for worker in self.workers:
+            worker.end()
         self.folder.cleanup()
 
 
@@ -78,13 +78,19 @@ class _Worker:
     def __init__(self):
         fork = multiprocessing.get_context("fork")
         self.pipe, other_end = fork.Pipe()
-        self.process = fork.Process(target=_work, args=(other_end, self.pipe))
+        self.process = fork.Process(target=_work, args=(other_end,))
         self.process.start()
         other_end.close()
 
     def ask(self, reader: MediaReader, requests: list) -> list[np.ndarray | MediaError]:
         self.pipe.send((reader, requests))
+        if not self.pipe.poll((2 * TIMEOUT + 5) * len(requests)):  # each medium is tried twice
+            raise EOFError
         return self.pipe.recv()
+
+    def restart(self) -> None:
+        self.end()
+        self.__init__()
 
     def end(self) -> None:
         self.pipe.close()
@@ -92,9 +98,12 @@ class _Worker:
         self.process.join()
 
 
-def _work(pipe, parents_end) -> None:
+def _work(pipe) -> None:
     """The process: answers requests until the server closes its end, or has ended."""
-    parents_end.close()
+    empty = os.open(os.devnull, os.O_RDWR)
+    for number in map(int, os.listdir("/proc/self/fd")):  # connections, and the server's ends of pipes
+        if number > 2 and number not in (pipe.fileno(), empty):
+            os.dup2(empty, number)
     os.setsid()  # Ctrl-C in the terminal is for the server
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(EOFError, OSError):

@@ -61,10 +61,12 @@ class Server(socketserver.ThreadingTCPServer):
 
     def process_request(self, request, client_address) -> None:
         if not self._admit(request):
+            body = json.dumps(ApiError(503, "too many connections; try again", code="overloaded").body())
             with contextlib.suppress(OSError):
                 request.settimeout(1)
-                request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
-                                b"Content-Length: 0\r\n\r\n")
+                request.sendall(f"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
+                                "Content-Type: application/json\r\n"
+                                f"Content-Length: {len(body)}\r\n\r\n{body}".encode())
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)
