@@ -6,6 +6,8 @@ import os
 import socket
 import sys
 import time
+import urllib.error
+import urllib.request
 import zlib
 
 import numpy as np
@@ -142,8 +144,14 @@ def test_the_size_of_a_request_is_limited(server, monkeypatch):
     assert raw(server, head(server, "GET /" + "a" * 20_000 + " HTTP/1.1"))[0] == 431
     assert raw(server, head(server, **{f"X{i}": "a" for i in range(2000)}))[0] == 431
     assert raw(server, head(server, **{f"X{i}": "a" for i in range(150)}))[0] == 431
-    huge = b"x" * (connection.MAX_BODY + 1)
-    assert post(server, huge)[0] == 413  # the answer is read although the body was not
+    with socket.create_connection(server.server_address[:2], timeout=20) as endless:
+        endless.sendall(head(server)[:-2] + b"X: a\r\n" * 3000)  # and no end
+        assert endless.recv(100).startswith(b"HTTP/1.1 431")
+    address = f"http://127.0.0.1:{server.server_address[1]}/v1/chat/completions"
+    body, kind = b"x" * (connection.MAX_BODY + 1), {"Content-Type": "application/json"}
+    huge = urllib.request.Request(address, body, kind)
+    with pytest.raises(urllib.error.HTTPError, match="413"):  # the answer is read although the body was not
+        urllib.request.urlopen(huge, timeout=20)
     monkeypatch.setattr(protocol, "MAX_MEDIUM", 1000)
     assert post(server, question(picture(b"x" * 1200)))[0] == 413
     status, answer = post(server, question(*[picture(b"")] * 33))
@@ -158,6 +166,12 @@ def test_the_size_of_a_request_is_limited(server, monkeypatch):
 def test_a_body_that_is_no_request_is_a_400(server, body):
     status, answer = post(server, body)
     assert status == 400 and answer["error"]["message"]
+
+
+def test_small_values_that_would_fill_the_memory_are_not_parsed(server):
+    for body in (b'{"messages": [' + b"{}," * 30_000 + b"{}]}", b'{"messages": [' + b"1," * 300_000 + b"1]}"):
+        status, answer = post(server, body)
+        assert status == 400 and "too many values" in answer["error"]["message"]
 
 
 def test_damaged_http_is_refused_or_dropped(server):

@@ -91,7 +91,8 @@ def test_questions_are_answered_with_memory_and_can_be_retried(page, run):
     talk.append({"role": "user", "content": "And 2 plus 2?"})
     assert ask(page, "And 2 plus 2?") in (system.chat(talk), "(an empty answer)")
     facts = page.text_of("#log li:last-child .meta")
-    assert "given" in facts and "text" in facts and "first token after" in facts
+    tokens = int(system.prompt(talk).layout.cu_seqlens[1])
+    assert f"given {tokens} tokens: {tokens} text" in facts and "first token after" in facts
     page.click(".retry")
     page.wait(IDLE)
     assert page.js("document.querySelectorAll('.turn').length") == 4
