@@ -80,11 +80,12 @@ class LimitedHandler(http.server.BaseHTTPRequestHandler):
         self.unread = 1  # bytes of the request that are still to come; 1 until the headers say how many
         self.input.deadline = time.monotonic() + HEAD_SECONDS
         self.command, self.request_version, self.requestline = "", self.protocol_version, ""
-        head, received = [], self.input.received
+        head, size, received = [], 0, self.input.received
         try:
             while not head or head[-1].strip(b"\r\n"):
                 head.append(self.rfile.readline(MAX_HEAD + 1))
-                if sum(map(len, head)) > MAX_HEAD or not head[-1].endswith(b"\n"):
+                size += len(head[-1])
+                if size > MAX_HEAD or not head[-1].endswith(b"\n"):
                     break
         except TimeoutError:
             if self.input.received == received:  # the client only kept the connection
@@ -94,7 +95,7 @@ class LimitedHandler(http.server.BaseHTTPRequestHandler):
             self.server.reading(self.connection, False)
         if not head[0]:
             return False
-        if sum(map(len, head)) > MAX_HEAD:
+        if size > MAX_HEAD:
             raise ApiError(431, f"the headers have more than {MAX_HEAD} bytes")
         if not head[-1].endswith(b"\n"):
             return False

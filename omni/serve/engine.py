@@ -89,6 +89,8 @@ class Engine:
             with self.changed:
                 self.changed.wait_for(lambda: self.waiting or self.closed)
                 if self.closed:
+                    for answer in self.waiting:
+                        answer.pieces.put(ApiError(503, "the server is stopping"))
                     return
                 answer = self.waiting.popleft()
             try:
