@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Resume
     run_dir.open(resume, args.overwrite, config)
     fingerprints = world.once_per_node(lambda: input_fingerprints(config, mix))
-    metrics = MetricsFile(run_dir.path, world)
+    metrics = MetricsFile(run_dir.path, world, config)
     run = Run(config, device, world, model, wrapped, optimizer, dataset, metrics, run_dir, stop, fingerprints)
     state = TrainState()
     if resume:

@@ -18,7 +18,7 @@ from omni.train.feature_cache import default_folder, shards
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--empty", action="store_true", help="delete all features")
-    parser.add_argument("--dir", help="the feature_cache_dir of your config; default: the user's cache folder")
+    parser.add_argument("--dir", help="the feature_cache_dir of your config; default: the user cache folder")
     args = parser.parse_args()
     root = Path(args.dir).expanduser() if args.dir else default_folder()
     found = shards(root)

@@ -79,6 +79,7 @@ class SFTConfig:
     log_every_steps: int = _key(20, low=1)
     feature_cache_gb: float = _key(20.0, low=0.0, high=1e6)  # on the disk, for features of frozen encoders
     feature_cache_dir: str | None = None  # None: the user's cache folder, which all runs share
+    track: str | None = _key(None, choices=(None, "wandb", "trackio"))  # follow the run there too
     num_workers: int = _key(0, low=0, high=256)
     parallel: str = _key("auto", choices=("auto", "ddp", "fsdp"))  # under torchrun; auto: ddp
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from omni.config import ENCODERS, PROJECTIONS, SFTConfig, build
@@ -78,6 +79,8 @@ def load_config(path: str, cls, overrides: list[str] = ()):
     if cls is SFTConfig:
         check_parts(config, values, path)
         check_mix(config, path)
+        if config.track is not None and find_spec(config.track) is None:
+            raise UserError(f'{path}: "track": {config.track} is not installed; pip install {config.track}')
     return config
 
 

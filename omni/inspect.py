@@ -9,31 +9,26 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from omni import checkpoint
-from omni.config import AudioArch, SFTConfig, VisionArch, build
+from omni.config import SFTConfig
 from omni.config_file import COLUMNS, load_config
 from omni.console import command
 from omni.data import audio, image, manifest
 from omni.data.media_reader import MediaReader
 from omni.data.sample import Sample
-from omni.data.tokenizer import Tokenizer, audio_tokens, image_tokens
+from omni.data.tokenizer import audio_tokens, image_tokens
 from omni.errors import MediaError, UserError
+from omni.model.load import load
 
 BINS, BAR = 8, 40  # of the histogram: its number of rows, and the characters of its longest bar
 
 
 class SampleMeter:
-    """Measures the media and the tokens of samples as a run with `config` would; no model is loaded."""
+    """Measures the media and the tokens of samples as a run with `config` would."""
 
     def __init__(self, config: SFTConfig):
-        def part(path: str, kind: str) -> dict:
-            return checkpoint.load(path, kind, "name the parts of your run with --config")
-
-        self.tokenizer = Tokenizer(part(config.thinker_ckpt, "thinker")["tokenizer"])
-        audio_part = part(config.audio_ckpt, "audio_encoder")
-        vision_part = part(config.vision_ckpt, "vision_encoder")
-        self.audio_arch = build(AudioArch, audio_part["arch"], config.audio_ckpt)
-        self.vision_arch = build(VisionArch, vision_part["arch"], config.vision_ckpt)
+        model = load(config, report=lambda line: None)
+        self.tokenizer = model.tokenizer
+        self.audio_arch, self.vision_arch = model.audio_encoder.arch, model.vision_encoder.arch
         self.sizes: dict[str, tuple[str, int]] = {}  # path -> (size for display, tokens)
         self.unusable: dict[str, str] = {}  # path -> reason
 
