@@ -128,7 +128,7 @@ def columns_of(settings: list[str]) -> dict[str, list[str]]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m omni.inspect",
                                      description="Show how a source is read, without training.")
-    parser.add_argument("path", help="a file, a folder or a pattern, in any of the formats that a source may have")
+    parser.add_argument("path", help="a file, a folder or a pattern, as a source may have it")
     parser.add_argument("--media-dir", default="", help="where the media are that the file names")
     parser.add_argument("--question", default="", help="the question of samples that have none")
     parser.add_argument("--task", default="", choices=("text", "qa", "asr"),

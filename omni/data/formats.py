@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omni.data import folders, json_files, tables
+from omni.data import folders, json_files, tables, texts
 from omni.data.json_files import Base64Finder
 from omni.data.media import Piece
 from omni.data.media_values import no_base64
@@ -43,8 +43,10 @@ def recognise(path: str, question: str = "", asked: Collection[str] = (), media_
             return _folder(Path(path), question, asked, media_dir)
         if Path(path).exists() and not Path(path).is_file():  # opening a pipe would block
             raise OSError(0, "not a regular file")
-        with open(path, "rb") as f:
-            head = f.read(65_536)
+        head = texts.head(Path(path), 65_536)
+        if head[257:262] == b"ustar" and texts.is_gzip(Path(path)):
+            raise UserError(f"{path}: a compressed tar file; decompress it first, because media are read "
+                            "from inside it")
         if head[257:262] == b"ustar" or path.endswith(".tar"):
             return _shards("WebDataset shard", _media_folder(Path(path), media_dir), [Path(path)])
         if kaldi := folders.kaldi_files(Path(path)):
@@ -103,7 +105,7 @@ def _text(path: Path, head: bytes, asked: Collection[str], media_dir: str) -> Fo
         text = head.decode("utf-8-sig", "ignore" if len(head) == 65_536 else "strict").lstrip()
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
-    if text.startswith(("[", "{")) or path.suffix.lower() in (".jsonl", ".ndjson") or not text:
+    if text.startswith(("[", "{")) or texts.suffix(path) in (".jsonl", ".ndjson") or not text:
         name, unit, folder, entries = json_files.recognise(path, folder)
         return Format(name, unit, folder, entries, Base64Finder(path))
     name, entries = tables.recognise(path, text.splitlines()[0], folder, {*asked})
