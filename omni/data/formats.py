@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omni.data import folders, json_files, tables, texts
+from omni.data import folders, json_files, parquet, parquet_rows, tables, texts
 from omni.data.json_files import Base64Finder
 from omni.data.media import Piece
 from omni.data.media_values import no_base64
@@ -44,6 +44,9 @@ def recognise(path: str, question: str = "", asked: Collection[str] = (), media_
         if Path(path).exists() and not Path(path).is_file():  # opening a pipe would block
             raise OSError(0, "not a regular file")
         head = texts.head(Path(path), 65_536)
+        if head[:4] == parquet.MAGIC:
+            folder = _media_folder(Path(path), media_dir)
+            return Format("Parquet", "row", folder, parquet_rows.entries(Path(path)))
         if head[257:262] == b"ustar" and texts.is_gzip(Path(path)):
             raise UserError(f"{path}: a compressed tar file; decompress it first, because media are read "
                             "from inside it")
