@@ -34,6 +34,8 @@ _SEGMENT = re.compile(r"(?s)(.+)#t=([\d.]+),([\d.]*)")
 class Piece(str):
     """The name of a piece, made by our own readers. A path in a user's file stays a plain `str`."""
 
+    __slots__ = ()  # room for attributes would take 200 bytes of each
+
     @classmethod
     def at(cls, path: str | Path, offset: int, size: int, name: str, in_base64: bool = False) -> "Piece":
         encoding = "~base64" if in_base64 else ""

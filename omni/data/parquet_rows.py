@@ -49,6 +49,7 @@ class _Rows:
         self.plain = [i for i, name in enumerate(self.columns) if not name.startswith("__index_level_")
                       and i not in {leaf.number for leaf in self.leaves.values()}]
         self.labels = _labels(file.schema_arrow.metadata)
+        self.types = {field.name: field.type for field in file.schema_arrow}
         self.endings: dict[Leaf, str] = {}
         self.row, self.places, self.have, self.sizes = 0, {}, {}, {}
 
@@ -75,10 +76,9 @@ class _Rows:
     def _entry(self, value: dict) -> dict:
         self.places = dict.fromkeys(self.leaves.values(), 0)
         entry = {}
-        for field in self.file.schema_arrow:
-            name = field.name
+        for name, arrow_type in self.types.items():
             if name in self.nested:
-                entry[name] = self._filled(value.get(name), field.type, (name,))
+                entry[name] = self._filled(value.get(name), arrow_type, (name,))
             elif name in self.labels and isinstance(value.get(name), int):
                 names = self.labels[name]
                 entry[name] = names[value[name]] if 0 <= value[name] < len(names) else None
