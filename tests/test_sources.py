@@ -51,7 +51,8 @@ def test_a_folder_of_shards_is_one_source_and_several_sets_are_named(tmp_path):
         return "".join(json.dumps({"question": f"q{start + i}", "answer": "a"}) + "\n" for i in range(2))
     put(tmp_path, {"a/part-10.jsonl": lines(2), "a/part-2.jsonl": lines(4), "a/README.md": "x",
                    "a/.x.json": "", "z/c_0.jsonl.gz": gzip.compress(lines(0).encode()),
-                   "z/c_1.jsonl.gz": gzip.compress(lines(2).encode()), "b/train.jsonl": lines(0), "b/test.jsonl": lines(0)})
+                   "z/c_1.jsonl.gz": gzip.compress(lines(2).encode()),
+                   "b/train.jsonl": lines(0), "b/test.jsonl": lines(0)})
     assert [s.turns[1] for s in manifest.read(str(tmp_path / "a")).samples] == ["q2", "q3", "q4", "q5"]
     assert len(manifest.read(str(tmp_path / "z")).samples) == 4
     with pytest.raises(UserError, match="name the table to read: test.jsonl, train.jsonl"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from omni.data.media import is_audio, is_image
 from omni.data.texts import lines_of
 from omni.errors import UserError
+from omni.paths import local
 
 Entries = Iterator[tuple[int, object]]
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
@@ -33,11 +34,13 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def shards(path: str) -> list[str]:
-    """The files of a folder that is one set in several files: a-00.parquet, a-01.parquet; [path] for others.
+    """The files of a folder that is one set in several files, or of an index of shards; [path] for others.
 
     UserError if a folder of Parquet files or nested shards holds several sets, such as splits.
     """
     root = Path(path)
+    if path.lower().endswith(".json") and root.is_file() and root.stat().st_size < MAX_TEXT:
+        return _index(root)
     if not root.is_dir() or any(root.glob("metadata.*")) or any(root.glob("*.tar")):
         return [path]
     files = []
@@ -55,6 +58,19 @@ def shards(path: str) -> list[str]:
         raise UserError(f"{path}: holds several sets of shards; name one of them with a pattern: "
                         + ", ".join(str(root / pattern) for pattern in list(patterns)[:9]))
     return [str(root / name) for name in found] if strict or len(patterns) == 1 < len(found) else [path]
+
+
+def _index(path: Path) -> list[str]:
+    """The shards that an index of WebDataset's lists, {"shardlist": [{"url": ...}]}; [path] for others."""
+    value = _read(path)
+    listed = value.get("shardlist") if isinstance(value, dict) else None
+    if not isinstance(listed, list) or not listed or not all(
+            isinstance(item, dict) and isinstance(item.get("url"), str) for item in listed):
+        return [str(path)]
+    urls = [local(item["url"]) for item in listed]
+    if web := next((url for url in urls if "://" in url), None):
+        raise UserError(f"{path}: lists {web}: nothing is fetched; download the shards, and name them")
+    return [str(path.parent / url) for url in urls]
 
 
 def _pattern(name: str) -> str:

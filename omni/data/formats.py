@@ -90,7 +90,8 @@ def _folder(path: Path, question: str, asked: Collection[str], media_dir: str) -
     groups = folders.pairs(files)
     if groups is not None:
         return Format("folder of pairs", "file", root, folders.paired(root, groups))
-    if named := [name for name in files if "/" not in name and name.lower().removesuffix(".gz").endswith(TABLES)]:
+    if named := [name for name in files if "/" not in name
+                 and name.lower().removesuffix(".gz").endswith(TABLES)]:
         raise UserError(f"{path}: can't open this folder as a source: name the table to read: "
                         + ", ".join(named[:9]))
     if any(folders.is_image(name) or folders.is_audio(name) for name in files):
