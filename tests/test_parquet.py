@@ -3,11 +3,13 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from published import clip, picture
+from test_run import assert_same_end, train
 
 from omni.data import audio, image, manifest, media, parquet
 from omni.errors import MediaError, UserError
@@ -152,3 +154,33 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path, monkeypatch):
     monkeypatch.undo()
     parquet.library.cache_clear()
     assert content(piece) == RED
+
+
+def packed(source: Path, path: Path, rows: slice) -> None:
+    """Some lines of a toy source as Parquet, with their media inside."""
+    lines = (source / f"{path.parent.name}.jsonl").read_text().splitlines()[rows]
+    lines = [json.loads(line) for line in lines]
+    path.parent.mkdir(exist_ok=True)
+    write(path, {kind: [[struct((source / name).read_bytes(), name) for name in line[kind]] for line in lines]
+                 for kind in ("images", "audios")} | {
+        "messages": [line["messages"] for line in lines]}, row_group_size=4)
+
+
+def test_a_run_on_shards_is_the_run_on_their_files_to_the_bit_and_resumes(toy, tmp_path):
+    source = toy.root / "data" / "image_audio_text"
+    packed(source, tmp_path / "train" / "0.parquet", slice(5))
+    packed(source, tmp_path / "train" / "1.parquet", slice(5, None))
+    packed(source, tmp_path / "val" / "0.parquet", slice(None))
+    settings = {"feature_cache_gb": 0, "freeze_encoders": False, "num_epochs": 1, "samples_per_epoch": 12,
+                "save_every_steps": 1}
+
+    def run(folder: Path, place: Path, end: str, *arguments: str, **more) -> Path:
+        paths = {split: str(place / f"{split}{end}") for split in ("train", "val")}
+        return train(toy, folder, *arguments, **settings, **more,
+                     data_mix={"a": {"weight": 1, "task": "qa", **paths}})
+    files = run(tmp_path / "files", source, ".jsonl")
+    shards = run(tmp_path / "shards", tmp_path, "", num_workers=2)
+    assert_same_end(files, shards, 3)
+    (shards / "step_000003.pt").unlink()
+    resumed = run(tmp_path / "shards", tmp_path, "", "--resume", str(shards / "step_000002.pt"))
+    assert_same_end(resumed, files, 3)

@@ -53,7 +53,8 @@ def test_a_damaged_or_cut_file_is_told_and_not_ended_in_silence():
     content = archive(tarfile.GNU_FORMAT)
     found = [*tar.members(io.BytesIO(content))]
     for damaged, words in ((content[:found[5].offset + 9], "cut short"), (b"", "empty"),
-                           (b"x" * 600, "not a tar"), (content[:found[5].offset - 9], "cut short within a header"),
+                           (b"x" * 600, "not a tar"),
+                           (content[:found[5].offset - 9], "cut short within a header"),
                            (content.replace(b"folder/c.txt", b"folder/d.txt"), "damaged at byte")):
         with pytest.raises(tar.Damaged, match=words):
             [*tar.members(io.BytesIO(damaged))]
