@@ -86,7 +86,8 @@ def load_config(path: str, cls, overrides: list[str] = ()):
     return config
 
 
-INPUT_PATHS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "system_ckpt", "data_dir", "train", "val")
+INPUT_PATHS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "system_ckpt", "data_dir", "train", "val",
+               "photographs")
 SOURCE_PATHS = ("train", "val", "image_folder", "media_dir")
 
 

@@ -83,6 +83,8 @@ def test_rows_without_bytes_or_with_a_path_alone(tmp_path):
     own, none, inside = read(path)
     assert own.images == (str(tmp_path / "own.png"),) and none.images == ()
     assert content(inside.images[0]) == RED
+    path = write(tmp_path / "c.parquet", {"image": [struct(None, "own.png")], "text": ["a"]})
+    assert read(path)[0].images == (str(tmp_path / "own.png"),)
     path = write(tmp_path / "b.parquet", {"image": [None, RED], "text": ["a", "b"]})
     source = manifest.read(path)
     assert [n for n, _ in source.skipped] == [1] and content(source.samples[0].images[0]) == RED
@@ -111,7 +113,7 @@ def test_any_order_of_reads_gives_the_same_bytes_within_a_bounded_memory(tmp_pat
     path = write(tmp_path / "a.parquet", {"image": [struct(c, f"{i}.png") for i, c in enumerate(contents)],
                                           "question": ["q"] * 40, "answer": ["a"] * 40}, row_group_size=16)
     pieces = [s.images[0] for s in read(path)]
-    for i in [*range(40), 3, 39, 0, 17, 16, 15, 38, 31]:
+    for i in [*range(40), 3, 39, 0, 17, 16, 15, 2, 9, 38, 31]:
         assert content(pieces[i]) == contents[i]
     assert parquet._column(path, 0, os.getpid()).batch.num_rows <= 3
     assert media.size(pieces[5]) == pytest.approx(1000, rel=0.2)

@@ -43,6 +43,10 @@ def test_sizes_above_8_gb_and_sparse_files():
         [*tar.members(io.BytesIO(info.tobuf(tarfile.GNU_FORMAT)))]
     with pytest.raises(tar.Damaged, match=f"cut short: .* has {2 ** 40} bytes"):
         [*tar.members(io.BytesIO(info.tobuf(tarfile.PAX_FORMAT)))]
+    info = tarfile.TarInfo("link")  # as cpio writes it: with the size of what it is a link to
+    info.type, info.size = tarfile.LNKTYPE, 5
+    info = info.tobuf(tarfile.GNU_FORMAT) + tarfile.TarInfo("after").tobuf(tarfile.GNU_FORMAT)
+    assert [m.name for m in tar.members(io.BytesIO(info))] == ["after"]
     info = tarfile.TarInfo("sparse")
     info.pax_headers = {"GNU.sparse.major": "1"}
     after = tarfile.TarInfo("after").tobuf(tarfile.PAX_FORMAT)

@@ -139,7 +139,7 @@ class _Rows:
         # A struct's other values tell how many structs there are.
         near = next((other.number for other in self.all_leaves
                      if other.steps[:-1] == leaf.steps[:-1] and not other.holds_bytes), None)
-        if leaf.steps[-1] == "*" or near is None:
+        if near is None:
             return SOME
         table = self.file.read_row_group(group, columns=[self.columns[near]], use_threads=False)
         return ALL if sum(_structs(chunk, leaf.steps[1:-1]) for chunk in table.column(0).chunks) == count \
