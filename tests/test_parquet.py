@@ -14,6 +14,7 @@ from test_run import assert_same_end, train
 from omni.data import audio, image, manifest, media, parquet
 from omni.errors import MediaError, UserError
 
+HF = {"bytes": pa.binary(), "path": pa.string()}
 RED, BLUE, WAV = picture(), picture("blue", "JPEG"), clip()
 
 
@@ -83,7 +84,8 @@ def test_rows_without_bytes_or_with_a_path_alone(tmp_path):
     own, none, inside = read(path)
     assert own.images == (str(tmp_path / "own.png"),) and none.images == ()
     assert content(inside.images[0]) == RED
-    path = write(tmp_path / "c.parquet", {"image": [struct(None, "own.png")], "text": ["a"]})
+    paths = pa.array([struct(None, "own.png")], pa.struct(HF))
+    path = write(tmp_path / "c.parquet", {"image": paths, "text": ["a"]})
     assert read(path)[0].images == (str(tmp_path / "own.png"),)
     path = write(tmp_path / "b.parquet", {"image": [None, RED], "text": ["a", "b"]})
     source = manifest.read(path)
