@@ -12,6 +12,9 @@ import time
 from functools import partial
 from pathlib import Path
 
+import omni  # noqa: F401  first, because it sets what PyTorch reads when it is imported
+
+# isort: split
 import torch
 
 from omni import checkpoint, distributed
@@ -63,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     mix = world.once_per_node(lambda: read_mix(config))
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
     reader = MediaReader(model.vision_encoder.arch, model.audio_encoder.arch, config.seed)
-    decoder = Decoder(reader, config.decode_timeout_s)
+    decoder = Decoder(reader, config.decode_timeout_s, config.num_workers)
     features = None
     if model.frozen & {"audio", "vision"} and config.feature_cache_gb > 0:
         features = FeatureStore(model, decoder, config.feature_cache_gb, config.precision, world)

@@ -1,6 +1,7 @@
 """Reads an image or a clip as its encoder needs it, plain or augmented."""
 
 import math
+import os
 from zlib import crc32
 
 import numpy as np
@@ -59,5 +60,5 @@ class MediaReader:
 
     def rng(self, path: str, take: int) -> np.random.Generator:
         """A new random generator for a take of a medium."""
-        name = path.rsplit("/", 1)[-1].encode("utf-8", "backslashreplace")  # not every file name is UTF-8
+        name = os.path.basename(path).encode("utf-8", "backslashreplace")  # not every file name is UTF-8
         return np.random.default_rng([self.seed, take, crc32(name)])
