@@ -1,9 +1,7 @@
 """The device and precision that a run computes in, and the memory it uses."""
 
 import contextlib
-import ctypes
 import os
-import sys
 
 import torch
 
@@ -13,18 +11,6 @@ from omni.errors import UserError
 # oneDNN caches compiled code for each shape of a matrix product, by default for 1,024 shapes. With batches of
 # many lengths that takes a gigabyte. It reads this variable at the first product.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
-
-
-def keep_freed_memory() -> None:
-    """Make glibc reuse the memory of freed tensors of up to 32 MB.
-
-    By default it may return the memory to the system and request it again for each operation, page by page,
-    which can take much longer than the operation itself. Does nothing on other C libraries.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-3, 2 ** 25)  # M_MMAP_THRESHOLD: larger blocks are always returned
-        mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
 
 
 def choose_device(name: str) -> torch.device:
@@ -43,7 +29,7 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda":
         torch.set_float32_matmul_precision("high")
     elif name == "cpu":
-        keep_freed_memory()
+        machine.keep_freed_memory()
     return torch.device(name)
 
 
