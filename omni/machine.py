@@ -23,6 +23,7 @@ except ImportError:  # Windows
     import msvcrt
 
 LOCKED_BYTE = 2 ** 30  # on Windows: what is locked can't be read, so it lies behind the text
+IDLE = 30.0  # seconds
 OUT_OF_MEMORY = 77  # exit code of a process that went over `limit_memory`
 SPAWNED = 4  # children that "auto" starts at most where each needs a PyTorch of its own, some 0.25 GB
 
@@ -35,6 +36,11 @@ def can_fork() -> bool:
 def children() -> BaseContext:
     """How child processes start: forked, which takes milliseconds, or anew, with all imports to do."""
     return multiprocessing.get_context("fork" if can_fork() else "spawn")
+
+
+def idle_seconds() -> float:
+    """How long a child waits for more work: not at all where a new one starts in milliseconds."""
+    return 0.0 if can_fork() else IDLE
 
 
 def before_fork(call: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
 """Measurements of the machine, the choice of a device, and what a step needs from Apple's MPS.
 
-There is no MPS here. Fake tensors that claim to be on a GPU show the types and devices of each operation. They
-claim CUDA, as PyTorch lets them anywhere; its attention kernel, which MPS lacks, is hidden.
+There is no MPS here. Fake tensors that claim to be on a GPU show the types and devices of each operation.
+They claim CUDA, as PyTorch lets them anywhere; its attention kernel, which MPS lacks, is hidden.
 """
 
 import subprocess

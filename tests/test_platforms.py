@@ -1,4 +1,4 @@
-"""Runs, chat and locks with what Windows and macOS lack taken away, and file names and texts as written there."""
+"""Runs, chat and locks with what Windows and macOS lack taken away; file names and texts as written there."""
 
 import ast
 import ctypes
@@ -29,10 +29,11 @@ LAPTOP = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "laptop"), "PYTHONIOE
 ARCHS = VisionArch(image_size=32), AudioArch()
 
 
-def laptop(*arguments, **options) -> subprocess.Popen:
+def laptop(*arguments) -> subprocess.Popen:
     """Starts `python ARGUMENTS` without what Windows lacks, on a console that is no UTF-8."""
-    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, env=LAPTOP, stdin=subprocess.PIPE,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="cp1252", **options)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, env=LAPTOP, stdin=pipe,
+                            stdout=pipe, stderr=pipe, encoding="latin-1")
 
 
 def test_nothing_that_is_taken_away_is_left():
@@ -96,8 +97,8 @@ def test_chat_on_a_console_that_is_no_utf8(out, toy):
 
 @pytest.mark.parametrize("text", ["\u2192 \u03bcOmni \u4f60 \udcff"])
 def test_any_text_can_be_printed_on_a_console_that_is_no_utf8(text):
-    code = f"from omni.console import command, say; command(lambda: (say({text!r}), print({text!r}), say('end')))"
-    process = laptop("-c", code)
+    process = laptop("-c", f"""from omni.console import command, say
+command(lambda: (say({text!r}), print({text!r}), say("end")))""")
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and said.splitlines()[-1] == "end" and "\\u2192" in said, errors
 
@@ -123,8 +124,8 @@ def test_a_process_that_hangs_with_the_interpreters_lock_is_ended():
     process = laptop("-c", code)
     process.communicate(timeout=20)
     assert process.returncode == 1
-    process = laptop("-c", "from omni import machine; import time; machine.end_after(0.3); machine.end_after(0); "
-                           "time.sleep(1)")
+    code = "from omni import machine; import time; machine.end_after(0.3); machine.end_after(0); time.sleep(1)"
+    process = laptop("-c", code)
     process.communicate(timeout=20)
     assert process.returncode == 0
 
@@ -159,5 +160,6 @@ def test_peak_memory_is_asked_of_windows():
 
         def __call__(self, *arguments):
             return self.call(*arguments)
-    windows = SimpleNamespace(GetCurrentProcess=Function(lambda: 99), K32GetProcessMemoryInfo=Function(counters))
-    assert machine._windows_peak(windows) == 5 * 2 ** 30
+    kernel = SimpleNamespace(GetCurrentProcess=Function(lambda: 99),
+                             K32GetProcessMemoryInfo=Function(counters))
+    assert machine._windows_peak(kernel) == 5 * 2 ** 30

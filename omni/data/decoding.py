@@ -36,18 +36,19 @@ class Decoder:
     def __init__(self, reader: MediaReader, timeout: float, workers: int | str = 1):
         self.reader, self.timeout = reader, timeout  # seconds that a medium may take
         self.workers = machine.most_children() if workers == "auto" else max(1, workers)
+        self._children: list[_Child] = []
         self.frames: dict[str, int] = {}  # path of a clip -> mel frames of its longest take read so far
 
     def read(self, requests: Sequence[Request]) -> Iterator[torch.Tensor | MediaError]:
         """Each requested medium in order, or the MediaError that says why it can't be used."""
         # A medium's takes follow one another and stay together: a child decodes it once for all of them.
         media = [list(takes) for _, takes in itertools.groupby(requests, key=lambda request: request[:2])]
-        count = max(1, min(self.workers, -(-len(media) // MEDIA_PER_CHILD)))
-        children = [_Child(self.reader, list(itertools.chain(*media[first::count])), self.timeout,
-                           max(LEAST_AHEAD, AHEAD // count)) for first in range(count if media else 0)]
+        count = min(self.workers, -(-len(media) // MEDIA_PER_CHILD))
+        self._children += [_Child(self.reader, self.timeout) for _ in range(count - len(self._children))]
+        children = self._children[:count]
         try:
-            for child in children:
-                child.start()
+            for first, child in enumerate(children):
+                child.begin(list(itertools.chain(*media[first::count])), max(LEAST_AHEAD, AHEAD // count))
             for takes, child in zip(media, itertools.cycle(children), strict=False):
                 for method, path, _ in takes:
                     medium = child.next()
@@ -58,31 +59,55 @@ class Decoder:
                         self.frames[path] = max(len(medium), self.frames.get(path, 0))
                     yield torch.from_numpy(medium)
         finally:
-            for child in children:
+            left = [child for child in children if child.busy or not machine.idle_seconds()]
+            for child in left:
                 child.kill()
-            for child in children:
+            for child in left:
                 child.end()
 
 
 class _Child:
-    """A child process that reads `requests` and sends them in order. One that fails is replaced."""
+    """A child process that reads requests and sends the media in order. One that fails is replaced."""
 
-    def __init__(self, reader: MediaReader, requests: list[Request], timeout: float, ahead: int):
-        self.reader, self.requests, self.timeout, self.ahead = reader, requests, timeout, ahead
-        self.done = 0  # answers received
-        self.process = self.answers = None
+    def __init__(self, reader: MediaReader, timeout: float):
+        self.reader, self.timeout = reader, timeout
+        self.requests: list[Request] = []
+        self.ahead = self.done = 0  # done: answers received
+        self.process = self.sender = self.answers = None
         self.ready = False
 
-    def start(self) -> None:
-        # The child gets the whole list when it starts and then only sends, so there can be no deadlock.
-        receiver, sender = machine.children().Pipe(duplex=False)
-        self.process = machine.children().Process(target=_serve, daemon=True, args=(
-            self.reader, self.requests[self.done:], receiver, sender, self.timeout))
+    @property
+    def busy(self) -> bool:
+        """Whether answers are left to receive."""
+        return self.done < len(self.requests)
+
+    def begin(self, requests: list[Request], ahead: int) -> None:
+        """Let the child read `requests`. At most `ahead` media wait to be received."""
+        self.requests, self.ahead, self.done = requests, ahead, 0
+        if self.process is not None and not self.process.is_alive():  # it was idle for long
+            self.end()
+        if self.process is None:
+            self._start()
+        else:
+            self._send()
+
+    def _start(self) -> None:
+        context = machine.children()
+        (asked, self.sender), (receiver, sender) = context.Pipe(duplex=False), context.Pipe(duplex=False)
+        self.process = context.Process(target=_serve, daemon=True, args=(
+            self.reader, asked, self.sender, receiver, sender, self.timeout))
         self.process.start()
+        asked.close()
         sender.close()
         # A pipe's buffer holds few media, so a thread empties it while the run computes.
         self.answers, self.ready = queue.Queue(self.ahead), False
         threading.Thread(target=_receive, args=(receiver, self.answers), name=THREAD, daemon=True).start()
+        self._send()
+
+    def _send(self) -> None:
+        # The child has sent all it was asked for, and reads the whole list before it sends more: no deadlock.
+        with contextlib.suppress(OSError):  # it has ended, which `next` will notice
+            self.sender.send(self.requests[self.done:])
 
     def next(self) -> np.ndarray | MediaError:
         """The next answer.
@@ -92,7 +117,7 @@ class _Child:
         """
         for _attempt in range(2):
             if self.process is None:
-                self.start()
+                self._start()
             self._wait_until_ready()
             try:
                 answer = self.answers.get(timeout=self.timeout)
@@ -111,11 +136,10 @@ class _Child:
 
     def _wait_until_ready(self) -> None:
         """UserError if the child ends before it reads anything. Its start is not the medium's time."""
+        if self.ready:
+            return
         with contextlib.suppress(queue.Empty):
-            while not self.ready:
-                if self.answers.get(timeout=START) is None:
-                    break
-                self.ready = True
+            self.ready = self.answers.get(timeout=START) is not None
         if not self.ready:
             self.answers.put(None)
             raise UserError("the process that decodes media could not start; what it printed is above. Close "
@@ -129,6 +153,7 @@ class _Child:
         if self.process is not None:
             self.process.kill()
             self.process.join(1)
+            self.sender.close()
             # Emptying the queue lets the thread end too. A child that can't be killed is not waited for.
             with contextlib.suppress(queue.Empty):
                 while self.answers.get(timeout=1) is not None:
@@ -144,22 +169,29 @@ def _receive(receiver, answers: queue.Queue) -> None:
     answers.put(None)
 
 
-def _serve(reader: MediaReader, requests: Sequence[Request], receiver, sender, timeout: float) -> None:
-    """The child: sends an answer for each request, until all are sent or the run has ended."""
+def _serve(reader: MediaReader, asked, asker, receiver, sender, timeout: float) -> None:
+    """The child: sends an answer for each request, until all are sent or the run has ended.
+
+    It gets lists of requests from `asked`. `asker` and `receiver` are the ends of the run, not its own.
+    """
+    asker.close()
     receiver.close()
     reader.plain_image, reader.power = lru_cache(1)(reader.plain_image), lru_cache(1)(reader.power)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run itself answers Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # thread pools don't survive a fork, and rounding must not depend on them
     machine.limit_memory(MEMORY)
-    with contextlib.suppress(OSError):  # the run has ended
+    with contextlib.suppress(OSError, EOFError):  # the run has ended
         sender.send(READY)
-        for method, path, take in requests:
-            machine.end_after(timeout + 5)  # a child that hangs after the run itself was killed
-            try:
-                with only_media_errors("a medium", path):
-                    answer = getattr(reader, method)(path, take).numpy()
-            except MediaError as err:
-                answer = err
-            machine.end_after(0)
-            sender.send(answer)
+        idle = START
+        while asked.poll(idle):
+            for method, path, take in asked.recv():
+                machine.end_after(timeout + 5)  # a child that hangs after the run itself was killed
+                try:
+                    with only_media_errors("a medium", path):
+                        answer = getattr(reader, method)(path, take).numpy()
+                except MediaError as err:
+                    answer = err
+                machine.end_after(0)
+                sender.send(answer)
+            idle = machine.idle_seconds()

@@ -1,6 +1,6 @@
-"""With this folder on PYTHONPATH, Python has nothing that Windows lacks, and its own lock in place of POSIX's.
+"""With this folder on PYTHONPATH, Python has nothing that Windows lacks, and a lock as Windows has it.
 
-Children that are spawned get it too. `fcntl` and `resource` are hidden from omni alone: PyTorch needs them here.
+Spawned children get it too. `fcntl` and `resource` are hidden from omni alone, since PyTorch needs them here.
 """
 
 import builtins
