@@ -85,7 +85,8 @@ def test_few_media_take_few_children(monkeypatch):
         assert len(set(got)) == children and len(got) == media
 
 
-@pytest.mark.parametrize("fork, odd", [(True, {4: "hang", 11: "crash", 13: "crash too"}), (False, {2: "crash"})])
+@pytest.mark.parametrize("fork, odd", [
+    (True, {4: "hang", 11: "crash", 13: "crash too"}), (False, {2: "crash"})])
 def test_a_child_that_hangs_or_crashes_does_not_disturb_the_others(monkeypatch, fork, odd):
     monkeypatch.setattr(machine, "can_fork", lambda: fork)
     names = [odd.get(n, str(n)) for n in range(30 if fork else 4)]

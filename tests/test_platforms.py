@@ -124,8 +124,8 @@ def test_a_process_that_hangs_with_the_interpreters_lock_is_ended():
     process = laptop("-c", code)
     process.communicate(timeout=20)
     assert process.returncode == 1
-    code = "from omni import machine; import time; machine.end_after(0.3); machine.end_after(0); time.sleep(1)"
-    process = laptop("-c", code)
+    process = laptop("-c", "from omni import machine; import time\n"
+                           "machine.end_after(0.3); machine.end_after(0); time.sleep(1)")
     process.communicate(timeout=20)
     assert process.returncode == 0
 
