@@ -1,10 +1,8 @@
 """Runs, chat and locks with what Windows and macOS lack taken away; file names and texts as written there."""
 
-import ast
 import ctypes
 import json
 import multiprocessing
-import ntpath
 import os
 import signal
 import subprocess
@@ -20,10 +18,6 @@ from test_run import rows, train
 
 from omni import machine
 from omni.config import AudioArch, VisionArch
-from omni.data import decoding, manifest
-from omni.data.decoding import Decoder
-from omni.data.media_reader import MediaReader
-from omni.errors import MediaError, UserError
 
 LAPTOP = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "laptop"), "PYTHONIOENCODING": "cp1252"}
 ARCHS = VisionArch(image_size=32), AudioArch()

@@ -39,6 +39,9 @@ class Decoder:
         self._children: list[_Child] = []
         self.frames: dict[str, int] = {}  # path of a clip -> mel frames of its longest take read so far
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_children": []}  # another process starts its own
+
     def read(self, requests: Sequence[Request]) -> Iterator[torch.Tensor | MediaError]:
         """Each requested medium in order, or the MediaError that says why it can't be used."""
         # A medium's takes follow one another and stay together: a child decodes it once for all of them.
