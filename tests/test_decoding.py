@@ -23,7 +23,7 @@ ARCHS = VisionArch(image_size=32), AudioArch()
 
 @pytest.fixture(autouse=True)
 def a_child_for_each_medium(monkeypatch):
-    monkeypatch.setattr(decoding, "MEDIA_PER_CHILD", 1)
+    monkeypatch.setattr(decoding, "MEDIA_PER_CHILD", {"fork": 1, "spawn": 1})
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_any_number_of_children_gives_the_bits_and_the_order_of_one(requests, mo
 
 
 def test_few_media_take_few_children(monkeypatch):
-    monkeypatch.setattr(decoding, "MEDIA_PER_CHILD", 16)
+    monkeypatch.setitem(decoding.MEDIA_PER_CHILD, "fork", 16)
     for media, children in ((1, 1), (16, 1), (17, 2), (999, 4)):
         decoder = Decoder(Odd(*ARCHS), 20, 4)
         got = [int(x) for x in decoder.read([("pixels", f"pid{n}", 0) for n in range(media)])]
@@ -129,7 +129,7 @@ RUN = """
 import sys
 sys.path.insert(0, "tests")
 from test_decoding import *
-decoding.MEDIA_PER_CHILD = 1
+decoding.MEDIA_PER_CHILD["fork"] = 1
 media = Decoder(Odd(*ARCHS), 0.5, 3).read([("pixels", name, 0) for name in ("pid", "pid", "hang")])
 print(int(next(media)), int(next(media)), flush=True)
 import multiprocessing

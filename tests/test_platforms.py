@@ -4,6 +4,7 @@ import ctypes
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,10 +18,9 @@ from conftest import ROOT
 from test_run import rows, train
 
 from omni import machine
-from omni.config import AudioArch, VisionArch
+from omni.data.decoding import Decoder
 
 LAPTOP = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "laptop"), "PYTHONIOENCODING": "cp1252"}
-ARCHS = VisionArch(image_size=32), AudioArch()
 
 
 def laptop(*arguments) -> subprocess.Popen:
@@ -42,6 +42,7 @@ for path in ("/proc/self/statm", "/"):
         os.open(path, os.O_RDONLY); raise SystemExit(path)
     except OSError: pass
 from omni import machine
+from omni.data.decoding import Decoder
 assert machine.children().get_start_method() == "spawn" and machine.peak_memory() == 0"""
     out, err = (process := laptop("-c", code)).communicate(timeout=60)
     assert process.returncode == 0, out + err
@@ -101,6 +102,7 @@ def test_a_lock_is_held_until_its_process_ends(tmp_path):
     """Windows can't read what is locked, so the text that says who holds it must lie elsewhere."""
     path = tmp_path / "run.lock"
     code = f"""from omni import machine
+from omni.data.decoding import Decoder
 file = open({str(path)!r}, "a+", encoding="utf-8"); machine.lock(file)
 file.truncate(0); file.write("held"); file.flush(); print("locked", flush=True); input()"""
     holder = laptop("-c", code)
@@ -142,18 +144,28 @@ def test_memory_is_limited_where_the_system_cannot(monkeypatch):
 
 
 def test_peak_memory_is_asked_of_windows():
-    def counters(process, pointer, size):
-        assert process == 99 and size == ctypes.sizeof(machine._Counters)
-        pointer._obj.peak = 5 * 2 ** 30
-        return 1
-
-
     class Function:
         def __init__(self, call):
             self.call = call
 
         def __call__(self, *arguments):
             return self.call(*arguments)
+
+    def counters(process, pointer, size):
+        assert process == 99 and size == ctypes.sizeof(machine._Counters)
+        pointer._obj.peak = 5 * 2 ** 30
+        return 1
     kernel = SimpleNamespace(GetCurrentProcess=Function(lambda: 99),
                              K32GetProcessMemoryInfo=Function(counters))
     assert machine._windows_peak(kernel) == 5 * 2 ** 30
+
+
+def test_what_makes_batches_holds_no_weights(toy, model, monkeypatch):
+    """A spawned process gets it by pickle, and weights on a GPU can't be sent."""
+    collate = toy.collator(model)
+    decoder = Decoder(collate.reader, 20)
+    assert len(list(decoder.read([("mel", toy.samples("audio_text")[0].audios[0], 0)]))) == 1
+    monkeypatch.setattr(torch.nn.Module, "__reduce_ex__", lambda *_: pytest.fail("a module is pickled"))
+    batch = pickle.loads(pickle.dumps(collate))(toy.samples("image_audio_text")[:3])
+    assert torch.equal(batch.ids, collate(toy.samples("image_audio_text")[:3]).ids)
+    assert pickle.loads(pickle.dumps(decoder)).frames == decoder.frames

@@ -20,7 +20,7 @@ from omni.errors import MediaError, UserError
 MEMORY = 2 * 2 ** 30  # bytes that a child may allocate for decoding
 AHEAD = 64  # decoded media that may wait in the queues of all children
 LEAST_AHEAD = 8  # in the queue of each
-MEDIA_PER_CHILD = 16  # fewer are not worth another child
+MEDIA_PER_CHILD = {"fork": 16, "spawn": 500}  # fewer are not worth the start of another child
 START = 300  # seconds that a child may need to start: a slow laptop may take a minute to import PyTorch
 READY = "ready"  # a child's first message
 THREAD = "media"
@@ -46,7 +46,8 @@ class Decoder:
         """Each requested medium in order, or the MediaError that says why it can't be used."""
         # A medium's takes follow one another and stay together: a child decodes it once for all of them.
         media = [list(takes) for _, takes in itertools.groupby(requests, key=lambda request: request[:2])]
-        count = min(self.workers, -(-len(media) // MEDIA_PER_CHILD))
+        worth = MEDIA_PER_CHILD[machine.children().get_start_method()]
+        count = min(self.workers, -(-len(media) // worth))
         self._children += [_Child(self.reader, self.timeout) for _ in range(count - len(self._children))]
         children = self._children[:count]
         try:
