@@ -12,9 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-import omni  # noqa: F401  first, because it sets what PyTorch reads when it is imported
-
-# isort: split
+import omni  # noqa: F401  # isort: skip  it sets what PyTorch reads when it is imported
 import torch
 
 from omni import checkpoint, distributed
