@@ -65,9 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
     reader = MediaReader(model.vision_encoder.arch, model.audio_encoder.arch, config.seed)
     decoder = Decoder(reader, config.decode_timeout_s, config.num_workers)
-    features = None
-    if model.frozen & {"audio", "vision"} and config.feature_cache_gb > 0:
-        features = FeatureStore(model, decoder, config.feature_cache_gb, config.precision, world)
+    features = FeatureStore.of_run(config, model, decoder, world)
     for name in mix.train:
         for samples, takes, what in ((mix.train[name], config.augment_takes, f"{name}, training"),
                                      (mix.val[name], 1, f"{name}, held out")):
@@ -102,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Resume
     run_dir.open(resume, args.overwrite, config)
     fingerprints = world.once_per_node(lambda: input_fingerprints(config, mix))
-    metrics = MetricsFile(run_dir.path, world)
+    metrics = MetricsFile(run_dir.path, world, config)
     run = Run(config, device, world, model, wrapped, optimizer, dataset, metrics, run_dir, stop, fingerprints)
     state = TrainState()
     if resume:

@@ -20,11 +20,12 @@ from omni import checkpoint
 from omni.config import SFTConfig, build
 from omni.console import command
 from omni.data import conversations
+from omni.data.batch import Batch
 from omni.data.collate import Collator
 from omni.data.media_reader import MediaReader
 from omni.data.sample import AUDIO, IMAGE, Sample, flat
 from omni.data.tokenizer import split_placeholders
-from omni.device import autocast, choose_device
+from omni.device import autocast, choose_device, computes_in_bf16
 from omni.errors import MediaError, UserError
 from omni.eval.evaluate import Evaluator
 from omni.model import exported
@@ -32,6 +33,7 @@ from omni.model.generate import Sampling, stream_tokens
 from omni.model.load import load_system
 from omni.model.omni import OmniNetwork
 
+LARGE = 30_000_000  # weights of a Thinker
 COMMANDS = "/image PATH, /audio PATH, /reset, /quit"
 
 
@@ -48,7 +50,16 @@ class OmniModel(OmniNetwork):
         content = exported.read(Path(path)) if Path(path).is_dir() else \
             checkpoint.load(path, "omni", "a run of sft_omni.py writes it: omni_final.pt, omni_best.pt")
         config = build(SFTConfig, content.get("config"), f"{path} (config)")
-        return load_system(content, path, partial(cls, config)).to(choose_device(device))
+        model = load_system(content, path, partial(cls, config)).to(choose_device(device))
+        model._cast_once()
+        return model
+
+    def _cast_once(self) -> None:
+        """Keep a large system's weights in the precision of its products: else each token casts them all."""
+        if computes_in_bf16(next(self.parameters()).device, self.config.precision) and \
+                sum(p.numel() for p in self.thinker.parameters()) >= LARGE:
+            self.requires_grad_(False)
+            self.store_frozen(torch.bfloat16, lossy=True)
 
     def chat(self, messages: list[dict], **options) -> str:
         """The answer to a conversation that ends with the user's turn; `options` are those of `stream`.
@@ -59,21 +70,35 @@ class OmniModel(OmniNetwork):
         """
         return "".join(self.stream(messages, **options))
 
-    def stream(self, messages: list[dict], max_new_tokens: int | None = None, temperature: float = 0.0,
+    def stream(self, messages: list[dict], **options) -> Iterator[str]:
+        """The answer in pieces, as it is generated; `options` are those of `answer`."""
+        yield from self.answer(self.prompt(messages), **options)
+
+    def prompt(self, messages: list[dict], reader=None) -> Batch:
+        """A conversation as a batch of one prompt, its media read by a reader of the class `reader`."""
+        try:
+            sample = as_sample(messages)
+        except ValueError as err:
+            raise UserError(str(err)) from None
+        try:
+            return self.collator(reader or NamingReader)([sample], prompts=True)
+        except ValueError as err:
+            raise UserError(f"the question is too long: {err}") from None
+
+    def answer(self, prompt: Batch, max_new_tokens: int | None = None, temperature: float = 0.0,
                top_p: float = 1.0, seed: int = 0) -> Iterator[str]:
-        """The answer in pieces, as it is generated. Greedy decoding unless a temperature is given."""
+        """The answer's text, a piece for each token, then what is left. A piece may be empty.
+
+        Greedy decoding unless a temperature is given.
+        """
         if max_new_tokens is not None and max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
         try:
-            sample, choose = as_sample(messages), Sampling(temperature, top_p, seed)
+            choose = Sampling(temperature, top_p, seed)
         except ValueError as err:
             raise UserError(str(err)) from None
         device, ids, sent = next(self.parameters()).device, [], 0  # sent: characters yielded so far
-        try:
-            batch = self.collator(NamingReader)([sample], prompts=True).to(device)
-        except ValueError as err:
-            raise UserError(f"the question is too long: {err}") from None
-        tokens = stream_tokens(self, batch, max_new_tokens or self.config.max_new_tokens, choose)
+        tokens = stream_tokens(self, prompt.to(device), max_new_tokens or self.config.max_new_tokens, choose)
         while True:
             with autocast(device, self.config.precision):  # off while the caller runs
                 token = next(tokens, None)
@@ -81,9 +106,9 @@ class OmniModel(OmniNetwork):
                 break
             ids.append(int(token))
             text = self.tokenizer.decode(ids)
-            if not text.endswith("\ufffd"):  # else its last character lacks bytes
-                yield text[sent:]
-                sent = len(text)
+            complete = not text.endswith("\ufffd")  # else its last character lacks bytes
+            yield text[sent:] if complete else ""
+            sent = len(text) if complete else sent
         yield self.tokenizer.decode(ids)[sent:]
 
     def reader(self, kind=MediaReader) -> MediaReader:

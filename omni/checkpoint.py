@@ -174,22 +174,27 @@ def _compare(module: nn.Module, state: dict, name: str, where: str | Path) -> st
     return line
 
 
-def build_part(module_type, arch_type, content: dict, name: str, where: str | Path) -> tuple[nn.Module, str]:
+def build_part(module_type, arch_type, content: dict, name: str, where: str | Path,
+               assign: bool = False) -> tuple[nn.Module, str]:
     """A part (encoder or Thinker) with the architecture and weights in `content`, and the line about them.
 
-    UserError if either is missing, malformed, or if the two don't fit each other.
+    With `assign` the part takes the tensors themselves, which saves its initialisation. UserError if either
+    is missing, malformed, or if the two don't fit each other.
     """
     if not isinstance(content, dict) or "arch" not in content or not isinstance(content.get("state"), dict):
         raise UserError(f"{where}: lacks the architecture or the weights of {name}")
     arch = build(arch_type, content["arch"], f"{where} (arch)")
     try:
         with torch.device("meta"):  # compare before memory is allocated: the architecture may be huge
-            _compare(module_type(arch), content["state"], name, where)
-        module = module_type(arch)
+            module = module_type(arch)
+            _compare(module, content["state"], name, where)
+        if not assign:
+            module = module_type(arch)
     except (RuntimeError, ValueError, ZeroDivisionError, AssertionError) as err:
         reason = str(err).splitlines()[0][:100]
         raise UserError(f"{where}: its architecture can't be built ({reason})") from None
-    return module, load_state(module, content["state"], name, where)
+    state = {key: tensor.float() for key, tensor in content["state"].items()} if assign else content["state"]
+    return module, load_state(module, state, name, where, assign)
 
 
 def part(module: nn.Module) -> dict:

@@ -81,7 +81,9 @@ class SFTConfig:
     save_every_minutes: float = _key(10.0, above=0.0)  # whichever of the two comes first
     keep_checkpoints: int = _key(2, low=1)
     log_every_steps: int = _key(20, low=1)
-    feature_cache_gb: float = _key(1.0, low=0.0, high=1e6)  # for features of frozen encoders; 0: no cache
+    feature_cache_gb: float = _key(20.0, low=0.0, high=1e6)  # on the disk, for features of frozen encoders
+    feature_cache_dir: str | None = None  # None: the user's cache folder, which all runs share
+    track: str | None = _key(None, choices=(None, "wandb", "trackio"))  # follow the run there too
     # "auto": as many processes decode media before training as there are cores, and none prepares batches
     num_workers: int | str = _key("auto", low=0, high=256, word="auto")
     parallel: str = _key("auto", choices=("auto", "ddp", "fsdp"))  # under torchrun; auto: ddp

@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from omni.config import ENCODERS, PROJECTIONS, SFTConfig, build
@@ -78,6 +79,8 @@ def load_config(path: str, cls, overrides: list[str] = ()):
     if cls is SFTConfig:
         check_parts(config, values, path)
         check_mix(config, path)
+        if config.track is not None and find_spec(config.track) is None:
+            raise UserError(f'{path}: "track": {config.track} is not installed; pip install {config.track}')
     return config
 
 
@@ -107,7 +110,11 @@ def check_parts(config: SFTConfig, given: dict, where: str) -> None:
         raise UserError(f"{where}: " + "; ".join(problems))
 
 
-SOURCE_KEYS = ("weight", "train", "val", "image_folder", "question")
+SOURCE_KEYS = ("weight", "train", "val", "image_folder", "question", "task", "columns")
+TASKS = ("text", "qa", "asr")  # as in omni.data.sample
+# What "columns" of a source may say of a key: {"audio": "audio_filepath", "ignore": ["a", "b"]}.
+COLUMNS = ("image", "audio", "question", "answer", "system", "context", "transcript", "messages", "start",
+           "end", "duration", "task", "group", "ignore")
 
 
 def check_mix(config: SFTConfig, where: str) -> None:
@@ -138,7 +145,11 @@ def _source_problems(where: str, entry: dict) -> list[str]:
             if not 0 < value < 1:
                 problems.append(f'"{where}.val" as a number is the held-out share: above 0 and below 1, '
                                 f"not {value:g}")
-        elif key != "weight" and not isinstance(value, str):
+        elif key == "columns":
+            problems += _column_problems(f"{where}.columns", value)
+        elif key == "task" and value not in TASKS:
+            problems.append(f'"{where}.task" must be {", ".join(TASKS)}, not {json.dumps(value)[:40]}')
+        elif key not in ("weight", "task") and not isinstance(value, str):
             what = {"question": "a string", "val": "a path or the held-out share"}
             problems.append(f'"{where}.{key}" must be {what[key] if key in what else "a path"}')
     if "image_folder" in entry and "train" in entry:
@@ -147,6 +158,22 @@ def _source_problems(where: str, entry: dict) -> list[str]:
         problems.append(f'"{where}.image_folder" needs "question", such as "What is in the picture?"')
     if "image_folder" in entry and "val" not in entry:
         problems.append(f'"{where}.image_folder" needs "val": a folder or the held-out share')
+    return problems
+
+
+def _column_problems(where: str, columns) -> list[str]:
+    if not isinstance(columns, dict):
+        return [f'"{where}" must be an object, such as {{"audio": "audio_filepath"}}']
+    problems, used = [], []
+    for role, keys in columns.items():
+        keys = [keys] if isinstance(keys, str) else keys
+        if role not in COLUMNS:
+            problems.append(f'unknown "{where}.{role}"; known: {", ".join(COLUMNS)}')
+        elif not isinstance(keys, list) or not keys or not all(isinstance(key, str) and key for key in keys):
+            problems.append(f'"{where}.{role}" must be the name of a key, or a list of names')
+        else:
+            problems += [f'"{where}" gives "{key}" twice' for key in keys if key in used]
+            used += keys
     return problems
 
 
@@ -159,7 +186,12 @@ def mix_entry(config: SFTConfig, name: str) -> tuple[float, str, str | float]:
     return float(entry["weight"]), train, entry.get("val", str(folder / "val.jsonl"))
 
 
-def mix_question(config: SFTConfig, name: str) -> str:
-    """The question for samples of the source `name` that have none; "" for their format's own."""
+def mix_reading(config: SFTConfig, name: str) -> dict:
+    """How the source `name` is read: the `question`, `columns` and `task` of `omni.data.manifest.read`.
+
+    A question and a task are those of samples that have none; "" for what the format or a guess says.
+    """
     entry = config.data_mix[name]
-    return entry.get("question", "") if isinstance(entry, dict) else ""
+    entry = entry if isinstance(entry, dict) else {}
+    return {"question": entry.get("question", ""), "columns": entry.get("columns"),
+            "task": entry.get("task", "")}

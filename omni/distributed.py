@@ -35,6 +35,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # on its machine
+    local_size: int = 1  # ranks on its machine
     node: Any = None  # process group of the ranks on this machine
 
     @property
@@ -45,6 +46,10 @@ class World:
     def share(self, items: Sequence) -> Sequence:
         """This rank's part of `items`. Each item belongs to exactly one rank."""
         return items[self.rank::self.size]
+
+    def share_of_node(self, items: Sequence) -> Sequence:
+        """This rank's part of `items`, each of which belongs to one rank of every machine."""
+        return items[self.local_rank::self.local_size]
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """`values` summed over all ranks, in place."""
@@ -106,7 +111,7 @@ def start(device: torch.device) -> World:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     nodes = [list(range(begin, begin + local_size)) for begin in range(0, size, local_size)]
     node, _ = dist.new_subgroups_by_enumeration(nodes, backend="gloo")
-    return World(rank, size, local_rank, node)
+    return World(rank, size, local_rank, local_size, node)
 
 
 def stop() -> None:

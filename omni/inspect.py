@@ -9,31 +9,26 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from omni import checkpoint
-from omni.config import AudioArch, SFTConfig, VisionArch, build
-from omni.config_file import load_config
+from omni.config import SFTConfig
+from omni.config_file import COLUMNS, load_config
 from omni.console import command
 from omni.data import audio, image, manifest
 from omni.data.media_reader import MediaReader
 from omni.data.sample import Sample
-from omni.data.tokenizer import Tokenizer, audio_tokens, image_tokens
-from omni.errors import MediaError
+from omni.data.tokenizer import audio_tokens, image_tokens
+from omni.errors import MediaError, UserError
+from omni.model.load import load
 
 BINS, BAR = 8, 40  # of the histogram: its number of rows, and the characters of its longest bar
 
 
 class SampleMeter:
-    """Measures the media and the tokens of samples as a run with `config` would; no model is loaded."""
+    """Measures the media and the tokens of samples as a run with `config` would."""
 
     def __init__(self, config: SFTConfig):
-        def part(path: str, kind: str) -> dict:
-            return checkpoint.load(path, kind, "name the parts of your run with --config")
-
-        self.tokenizer = Tokenizer(part(config.thinker_ckpt, "thinker")["tokenizer"])
-        audio_part = part(config.audio_ckpt, "audio_encoder")
-        vision_part = part(config.vision_ckpt, "vision_encoder")
-        self.audio_arch = build(AudioArch, audio_part["arch"], config.audio_ckpt)
-        self.vision_arch = build(VisionArch, vision_part["arch"], config.vision_ckpt)
+        model = load(config, report=lambda line: None)
+        self.tokenizer = model.tokenizer
+        self.audio_arch, self.vision_arch = model.audio_encoder.arch, model.vision_encoder.arch
         self.sizes: dict[str, tuple[str, int]] = {}  # path -> (size for display, tokens)
         self.unusable: dict[str, str] = {}  # path -> reason
 
@@ -73,6 +68,8 @@ def lines(source, config: SFTConfig, count: int) -> Iterator[str]:
     usable = [s for s in source.samples if meter.usable(s)]
     for number, sample in enumerate(source.samples[:count], 1):
         yield from _sample(number, sample, meter)
+    notes = list(source.lines())
+    yield from (f"note: {line}" for line in notes)
     tasks = ", ".join(f"{n:,} {task}" for task, n in Counter(s.task for s in usable).most_common())
     yield f"tasks: {tasks or 'none'}"
     lengths = [meter.length(s) for s in usable]
@@ -87,7 +84,7 @@ def lines(source, config: SFTConfig, count: int) -> Iterator[str]:
     for reason, times in Counter(meter.unusable.values()).most_common():
         first = next(path for path, why in meter.unusable.items() if why == reason)
         yield f"problem: {times:,}x {reason} (first: {first})"
-    if len(usable) == len(source.samples) and not source.skipped and not long:
+    if len(usable) == len(source.samples) and not source.skipped and not long and not notes:
         yield "no problems"
 
 
@@ -117,16 +114,32 @@ def histogram(lengths: list[int]) -> Iterator[str]:
         yield f"    {start:5}-{start + width - 1:<5} {bar:{BAR}} {counts[row]:,}"
 
 
+def columns_of(settings: list[str]) -> dict[str, list[str]]:
+    """["audio=wav", "ignore=a"] -> {"audio": ["wav"], "ignore": ["a"]}, as a source's "columns"."""
+    columns: dict[str, list[str]] = {}
+    for setting in settings:
+        role, equals, key = setting.partition("=")
+        if role not in COLUMNS or not equals or not key:
+            raise UserError(f"--columns {setting}: write it as ROLE=KEY; roles: {', '.join(COLUMNS)}")
+        columns.setdefault(role, []).append(key)
+    return columns
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m omni.inspect",
                                      description="Show how a source is read, without training.")
     parser.add_argument("path", help="a file or a folder, in any of the formats that a source may have")
     parser.add_argument("--question", default="", help="the question of samples that have none")
+    parser.add_argument("--task", default="", choices=("text", "qa", "asr"),
+                        help="the task of samples that name none")
+    parser.add_argument("--columns", default=[], action="append", metavar="ROLE=KEY",
+                        help="what a key is, such as audio=audio_filepath or ignore=notes; may be repeated")
     parser.add_argument("--config", help="a config, for its parts, max_length and allow_outside_paths")
     parser.add_argument("--samples", type=int, default=3, help="how many samples to show (default: 3)")
     args = parser.parse_args(arguments)
     config = load_config(args.config, SFTConfig) if args.config else SFTConfig()
-    source = manifest.read(args.path, "", config.allow_outside_paths, args.question)
+    columns = columns_of(args.columns)
+    source = manifest.read(args.path, "", config.allow_outside_paths, args.question, columns, args.task)
     print(manifest.summary_line([source]))
     for line in lines(source, config, args.samples):
         print(line)

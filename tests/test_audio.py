@@ -127,7 +127,7 @@ def test_a_codec_that_soundfile_cannot_read_is_refused(tmp_path, monkeypatch, su
     soundfile.write("PATH", sine(8_000), 8_000, format="WAV", subtype=subtype)
     assert_refused(lambda: audio.load("PATH"), "not readable as sound")
     with pytest.raises(UserError, match="PATH: not readable as sound"):
-        NamingReader(32).mel("PATH")  # as omni.chat reads it
+        NamingReader(None, AudioArch()).mel("PATH")  # as omni.chat reads it
 
 
 @given(st.integers(800, 40_000))

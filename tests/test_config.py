@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, assert_user_error
 
 from omni.config import PretrainConfig, SFTConfig
-from omni.config_file import load_config, mix_entry, mix_question, parse_json
+from omni.config_file import load_config, mix_entry, mix_reading, parse_json
 from omni.errors import UserError
 
 SPECIFIED = """{
@@ -99,6 +99,12 @@ MALFORMED = {  # config -> words of the error
     '{"data_mix": {"a": 1e999}}': ["data_mix.a"],
     '{"data_mix": {"a": {"weight": 1, "tran": "x"}}}': ["data_mix.a.tran"],
     '{"data_mix": {"a": {"weight": 1, "train": 3}}}': ["data_mix.a.train"],
+    '{"data_mix": {"a": {"weight": 1, "task": "sing"}}}': ["data_mix.a.task", "text, qa, asr", "sing"],
+    '{"data_mix": {"a": {"weight": 1, "columns": "x"}}}': ["data_mix.a.columns", "an object"],
+    '{"data_mix": {"a": {"weight": 1, "columns": {"sound": "x"}}}}': ["data_mix.a.columns.sound", "audio",
+                                                                      "ignore"],
+    '{"data_mix": {"a": {"weight": 1, "columns": {"audio": 3}}}}': ["data_mix.a.columns.audio", "name"],
+    '{"data_mix": {"a": {"weight": 1, "columns": {"audio": "x", "ignore": ["x"]}}}}': ['"x" twice'],
     '{"data_mix": {"a": {"weight": 1, "val": 1.5}}}': ["data_mix.a.val", "below 1", "1.5"],
     '{"data_mix": {"a": {"weight": 1, "val": 0}}}': ["data_mix.a.val", "above 0"],
     '{"data_mix": {"a": {"weight": 1, "val": true}}}': ["data_mix.a.val", "share"],
@@ -145,9 +151,10 @@ def test_a_source_needs_only_a_path(tmp_path):
     config = load(tmp_path, """{"data_mix": {"vqa": {"weight": 0.3, "train": "my/vqa.json", "val": 0.05},
         "kinds": {"weight": 1, "image_folder": "my/kinds", "val": "my/test", "question": "What is this?"}}}
         """)
-    assert mix_entry(config, "vqa") == (0.3, "my/vqa.json", 0.05) and mix_question(config, "vqa") == ""
+    assert mix_entry(config, "vqa") == (0.3, "my/vqa.json", 0.05) and not mix_reading(config,
+                                                                                      "vqa")["question"]
     assert mix_entry(config, "kinds") == (1.0, "my/kinds", "my/test")
-    assert mix_question(config, "kinds") == "What is this?"
+    assert mix_reading(config, "kinds") == {"question": "What is this?", "columns": None, "task": ""}
 
 
 @pytest.mark.parametrize("setting, word", [

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sft_omni
-from omni.data.sample import Sample
+from omni.data.sample import Sample, spread
 from omni.distributed import ALONE, World
 from omni.eval.evaluate import EXAMPLES, Evaluator, media_of, swap_media
 from omni.eval.grading import WordErrors, correct, word_errors
-from omni.eval.scores import Counts, Score, sample_counts, summarise
+from omni.eval.scores import Counts, Score, epoch_lines, sample_counts, summarise
 
 IMAGE, AUDIO = ("image",), ("audio",)
 SUFFIX = {"text": "acc", "qa": "qa", "asr": "wer"}
@@ -108,7 +108,14 @@ def test_each_sample_counts_by_its_own_media_on_any_number_of_ranks(sources, bat
 
 @given(held_out_sources)
 def test_the_media_swap_covers_every_sample_with_media_and_no_other(sources):
-    with_media = {name: [s for s in samples if media_of(s)] for name, samples in sources.items()}
+    sets = defaultdict(list)
+    for name, samples in sources.items():
+        for sample in filter(media_of, samples):
+            sets[name, sample.group, sample.task].append(sample)
+    with_media = defaultdict(list)
+    for (name, _, _), samples in sets.items():
+        with_media[name] += swap_media(samples)
+    with_media = {name: samples for name, samples in with_media.items() if samples}
     wanted = {name: samples for name, (_, samples) in expected(with_media).items()}
     found = sample_counts(ModelFree().score(sources, swapped=True))
     assert found == (wanted if any(with_media.values()) else {})
@@ -174,15 +181,46 @@ def test_metrics_pool_the_sources_of_a_task_and_exclude_groups():
     assert (metrics["i/qa"], metrics["j/qa"]) == (0.25, 0.75)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=12))
-def test_swapping_gives_each_sample_the_media_of_another_with_as_many(counts):
-    samples = [Sample(("user", str(i), "assistant", "x"), tuple(f"{i}.png{k}" for k in range(images)),
-                      tuple(f"{i}.wav{k}" for k in range(clips))) for i, (images, clips) in enumerate(counts)]
-    swapped = swap_media(samples)
-    assert [s.messages for s in swapped] == [s.messages for s in samples]
-    for field in ("images", "audios"):
-        assert sorted(getattr(s, field) for s in swapped) == sorted(getattr(s, field) for s in samples)
-    for before, after, count in zip(samples, swapped, counts, strict=True):
-        assert (len(after.images), len(after.audios)) == count
-        if counts.count(count) > 1 and count != (0, 0):
-            assert (after.images, after.audios) != (before.images, before.audios)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 3)), min_size=1, max_size=12))
+def test_swapping_gives_each_sample_other_media_of_the_same_number_or_leaves_it_out(kinds):
+    """The third number is that of the medium: several samples may ask about the same one."""
+    samples = [Sample(("user", str(i), "assistant", "x"), tuple(f"{medium}.png{k}" for k in range(images)),
+                      tuple(f"{medium}.wav{k}" for k in range(clips)))
+               for i, (images, clips, medium) in enumerate(kinds)]
+    swapped = {s.messages: s for s in swap_media(samples)}
+    for before, kind in zip(samples, kinds, strict=True):
+        others = {k for k in kinds if k[:2] == kind[:2] and k != kind}
+        after = swapped.get(before.messages)
+        assert (after is not None) == (bool(others) or kind[:2] == (0, 0))
+        if after is not None:
+            assert (len(after.images), len(after.audios)) == kind[:2]
+            assert {*after.images, *after.audios}.isdisjoint(before.images + before.audios)
+
+
+def test_swapping_uses_each_medium_as_often_as_before():
+    samples = [Sample(("user", str(i), "assistant", "x"), (f"{i // 3}.png",)) for i in range(30)]
+    for order in (samples, samples[::2] + samples[1::2]):
+        assert sorted(s.images for s in swap_media(order)) == sorted(s.images for s in samples)
+
+
+def test_a_set_without_other_media_has_no_swapped_figure():
+    alone = [Sample(("user", f"question {i}", "assistant", "word"), ("one.png",), (), "qa") for i in range(3)]
+    assert ModelFree().score({"a": alone}, swapped=True) == {}
+    lines = epoch_lines(1, 1, 1.0, {"image_qa": 0.5, "a/qa": 0.5, "text_acc": 0.25}, {})
+    assert lines == ["Epoch 1/1: loss=1.000, text_acc=25.0%", "  → Image QA: 50.0%  (media swapped: -)",
+                     "    a/qa: 50.0%  (media swapped: -)"]
+
+
+def test_a_rate_over_characters_is_called_cer():
+    answers = {"zh": ("我很好", "我不好"), "en": ("so it is", "it is")}
+    scores = {(name, "", "asr"): Score("asr", {AUDIO: Counts(2, word_errors=word_errors(*pair))})
+              for name, pair in answers.items()}
+    metrics = summarise(scores)
+    assert metrics["zh/cer"] == pytest.approx(1 / 3) and metrics["en/wer"] == 0.5
+    assert metrics["audio_wer"] == 0.5 and metrics["audio_cer"] == pytest.approx(1 / 3)
+    assert "  → Audio CER: 33.3%  (media swapped: -)" in epoch_lines(1, 1, 1.0, metrics, {})
+
+
+def test_some_samples_of_a_sorted_source_are_of_all_its_parts():
+    assert spread([*range(100)], 5) == [0, 20, 40, 60, 80] and spread([*range(3)], None) == [0, 1, 2]
+    assert spread([*range(7)], 4) == [0, 1, 3, 5] and spread([*range(3)], 9) == [0, 1, 2]

@@ -20,20 +20,23 @@ SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: 25 ms
 HOP = SAMPLE_RATE // MEL_FRAMES_PER_SECOND  # samples: 10 ms
 MIN_SECONDS, MAX_SECONDS = 0.05, 30.0
+SLACK_SECONDS = 0.5  # how much later than its clip a segment may end
 MAX_FILTER = 40_000_000  # bounds the resampling filter, which takes gigabytes at odd rates such as 16001 Hz
 SILENCE = 1e-4  # power of the loudest silent frame / of the loudest frame: -40 dB
 LOG_FLOOR = 1e-6  # added to the mel power before the logarithm: about the noise floor of 16-bit sound
 
 
 def load(path: str | Path) -> torch.Tensor:
-    """The clip at `path` as 16 kHz mono: (samples,) float32. MediaError if it can't be used."""
+    """The clip (or segment) at `path` as 16 kHz mono: (samples,) float32. MediaError if it can't be used."""
     with media.only_media_errors("sound", path):
-        wave, rate = _decode(media.source(path))
+        file, start, end = media.split_segment(path)
+        wave, rate = _decode(media.source(file), start, end)
         return wave if rate == SAMPLE_RATE else AF.resample(wave, rate, SAMPLE_RATE)
 
 
-def _decode(source: str | io.BytesIO) -> tuple[torch.Tensor, int]:
-    """Mono samples (n,) float32 and their rate in Hz."""
+def _decode(source: str | io.BytesIO, start: float = 0.0,
+            end: float | None = None) -> tuple[torch.Tensor, int]:
+    """Mono samples (n,) float32 from `start` to `end` in seconds, and their rate in Hz."""
     try:
         with soundfile.SoundFile(source) as f:
             rate, declared = f.samplerate, f.frames
@@ -41,9 +44,19 @@ def _decode(source: str | io.BytesIO) -> tuple[torch.Tensor, int]:
                 raise MediaError("ADPCM is not supported (unsafe in libsndfile 1.2.2)")
             if SAMPLE_RATE // math.gcd(rate, SAMPLE_RATE) * rate > MAX_FILTER:
                 raise MediaError(f"sample rate {rate} Hz: resampling it would take gigabytes")
+            first, last = round(start * rate), declared if end is None else round(end * rate)
+            # Published times are rounded: a segment may end a little after its clip.
+            if (first or end is not None) and not (first < min(last, declared)
+                                                   and last <= declared + SLACK_SECONDS * rate):
+                raise MediaError(f"its segment from {start:g} s to {last / rate:g} s is not within the "
+                                 f"clip's {declared / rate:.2f} s")
+            whole, declared = declared, min(last, declared) - first
             if declared > MAX_SECONDS * rate:
                 raise MediaError(f"{declared / rate:.0f} s long, the limit is {MAX_SECONDS:.0f} s")
-            sound = f.read(dtype="float32", always_2d=True)  # (samples, channels)
+            if first:
+                f.seek(first)
+            # (samples, channels); some files can't be read in part
+            sound = f.read(-1 if declared == whole else declared, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as err:
         raise MediaError(f"not readable as sound ({err.error_string})") from None  # str(err) holds the path
     _check_riff_size(source)

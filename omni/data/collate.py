@@ -38,8 +38,9 @@ class Collator:
         takes = takes or [0] * len(samples)
         images = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.images]
         audios = [(path, take) for s, take in zip(samples, takes, strict=True) for path in s.audios]
-        media = (self._image_features if self._has_features("vision") else self._pixels)(images)
-        clips, clip_tokens = (self._audio_features if self._has_features("audio") else self._mels)(audios)
+        # What exceeds the limit of the features is encoded in the step, together with the rest of its batch.
+        media = (self._image_features if self._kept("vision", images) else self._pixels)(images)
+        clips, clip_tokens = (self._audio_features if self._kept("audio", audios) else self._mels)(audios)
         media |= clips
         left = iter(clip_tokens)
         rows = []
@@ -58,8 +59,10 @@ class Collator:
             audio_tokens = pad_index(audio_tokens, len(media["audio_features"]), len(batch.ids))
         return replace(batch, image_tokens=image_tokens, audio_tokens=audio_tokens, **media)
 
-    def _has_features(self, encoder: str) -> bool:
-        return self.features is not None and encoder in self.features.encoders
+    def _kept(self, encoder: str, media: list[Medium]) -> bool:
+        """Whether the frozen features of all these media are there."""
+        return (self.features is not None and encoder in self.features.encoders
+                and self.features.holds(media))
 
     def _image_features(self, images: list[Medium]) -> dict:
         """The batch's field of frozen image features, padded to a bucket."""

@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from omni.data import media
 from omni.errors import MediaError
 
 MAX_PIXELS = 40_000_000  # checked in the header, before decoding
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no other decoder may run on users' files
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM",  # no other decoder may run on users' files
+           *(("AVIF",) if features.check("avif") else ()))
 
 
 def load(path: str | Path, size: int, squash: str | None = None) -> torch.Tensor:

@@ -1,11 +1,13 @@
 """Where a medium's bytes are: a file of its own, or a piece of a file (a tar member, a data: URL).
 
 A piece is named `PATH@OFFSET+SIZE/NAME`, or `PATH@OFFSET+SIZE~base64/NAME` if its bytes are in base64. It can
-be used wherever a path can, so nothing is ever unpacked to the disk.
+be used wherever a path can, so nothing is ever unpacked to the disk. A segment of a clip is named
+`PATH#t=START,END` in seconds; an absent END is the end of the clip.
 """
 
 import base64
 import binascii
+import hashlib
 import io
 import os
 import re
@@ -15,9 +17,16 @@ from pathlib import Path
 
 from omni.errors import MediaError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au")
+# Endings by which a file is known to be a medium. Some can't be decoded here: their samples are named, not
+# lost.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm",
+                  ".jfif", ".jpe", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ico", ".tga", ".svg")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd",
+                  ".m4a", ".aac", ".wma", ".amr", ".mp2", ".sph", ".caf", ".w64", ".rf64", ".weba", ".mka",
+                  ".ac3", ".wave")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".flv", ".wmv")
 _PIECE = re.compile(r"(?s)(.+)@(\d+)\+(\d+)(~base64)?/([^/]*)")
+_SEGMENT = re.compile(r"(?s)(.+)#t=([\d.]+),([\d.]*)")
 
 
 class Piece(str):
@@ -27,6 +36,19 @@ class Piece(str):
     def at(cls, path: str | Path, offset: int, size: int, name: str, in_base64: bool = False) -> "Piece":
         encoding = "~base64" if in_base64 else ""
         return cls(f"{path}@{offset}+{size}{encoding}/{name.rsplit('/', 1)[-1]}")
+
+    @classmethod
+    def segment(cls, path: str, start: float, end: float | None) -> "Piece":
+        """The seconds from `start` to `end` of the clip at `path`; None for its end."""
+        last = "" if end is None else f"{end:.6f}".rstrip("0").rstrip(".")
+        return cls(f"{path}#t={f'{start:.6f}'.rstrip('0').rstrip('.')},{last}")
+
+
+def split_segment(path: str | Path) -> tuple[str | Path, float, float | None]:
+    """The clip that a name means, and where it begins and ends in seconds (0 and None for a whole clip)."""
+    found = _SEGMENT.fullmatch(path) if isinstance(path, Piece) or not os.path.isfile(path) and \
+        isinstance(path, str) else None
+    return (found[1], float(found[2]), float(found[3]) if found[3] else None) if found else (path, 0.0, None)
 
 
 @contextmanager
@@ -70,8 +92,22 @@ def _read(path: str, offset: str, size: str, encoding: str | None, name: str) ->
         raise MediaError("not valid base64") from None
 
 
+def digest(path: str | Path) -> bytes:
+    """A hash of a medium's bytes. MediaError if they can't be read."""
+    with only_media_errors("a file", path):
+        found = source(path)
+        with open(found, "rb") if isinstance(found, str) else found as f:
+            return hashlib.blake2b(f.read(), digest_size=16).digest()
+
+
+def name(path: str) -> bytes:
+    """The file name alone; a name that is not UTF-8 becomes \\udcXX."""
+    return os.path.basename(path).encode("utf-8", "backslashreplace")
+
+
 def size(path: str | Path) -> int:
     """Bytes of a file, or of a piece as its name says; 0 if there is no such file."""
+    path, _, _ = split_segment(path)
     if os.path.isfile(path):
         return os.path.getsize(path)
     piece = _PIECE.fullmatch(str(path))
@@ -91,3 +127,8 @@ def is_image(name: str) -> bool:
 
 def is_audio(name: str) -> bool:
     return name.lower().endswith(AUDIO_SUFFIXES)
+
+
+def is_medium(name: str) -> bool:
+    """Whether a name ends as those of images, clips and videos do."""
+    return name.lower().endswith(IMAGE_SUFFIXES + AUDIO_SUFFIXES + VIDEO_SUFFIXES)

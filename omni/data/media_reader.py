@@ -1,14 +1,13 @@
 """Reads an image or a clip as its encoder needs it, plain or augmented."""
 
 import math
-import os
 from zlib import crc32
 
 import numpy as np
 import torch
 
 from omni.config import AudioArch, SiglipArch, VisionArch, WhisperArch
-from omni.data import audio, image, whisper_mel
+from omni.data import audio, image, media, whisper_mel
 
 
 class MediaReader:
@@ -60,5 +59,4 @@ class MediaReader:
 
     def rng(self, path: str, take: int) -> np.random.Generator:
         """A new random generator for a take of a medium."""
-        name = os.path.basename(path).encode("utf-8", "backslashreplace")  # not every file name is UTF-8
-        return np.random.default_rng([self.seed, take, crc32(name)])
+        return np.random.default_rng([self.seed, take, crc32(media.name(path))])

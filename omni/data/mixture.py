@@ -1,13 +1,14 @@
 """The data mix of a run: its sources, the samples that were skipped, and fingerprints of its files."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from omni import checkpoint, hub
 from omni.config import SFTConfig
-from omni.config_file import mix_entry, mix_question
+from omni.config_file import mix_entry, mix_reading
 from omni.console import say
 from omni.data import manifest
-from omni.data.sample import Sample
+from omni.data.sample import Sample, spread
 from omni.data.sampler import Draw
 from omni.errors import UserError
 
@@ -39,10 +40,17 @@ def read_mix(config: SFTConfig) -> Mix:
         weight, train, val = mix_entry(config, name)
         if weight == 0:
             continue
+        entry = config.data_mix[name]
+        if isinstance(entry, dict) and "train" in entry and "val" not in entry and not Path(val).exists():
+            raise UserError(f'source {name}: it has "train" and no "val"; add "val": a file, or the share to '
+                            "hold out, such as 0.1")
         paths = {"train": train, "val": val} if isinstance(val, str) else {"train": train}
-        sources = {split: manifest.read(path, name, config.allow_outside_paths, mix_question(config, name))
+        sources = {split: manifest.read(path, name, config.allow_outside_paths, **mix_reading(config, name))
                    for split, path in paths.items()}
         say(f"source {name}: {manifest.summary_line(list(sources.values()))}")
+        for source in sources.values():
+            for line in source.lines():
+                say(f"source {name}: {line}")
         for split, source in sources.items():
             mix.files[f"{name}.{split}"] = source.path
             mix.skipped += [{"source": name, "split": split, "line": line, "reason": reason}
@@ -54,19 +62,25 @@ def read_mix(config: SFTConfig) -> Mix:
             if mix.val[name] and not mix.train[name]:
                 raise UserError(f'{train}: no sample is left to train on: "val" {val:g} holds out all '
                                 f"{len(mix.val[name])}; lower it or give a file")
-        report_shared_media(name, mix)
-        mix.val[name] = mix.val[name][:config.eval_samples]
+        report_shared(name, mix)
+        mix.val[name] = spread(mix.val[name], config.eval_samples)
         mix.weights[name] = weight
     return mix
 
 
-def report_shared_media(name: str, mix: Mix) -> None:
-    """Print how many held-out samples of a source share a medium with training, if any do."""
+def report_shared(name: str, mix: Mix) -> None:
+    """Print how many held-out samples share a medium with training or are in it as a text, if any do."""
     trained = {path for sample in mix.train[name] for path in sample.images + sample.audios}
     shared = sum(not trained.isdisjoint(sample.images + sample.audios) for sample in mix.val[name])
     if shared:
         say(f"source {name}: {shared:,} of {len(mix.val[name]):,} held-out samples share an image or clip "
             'with training; for figures on unseen media, give "val" a file of its own')
+    texts = [sample.turns for sample in mix.val[name] if not (sample.images or sample.audios)]
+    trained = {sample.turns for sample in mix.train[name]} if texts else ()
+    known = sum(turns in trained for turns in texts)
+    if known:
+        say(f"source {name}: {known:,} of {len(texts):,} held-out texts are in training word for word; their "
+            "figures say what was memorised")
 
 
 def input_fingerprints(config: SFTConfig, mix: Mix) -> dict[str, str]:

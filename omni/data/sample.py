@@ -1,12 +1,11 @@
 """`Sample`: one checked conversation with its media. Every format of manifest is read into samples."""
 
-import re
+from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
 
 IMAGE, AUDIO = "<image>", "<audio>"  # placeholders in a message's content, and special tokens
 TASKS = ("text", "qa", "asr")  # omni.eval.grading says how the answers of each are graded
-_TRANSCRIBE = re.compile(r"transcri|what is said|write down|was wird gesagt|speech to text", re.I)
 
 
 class Sample(NamedTuple):  # three times as fast to make as a frozen dataclass, and there may be millions
@@ -37,9 +36,8 @@ def flat(messages) -> tuple[str, ...]:
     return (*chain(*messages),)
 
 
-def guess_task(messages, images, audios) -> str:
-    """The task of a sample that names none: asr to transcribe a clip, otherwise qa with media, else text."""
-    if audios and not images:
-        prompt = " ".join(content.replace(AUDIO, "") for role, content in messages if role == "user").strip()
-        return "asr" if not prompt or _TRANSCRIBE.search(prompt) else "qa"
-    return "qa" if images or audios else "text"
+def spread(samples: Sequence[Sample], count: int | None) -> list[Sample]:
+    """`count` of the samples, evenly spaced, since a source may be sorted; all of them for None."""
+    if count is None or count >= len(samples):
+        return list(samples)
+    return [samples[i * len(samples) // count] for i in range(count)]

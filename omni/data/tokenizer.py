@@ -148,9 +148,10 @@ class Tokenizer:
         """(ids, next-token labels) of a conversation, equally long.
 
         `image_tokens` and `audio_tokens` hold the number of tokens of each medium in order: its placeholder
-        is repeated that often. A label is the next token if that is part of an answer or ends it, otherwise
-        IGNORE. Answers whose message indices are in `untrained` are ignored too. If the last turn is not the
-        assistant's, the ids end with what opens it, so that the model answers next.
+        is repeated that often, and is text where no medium is left. A label is the next token if that is part
+        of an answer or ends it, otherwise IGNORE. Answers whose message indices are in `untrained` are
+        ignored too. If the last turn is not the assistant's, the ids end with what opens it, so that the
+        model answers next.
         """
         images, audios = iter(image_tokens), iter(audio_tokens)
         ids = [*self._first]
@@ -163,10 +164,10 @@ class Tokenizer:
                 content = given + content
             body = []
             for i, piece in enumerate(split_placeholders(content)):
-                if piece == IMAGE and i % 2:
-                    body += [self.image] * next(images)
-                elif piece == AUDIO and i % 2:
-                    body += [self.audio] * next(audios)
+                if piece == IMAGE and i % 2 and (count := next(images, None)) is not None:
+                    body += [self.image] * count
+                elif piece == AUDIO and i % 2 and (count := next(audios, None)) is not None:
+                    body += [self.audio] * count
                 elif piece:
                     body += self._encode_cached(piece)
             body.append(self.end)

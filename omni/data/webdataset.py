@@ -5,35 +5,43 @@ Nothing is unpacked: a medium is a `Piece` of the shard, and is read from it whe
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import chain, groupby, islice
 from pathlib import Path
 
-from omni.data.conversations import ANSWER, KEPT, QUESTION
-from omni.data.media import Piece, is_audio, is_image
+from omni.data.media import Piece, is_audio, is_image, is_medium
 from omni.errors import UserError
 
 MAX_TEXT = 1_000_000  # bytes of a .txt or .json member
+TEXTS = ("txt", "text", "caption", "cls", "transcript", "lab", "json")
+_LOOKED_AT = 100  # samples from which it's seen whether a shard's samples have media
 
 
-def shards(paths: list[Path]) -> Iterator[tuple[int, object]]:
+def shards(paths: list[Path], notes: Counter) -> Iterator[tuple[int, object]]:
     """(number from 1, entry) of each sample in order; a ValueError as the entry of one that can't be used."""
     number = 0
     for path in paths:
-        for _, members in groupby(_members(path), key=lambda member: _split(member.name)[0]):
+        groups = ((key, list(members)) for key, members in
+                  groupby(_members(path), key=lambda member: _split(member.name)[0]))
+        first = list(islice(groups, _LOOKED_AT))
+        with_media = any(is_medium(member.name) for _, members in first for member in members)
+        for _, members in chain(first, groups):
             number += 1
             try:
-                yield number, _sample(path.resolve(), list(members))
+                yield number, _sample(path.resolve(), members, with_media)
             except ValueError as err:
                 yield number, err
 
 
 def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a shard: no folders, links or sparse files. UserError if it isn't a plain tar."""
+    """The regular files of a shard that are not sparse or hidden. UserError if it isn't a plain tar."""
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.isreg() and not member.issparse() and _split(member.name)[1]:
+                # macOS adds ._NAME for each NAME.
+                hidden = any(part.startswith(".") and part != "." for part in member.name.split("/"))
+                if member.isreg() and not member.issparse() and not hidden and "__MACOSX/" not in member.name:
                     yield member
     except tarfile.TarError as err:
         raise UserError(f"{path}: not a readable tar file ({err}); a compressed one must be "
@@ -47,33 +55,41 @@ def _split(name: str) -> tuple[str, str]:
     return folder + slash + key, extension.lower()
 
 
-def _sample(path: Path, members: list[tarfile.TarInfo]) -> dict:
-    """The entry of one sample: its .json or .txt, with its images and clips. ValueError if it's unusable."""
-    images, audios, entry, text = [], [], {}, None
+def _sample(path: Path, members: list[tarfile.TarInfo], with_media: bool) -> dict:
+    """The entry of one sample: its texts, its images and clips, and any other file under its ending.
+
+    ValueError if it's unusable: without a text, or without a medium where other samples have one.
+    """
+    images, audios, entry, texts, others = [], [], {}, {}, {}
     for member in members:
         extension = _split(member.name)[1]
+        last = extension.rpartition(".")[2]
+        piece = Piece.at(path, member.offset_data, member.size, member.name)
         if is_image("." + extension):
-            images.append(Piece.at(path, member.offset_data, member.size, member.name))
+            images.append(piece)
         elif is_audio("." + extension):
-            audios.append(Piece.at(path, member.offset_data, member.size, member.name))
-        elif extension.endswith(("txt", "json")):
+            audios.append(piece)
+        elif last in TEXTS:
             if member.size > MAX_TEXT:
                 raise ValueError(f"a text longer than {MAX_TEXT} bytes")
             content = _read(path, member)
-            if extension.endswith("json"):
-                entry = _object(content)
+            if last == "json":
+                entry |= _object(content)
             else:
-                text = content.strip()
-    if text is None and not entry:
-        raise ValueError("neither .txt nor .json")
-    media = {"images": images, "audios": audios}
-    if any(key in entry for key in ("messages", "conversations", "instruction", "query")):
-        return {**entry, **media}
-    row = {key: entry[key] for key in (*QUESTION, *ANSWER, *KEPT) if isinstance(entry.get(key), str)}
-    row = {**row, **({"text": text} if text is not None else {})}
-    if len(images) + len(audios) > 1:
+                texts["text" if last in ("txt", "text") else last] = content.strip()
+        else:
+            others[extension or member.name] = piece
+    if not texts and not entry:
+        raise ValueError("neither .txt nor .json" + (f", but {', '.join(others)}" if others else ""))
+    if with_media and not (images or audios or others):
+        raise ValueError("no image or clip beside its text")
+    talk = any(key in entry for key in ("messages", "conversations"))
+    if len(images) + len(audios) > 1 and not talk:
         raise ValueError("several media and no messages that say where they go")
-    return {**row, **({"image": images[0]} if images else {}), **({"audio": audios[0]} if audios else {})}
+    # The shard's own media, not the names that the .json may have of them.
+    named = {"image", "images", "audio", "audios"} if images or audios else set()
+    media = {**({"images": images} if images else {}), **({"audios": audios} if audios else {})}
+    return {**{key: value for key, value in entry.items() if key not in named}, **texts, **media, **others}
 
 
 def _read(path: Path, member: tarfile.TarInfo) -> str:

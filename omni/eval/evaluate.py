@@ -3,6 +3,7 @@
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,8 +42,8 @@ class Evaluator:
         """The score of each held-out set: {(source, group, task): Score}, the same on all ranks.
 
         With `swapped`, only samples with media are scored, each with its own question and the media of
-        another sample. With `limit`, at most that many samples of a set are scored, evenly spaced.
-        UserError if a picture or clip can't be read any more.
+        another sample, and those are left out for which there are no others. With `limit`, at most that many
+        samples of a set are scored, evenly spaced. UserError if a picture or clip can't be read any more.
         """
         sets: dict[SetKey, list[Sample]] = {}
         for source, samples in sources.items():
@@ -50,7 +51,7 @@ class Evaluator:
                 if media_of(sample) or not swapped:
                     sets.setdefault((source, sample.group, sample.task), []).append(sample)
         if swapped:
-            sets = {key: swap_media(samples) for key, samples in sets.items()}
+            sets = {key: swap for key, samples in sets.items() if (swap := swap_media(samples))}
         if limit is not None:
             sets = {key: samples[::-(-len(samples) // limit)] for key, samples in sets.items()}
         sets = {key: self.world.share(samples) for key, samples in sets.items()}
@@ -125,20 +126,29 @@ def _example(sample: Sample, answer: str, right: bool, why: str) -> dict:
 
 
 def swap_media(samples: Sequence[Sample]) -> list[Sample]:
-    """Exchanges media among samples that hold equally many images and equally many clips.
+    """Each sample with the media of another that holds equally many images and equally many clips, but
+    others.
 
-    In a list of such samples, each gets the media of the one half a list further on. A single sample keeps
-    its own.
+    Samples for which there is no other are left out: their own media would say nothing.
     """
-    same_media: dict[tuple[int, int], list[int]] = {}
+    same_counts: dict[tuple[int, int], list[int]] = {}
     for i, sample in enumerate(samples):
-        same_media.setdefault((len(sample.images), len(sample.audios)), []).append(i)
-    swapped = list(samples)
-    for numbers in same_media.values():
+        same_counts.setdefault((len(sample.images), len(sample.audios)), []).append(i)
+    swapped = {}
+    for numbers in same_counts.values():
+        # Sorted by media and moved on by the largest number of equal ones: so each medium is used as often as
+        # before, if none is in more than half of the samples.
+        numbers = sorted(numbers, key=lambda i: samples[i].images + samples[i].audios)
+        equal = Counter(samples[i].images + samples[i].audios for i in numbers)
+        step = max(len(numbers) // 2, max(equal.values()))
         for place, i in enumerate(numbers):
-            other = samples[numbers[(place + len(numbers) // 2) % len(numbers)]]
-            swapped[i] = samples[i]._replace(images=other.images, audios=other.audios)
-    return swapped
+            own = {*samples[i].images, *samples[i].audios}
+            for further in range(len(numbers)):
+                other = samples[numbers[(place + step + further) % len(numbers)]]
+                if own.isdisjoint(other.images + other.audios):
+                    swapped[i] = samples[i]._replace(images=other.images, audios=other.audios)
+                    break
+    return [swapped[i] for i in sorted(swapped)]
 
 
 def before_training(evaluator: Evaluator, held_out: dict[str, Sequence[Sample]], folder: Path) -> float:

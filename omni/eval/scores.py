@@ -8,7 +8,9 @@ SetKey = tuple[str, str, str]  # a held-out set: source, group ("" for none), ta
 Media = tuple[str, ...]  # which kinds of media a sample holds: (), ("image",), ("audio",) or both
 # The metrics over all sources: name -> task of the samples, and the media that they hold.
 POOLED_METRICS: dict[str, tuple[str, Media]] = {
-    "text_acc": ("text", ()), "image_qa": ("qa", ("image",)), "audio_wer": ("asr", ("audio",))}
+    "text_acc": ("text", ()), "image_qa": ("qa", ("image",)), "audio_wer": ("asr", ("audio",)),
+    "audio_cer": ("asr", ("audio",))}  # of sets in scripts without spaces, where characters are counted
+WITH_MEDIA = ("qa", "wer", "cer")  # ends of the names of metrics about media
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ class Score:
     def total(self) -> Counts:
         return sum(self.by_media.values(), Counts())
 
+    @property
+    def suffix(self) -> str:
+        """What ends its metric's name; cer, not wer, if the references are in a script without spaces."""
+        by_character = self.task == "asr" and self.total.word_errors.by_character
+        return "cer" if by_character else {"text": "acc", "qa": "qa", "asr": "wer"}[self.task]
+
 
 def pool(scores: list[Score]) -> Score:
     """Merge the scores of several ranks for one set; the examples are those of the first."""
@@ -81,13 +89,14 @@ def _metrics(scores: dict[SetKey, Score]) -> dict[str, tuple[float, int]]:
         total = sum((score.total for score in (ungrouped or scores).values()), Counts())
         metrics["val_loss"] = total.loss / max(1, total.tokens), total.samples
     for name, (task, media) in POOLED_METRICS.items():
-        parts = [s.by_media[media] for s in ungrouped.values() if s.task == task and media in s.by_media]
+        parts = [s.by_media[media] for s in ungrouped.values() if s.task == task and media in s.by_media
+                 and (task != "asr" or s.suffix == name[-3:])]
         if parts:
             total = sum(parts, Counts())
             metrics[name] = total.metric(task), total.samples
     for (source, group, task), score in scores.items():
-        total, suffix = score.total, {"text": "acc", "qa": "qa", "asr": "wer"}[task]
-        metrics["/".join(filter(None, (source, group, suffix)))] = total.metric(task), total.samples
+        total = score.total
+        metrics["/".join(filter(None, (source, group, score.suffix)))] = total.metric(task), total.samples
         if task == "text":
             metrics["/".join(filter(None, (source, group, "exact")))] = total.exact, total.samples
     return metrics
@@ -95,15 +104,18 @@ def _metrics(scores: dict[SetKey, Score]) -> dict[str, tuple[float, int]]:
 
 def epoch_lines(epoch: int, epochs: int, loss: float, metrics: dict[str, float],
                 swapped: dict[str, float]) -> list[str]:
-    """What is printed after an epoch: its metrics, each with its value when the media are swapped."""
+    """What is printed after an epoch: its metrics, each with its value when the media are swapped.
+
+    That value is "-" if no sample could get other media.
+    """
     def percent(name):
         if name not in metrics:
             return "-"
-        note = f"  (media swapped: {swapped[name]:.1%})" if name in swapped else ""
-        return f"{metrics[name]:.1%}{note}"
+        note = f"{swapped[name]:.1%}" if name in swapped else "-" if name.endswith(WITH_MEDIA) else ""
+        return f"{metrics[name]:.1%}" + (f"  (media swapped: {note})" if note else "")
 
     lines = [f"Epoch {epoch}/{epochs}: loss={loss:.3f}, text_acc={percent('text_acc')}"]
-    for name, label in (("image_qa", "Image QA"), ("audio_wer", "Audio WER")):
+    for name, label in (("image_qa", "Image QA"), ("audio_wer", "Audio WER"), ("audio_cer", "Audio CER")):
         if name in metrics:
             lines.append(f"  → {label}: {percent(name)}")
     for name in sorted(metrics):

@@ -37,14 +37,7 @@ CHANGES = {"audio_encoder": {"audio_window": "window", "audio_stack": "stack"},
 
 def load_for_training(config: SFTConfig, device: torch.device) -> OmniNetwork:
     """The system that a run trains, on its device: what is frozen is frozen, adapters are added."""
-    make = partial(OmniNetwork, frozen=config.frozen, label_smoothing=config.label_smoothing)
-    if config.system_ckpt is None:
-        model = load_parts(config, make)
-    else:
-        content = checkpoint.load(hub.locate(config.system_ckpt), "omni", "a run of sft_omni.py writes it")
-        model = load_system(content, config.system_ckpt, make)
-        parameters = sum(p.numel() for p in model.parameters())
-        say(f"{config.system_ckpt}: a whole system, {parameters:,} parameters")
+    model = load(config, partial(OmniNetwork, frozen=config.frozen, label_smoothing=config.label_smoothing))
     model.thinker.activation_checkpointing = config.activation_checkpointing
     if config.lora_rank:
         alpha = 2.0 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
@@ -54,16 +47,30 @@ def load_for_training(config: SFTConfig, device: torch.device) -> OmniNetwork:
     return model.to(device).train()
 
 
-def load_parts(config: SFTConfig, make: Callable[..., OmniNetwork] = OmniNetwork) -> OmniNetwork:
-    """A system of the three parts that a config names and new projectors. Prints a line about each part."""
-    thinker, tokenizer = _load_part(config, "thinker_ckpt", "thinker", "thinker_tiny")
-    audio_encoder, _ = _load_part(config, "audio_ckpt", "audio_encoder", "audio_enc_tiny")
-    vision_encoder, _ = _load_part(config, "vision_ckpt", "vision_encoder", "vision_tiny")
+def load(config: SFTConfig, make: Callable[..., OmniNetwork] = OmniNetwork,
+         report: Callable[[str], None] = say) -> OmniNetwork:
+    """The system that a config names: three parts and new projectors, or a whole one.
+
+    `make` builds it from its tokenizer and parts; `report` gets a line about each part.
+    """
+    if config.system_ckpt is not None:
+        content = checkpoint.load(hub.locate(config.system_ckpt), "omni", "a run of sft_omni.py writes it")
+        model = load_system(content, config.system_ckpt, make)
+        parameters = sum(p.numel() for p in model.parameters())
+        report(f"{config.system_ckpt}: a whole system, {parameters:,} parameters")
+        return model
+    thinker, tokenizer, about_thinker = _load_part(config, "thinker_ckpt", "thinker", "thinker_tiny")
+    report(about_thinker)
+    audio_encoder, _, about_audio = _load_part(config, "audio_ckpt", "audio_encoder", "audio_enc_tiny")
+    report(about_audio)
+    vision_encoder, _, about_vision = _load_part(config, "vision_ckpt", "vision_encoder", "vision_tiny")
+    report(about_vision)
     return make(tokenizer, thinker, audio_encoder, vision_encoder)
 
 
-def _load_part(config: SFTConfig, key: str, name: str, made_by: str) -> tuple[nn.Module, Tokenizer | None]:
-    """The part that the config's `key` names, and its tokenizer if it is a Thinker."""
+def _load_part(config: SFTConfig, key: str, name: str,
+               made_by: str) -> tuple[nn.Module, Tokenizer | None, str]:
+    """The part that the config's `key` names, its tokenizer if it is a Thinker, and the line about it."""
     place, path = getattr(config, key), hub.locate(getattr(config, key))
     changes = {field: getattr(config, own) for own, field in CHANGES.get(name, {}).items()
                if getattr(config, own) is not None}
@@ -81,8 +88,7 @@ def _load_part(config: SFTConfig, key: str, name: str, made_by: str) -> tuple[nn
         whole = content["kind"] == "omni"  # one part of a finished system
         part, line = _build(content.get(name) if whole else content, name, place, changes)
         tokenizer = _tokenizer(content, part, place) if name == "thinker" else None
-    say(line)
-    return part, tokenizer
+    return part, tokenizer, line
 
 
 def load_system(content: dict, where: str,
@@ -91,7 +97,7 @@ def load_system(content: dict, where: str,
 
     `make` builds it from its tokenizer and parts.
     """
-    parts = [_build(content.get(name), name, where)[0] for name in KINDS]
+    parts = [_build(content.get(name), name, where, assign=True)[0] for name in KINDS]
     projectors = content.get("projectors")
     if not isinstance(projectors, dict):
         raise UserError(f"{where}: lacks the projectors")
@@ -101,7 +107,8 @@ def load_system(content: dict, where: str,
     return model.eval()
 
 
-def _build(content: dict, name: str, where: str, changes: dict | None = None) -> tuple[nn.Module, str]:
+def _build(content: dict, name: str, where: str, changes: dict | None = None,
+           assign: bool = False) -> tuple[nn.Module, str]:
     """The part `name` in `content`, with `changes` of its arch, and the line about its tensors."""
     kinds = KINDS[name]
     kind = content.get("arch_type", next(iter(kinds))) if isinstance(content, dict) else next(iter(kinds))
@@ -113,7 +120,7 @@ def _build(content: dict, name: str, where: str, changes: dict | None = None) ->
             key = next(own for own, changed in CHANGES[name].items() if changed == field)
             raise UserError(f'{where}: "{key}" is for Whisper, and this encoder is not one; remove the key')
         content = {**content, "arch": {**content["arch"], **changes}}
-    return checkpoint.build_part(*kinds[kind], content, name, where)
+    return checkpoint.build_part(*kinds[kind], content, name, where, assign)
 
 
 def _tokenizer(content: dict, thinker: Thinker, where: str) -> Tokenizer:

@@ -61,13 +61,14 @@ class OmniNetwork(nn.Module):
     def store_frozen(self, dtype: torch.dtype, lossy: bool) -> None:
         """Keep the matrices of frozen parts in `dtype`, in which they are computed anyway: half the memory.
 
-        Unless `lossy`, only those that stay the same: weights that were published in bf16 do.
+        Unless `lossy`, only those that stay the same: weights that were published in bf16 do. Embeddings
+        always have to, since they are looked up, not computed.
         """
         for module in self.modules():
             weight = getattr(module, "weight", None)
             if isinstance(module, MATRICES) and not weight.requires_grad:
-                stored = weight.data.to(dtype)
-                if lossy or torch.equal(stored.to(weight.dtype), weight.data):
+                stored, may_round = weight.data.to(dtype), lossy and not isinstance(module, nn.Embedding)
+                if may_round or torch.equal(stored.to(weight.dtype), weight.data):
                     weight.data = stored
 
     def frozen_weights(self) -> dict[str, torch.Tensor]:

@@ -72,7 +72,7 @@ def is_metric(name: str) -> bool:
 
 
 def lower_is_better(name: str) -> bool:
-    return name.endswith(("loss", "wer"))
+    return name.endswith(("loss", "wer", "cer"))
 
 
 _DELETE_FILE = "restore it, or delete it: the report can be made without it"

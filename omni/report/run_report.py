@@ -61,7 +61,7 @@ def metric_charts(run: Run) -> str:
     """
     kinds = {"loss": "Loss on held-out samples", "acc": "Text: next-token accuracy",
              "exact": "Text: exact answers", "qa": "Questions: right answers",
-             "wer": "Speech: word error rate"}
+             "wer": "Speech: word error rate", "cer": "Speech: character error rate"}
     charts = []
     for kind, title in kinds.items():
         names = [name for name in run.metric_names() if name.endswith(kind)]

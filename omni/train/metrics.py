@@ -1,22 +1,26 @@
-"""metrics.jsonl: what a run measures, one event per line; and TensorBoard files, if it is installed."""
+"""metrics.jsonl: what a run measures, one event per line; and TensorBoard, wandb or trackio, if asked for."""
 
 import contextlib
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 from omni import checkpoint
+from omni.config import SFTConfig
 from omni.distributed import ALONE, World
 from omni.errors import UserError
+from omni.train.track import Tracker
 
 
 class MetricsFile:
     """The metrics.jsonl of a run: one JSON object per line, each with its "event". Only rank 0 writes."""
 
-    def __init__(self, folder: str | Path, world: World = ALONE):
-        self.path, self.world = Path(folder) / "metrics.jsonl", world
+    def __init__(self, folder: str | Path, world: World = ALONE, config: SFTConfig | None = None):
+        self.path, self.world, self.config = Path(folder) / "metrics.jsonl", world, config
         self._resumed_at, self._tensorboard = 0, None  # the SummaryWriter, made with the first event
+        self._tracker: Tracker | None = None  # made when the run begins: by `rewind`
 
     def add(self, event: str, **values) -> None:
         """Append one event and flush it to the disk. UserError if it can't be written."""
@@ -31,6 +35,8 @@ class MetricsFile:
             raise UserError(f"{self.path}: can't be written ({err.strerror}); make room, then continue from "
                             "the last step checkpoint: --resume") from None
         self._add_to_tensorboard(event, values)
+        if self._tracker is not None:
+            self._tracker.add(event, values)
 
     def _add_to_tensorboard(self, event: str, values: dict) -> None:
         """Write the event's floats to `tensorboard/` too, if TensorBoard is installed."""
@@ -71,6 +77,8 @@ class MetricsFile:
         rows = [row for row in rows if row["event"] != "answers" or row["epoch"] in evaluated]
         self._resumed_at = step
         checkpoint.save_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        if self.config is not None and self.config.track is not None:
+            self._tracker = Tracker(self.config.track, self.path.parent, asdict(self.config), step)
         return rows
 
 

@@ -16,9 +16,10 @@ import torch
 
 from tests.bench import cases, machine
 from tests.bench.base import base
+from tests.bench.parts import parts
 
 CASES = {"step": cases.step, "encode": cases.encode, "generate": cases.generate, "run": cases.run,
-         "start": cases.start, "memory": cases.memory, "base": base}
+         "start": cases.start, "memory": cases.memory, "base": base, "parts": parts}
 
 
 def main() -> None:

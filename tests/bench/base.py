@@ -11,7 +11,7 @@ from omni.data.batch import IGNORE
 from omni.data.loader import Step
 from omni.data.packing import pack
 from omni.device import gpu_memory_gb, peak_memory_gb
-from omni.model.load import load_parts
+from omni.model.load import load_for_training
 from omni.model.omni import OmniNetwork
 from omni.model.thinker import Thinker
 from tests.bench.workload import Workload
@@ -24,7 +24,7 @@ MEAN_LENGTH = 1000  # tokens; lengths are 4/5 to 6/5 of it, and the last fifth i
 def build(config_path: str, device: torch.device, rows: int, steps: int) -> Workload:
     """The config's model with that Thinker, and `steps` steps of `rows` conversations of random tokens."""
     config = load_config(config_path, SFTConfig)
-    shipped = load_parts(config)
+    shipped = load_for_training(config, device)
     with device:
         thinker = Thinker(QWEN3_06B)
     model = OmniNetwork(shipped.tokenizer, thinker, *shipped.encoders()).to(device)

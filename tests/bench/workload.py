@@ -12,7 +12,7 @@ from omni.data.loader import Schedule, StepDataset
 from omni.data.media_reader import MediaReader
 from omni.data.mixture import Mix, read_mix
 from omni.data.sampler import WeightedSampler
-from omni.model.load import load_parts
+from omni.model.load import load_for_training
 from omni.model.omni import OmniNetwork
 from omni.train import optim
 from omni.train.features import FeatureStore
@@ -61,7 +61,7 @@ def build(config_path: str, device: torch.device, cached: bool, samples_a_source
           reader_class: type[MediaReader] = DecodedReader) -> Workload:
     """A workload of the first samples of each source (None: all), with `cached` features or raw media."""
     config = load_config(config_path, SFTConfig)
-    model = load_parts(config).to(device)
+    model = load_for_training(config, device)
     mix = read_mix(config)
     for split in (mix.train, mix.val):
         for name in split:
