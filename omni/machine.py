@@ -49,6 +49,19 @@ def before_fork(call: Callable[[], None]) -> None:
         os.register_at_fork(before=call)
 
 
+def drop_inherited(keep) -> None:
+    """Close the files that a forked process inherited, but its standard streams and the pipe `keep`.
+
+    It leaves the group of its terminal too, whose Ctrl-C is for the parent.
+    """
+    if can_fork():
+        empty = os.open(os.devnull, os.O_RDWR)
+        for number in map(int, os.listdir("/proc/self/fd")):
+            if number > 2 and number not in (keep.fileno(), empty):
+                os.dup2(empty, number)
+        os.setsid()
+
+
 def cores() -> int:
     """The cores that this process may use. The ranks of a machine share them equally."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,14 +15,14 @@ from conftest import ROOT
 
 from omni.config import AudioArch, SFTConfig, VisionArch
 from omni.config_file import load_config
-from omni.data import manifest, media_reader
+from omni.data import manifest, media
 from omni.data.media_reader import MediaReader
 
 CODE = [ROOT / "sft_omni.py", *sorted([*(ROOT / "omni").rglob("*.py"), *(ROOT / "data").glob("*.py")])]
 # What Windows or macOS lacks. Only omni/machine.py may name it.
 MISSING = {"fcntl", "resource", "msvcrt", "fork", "register_at_fork", "alarm", "setitimer", "SIGALRM",
-           "O_DIRECTORY", "posix_fadvise", "sched_getaffinity", "getuid", "uname", "sysconf", "mkfifo",
-           "platform", "windll"}
+           "O_DIRECTORY", "posix_fadvise", "sched_getaffinity", "get_context", "setsid", "getuid", "uname",
+           "sysconf", "mkfifo", "platform", "windll"}
 RESERVED = re.compile(r'[<>:"|?*\\\x00-\x1f]|[ .]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.I)
 
 
@@ -97,7 +97,7 @@ def test_a_take_and_a_split_do_not_depend_on_the_system(monkeypatch):
     wanted = reader.rng("/data/img/cat.png", 3).random()
     assert manifest._relative("/data/img/cat.png", Path("/data")) == "img/cat.png"
     windows = SimpleNamespace(path=ntpath, sep="\\")
-    monkeypatch.setattr(media_reader, "os", windows)
+    monkeypatch.setattr(media, "os", windows)
     monkeypatch.setattr(manifest, "os", windows)
     for path in (r"C:\Users\me\data\img\cat.png", "D:/img/cat.png", r"\\server\share\cat.png",
                  r"C:\tars\a.tar@512+99/cat.png"):

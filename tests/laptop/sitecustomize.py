@@ -29,7 +29,7 @@ def refuse(event: str, arguments: tuple) -> None:
         path = os.fsdecode(arguments[0])
         if path.startswith("/proc/"):
             raise FileNotFoundError(path)
-        if os.path.isdir(path):
+        if os.path.isdir(path) and sys._getframe(1).f_globals["__name__"] != "shutil":  # it differs there
             raise PermissionError(path)
 
 
