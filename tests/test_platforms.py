@@ -58,7 +58,8 @@ def whole(toy, tmp_path_factory) -> Path:
 def out(toy, tmp_path_factory, whole) -> Path:
     """The same run without it, killed and resumed."""
     folder = tmp_path_factory.mktemp("laptop")
-    config, out = toy.write(folder, save_every_steps=3, num_workers="auto"), folder / "out"
+    settings = {"save_every_steps": 3, "num_workers": "auto", "feature_cache_dir": str(folder / "features")}
+    config, out = toy.write(folder, **settings), folder / "out"
     first = laptop("sft_omni.py", "--config", config)
     end = time.monotonic() + 240
     while not list(out.glob("step_*.pt")) and time.monotonic() < end and first.poll() is None:
