@@ -19,6 +19,7 @@ from test_run import rows, train
 
 from omni import machine
 from omni.data.decoding import Decoder
+from omni.train.feature_cache import FeatureCache, Key
 
 LAPTOP = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "laptop"), "PYTHONIOENCODING": "cp1252"}
 
@@ -43,6 +44,7 @@ for path in ("/proc/self/statm", "/"):
     except OSError: pass
 from omni import machine
 from omni.data.decoding import Decoder
+from omni.train.feature_cache import FeatureCache, Key
 assert machine.children().get_start_method() == "spawn" and machine.peak_memory() == 0"""
     out, err = (process := laptop("-c", code)).communicate(timeout=60)
     assert process.returncode == 0, out + err
@@ -104,12 +106,14 @@ def test_a_lock_is_held_until_its_process_ends(tmp_path):
     path = tmp_path / "run.lock"
     code = f"""from omni import machine
 from omni.data.decoding import Decoder
+from omni.train.feature_cache import FeatureCache, Key
 file = open({str(path)!r}, "a+", encoding="utf-8"); machine.lock(file)
 file.truncate(0); file.write("held"); file.flush(); print("locked", flush=True); input()"""
     holder = laptop("-c", code)
     assert holder.stdout.readline() == "locked\n"
     other = laptop("-c", code)
-    assert "Error" in other.communicate(timeout=60)[1] and path.read_text(encoding="utf-8") == "held"
+    said, errors = other.communicate(timeout=60)
+    assert not said and "Error" in errors and path.read_text(encoding="utf-8") == "held"
     holder.kill()
     holder.communicate()
     third = laptop("-c", code)
@@ -170,3 +174,34 @@ def test_what_makes_batches_holds_no_weights(toy, model, monkeypatch):
     batch = pickle.loads(pickle.dumps(collate))(toy.samples("image_audio_text")[:3])
     assert torch.equal(batch.ids, collate(toy.samples("image_audio_text")[:3]).ids)
     assert pickle.loads(pickle.dumps(decoder)).frames == decoder.frames
+
+
+def test_cached_features_are_mapped_again_by_a_spawned_process(tmp_path):
+    cache, key = FeatureCache(tmp_path, "encoder", 2 ** 30), Key.of(b"a")
+    feature = torch.randn(500, 100).half()
+    cache.add(key, feature)
+    cache.flush()
+    sent = pickle.dumps(cache)
+    assert len(sent) < feature.nbytes / 10 and torch.equal(pickle.loads(sent).read(key), feature)
+
+
+SERVE = """
+from omni.config import VisionArch
+from omni.data.media_reader import MediaReader
+from omni.serve.decoders import Decoders
+from omni.serve.protocol import ApiError, Medium
+pool, reader = Decoders(), MediaReader(VisionArch(image_size=32), None)
+for content in (open(PATH, "rb").read(), b"no picture", open(PATH, "rb").read()):
+    try:
+        print(*pool.read([Medium("image 1", "pixels", content)], reader)["image 1"].shape)
+    except ApiError as err:
+        print("refused")
+pool.close()
+"""
+
+
+def test_a_server_decodes_media_without_what_windows_lacks(toy):
+    picture = toy.samples("image_text")[0].images[0]
+    process = laptop("-c", SERVE.replace("PATH", repr(picture)))
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and said.splitlines() == ["3 32 32", "refused", "3 32 32"], errors
