@@ -12,6 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import omni  # noqa: F401  # isort: skip  it sets what PyTorch reads when it is imported
 import torch
 
 from omni import checkpoint, distributed
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     mix = world.once_per_node(lambda: read_mix(config))
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
     reader = MediaReader(model.vision_encoder.arch, model.audio_encoder.arch, config.seed)
-    decoder = Decoder(reader, config.decode_timeout_s)
+    decoder = Decoder(reader, config.decode_timeout_s, config.num_workers)
     features = FeatureStore.of_run(config, model, decoder, world)
     for name in mix.train:
         for samples, takes, what in ((mix.train[name], config.augment_takes, f"{name}, training"),

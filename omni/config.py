@@ -15,9 +15,13 @@ from dataclasses import dataclass, field
 from omni.errors import UserError
 
 
-def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choices=None, factory=None):
-    """A dataclass field with its range: low <= value <= high, value > above, or one of `choices`."""
-    check = {"low": low, "high": high, "above": above, "choices": choices}
+def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choices=None, word=None,
+         factory=None):
+    """A dataclass field with its range: low <= value <= high, value > above, or one of `choices`.
+
+    `word` is allowed in place of a number.
+    """
+    check = {"low": low, "high": high, "above": above, "choices": choices, "word": word}
     if factory is not None:
         return field(default_factory=factory, metadata=check)
     return field(metadata=check) if default is dataclasses.MISSING else field(default=default, metadata=check)
@@ -80,10 +84,11 @@ class SFTConfig:
     feature_cache_gb: float = _key(20.0, low=0.0, high=1e6)  # on the disk, for features of frozen encoders
     feature_cache_dir: str | None = None  # None: the user's cache folder, which all runs share
     track: str | None = _key(None, choices=(None, "wandb", "trackio"))  # follow the run there too
-    num_workers: int = _key(0, low=0, high=256)
+    # "auto": as many processes decode media before training as there are cores, and none prepares batches
+    num_workers: int | str = _key("auto", low=0, high=256, word="auto")
     parallel: str = _key("auto", choices=("auto", "ddp", "fsdp"))  # under torchrun; auto: ddp
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
-    device: str = _key("auto", choices=("auto", "cpu", "cuda"))
+    device: str = _key("auto", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = _key("auto", choices=("auto", "fp32", "bf16"))
     seed: int = _key(0, low=0, high=2 ** 63)
 
@@ -191,7 +196,7 @@ class PretrainConfig:
     grad_clip: float = _key(1.0, above=0.0)
     max_length: int = _key(512, low=16)
     allow_outside_paths: bool = False
-    device: str = _key("auto", choices=("auto", "cpu", "cuda"))
+    device: str = _key("auto", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = _key("auto", choices=("auto", "fp32", "bf16"))
     seed: int = _key(0, low=0, high=2 ** 63)
     # Stages A and C
@@ -203,10 +208,10 @@ class PretrainConfig:
     photographs: list = _key(factory=list)  # Stage C: manifests of `train` to augment as photographs
 
 
-def _type_name(kind) -> str:
+def _type_names(kinds: tuple) -> list[str]:
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false",
              dict: "an object {...}", list: "a list", types.NoneType: "null"}
-    return " or ".join(names[k] for k in (typing.get_args(kind) or (kind,)))
+    return [names[kind] for kind in kinds]
 
 
 def _check_value(f: dataclasses.Field, kind, value):
@@ -214,9 +219,13 @@ def _check_value(f: dataclasses.Field, kind, value):
     allowed = typing.get_args(kind) or (kind,)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1e300 else math.inf
+    m, words = f.metadata, []
+    if m.get("word") is not None:
+        if value == m["word"]:
+            return value
+        allowed, words = [k for k in allowed if k is not str], [json.dumps(m["word"])]
     if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"must be {_type_name(kind)}")
-    m = f.metadata
+        raise ValueError("must be " + " or ".join(_type_names(allowed) + words))
     if value is None or not m:
         return value
     if m["choices"] is not None and value not in m["choices"]:

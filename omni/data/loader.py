@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from omni import machine
 from omni.data.batch import IGNORE, Batch
 from omni.data.collate import Collator
 from omni.data.mixture import Mix
@@ -95,10 +96,12 @@ class StepDataset(Dataset):
         return replace(batch, labels=torch.full_like(batch.labels, IGNORE), answer_counts=(0,))
 
 
-def loader(dataset: StepDataset, start: int, end: int, workers: int) -> Iterator[Step]:
-    """The steps start..end-1 in order, prepared ahead by `workers` processes (0: in this process)."""
+def loader(dataset: StepDataset, start: int, end: int, workers: int | str) -> Iterator[Step]:
+    """The steps start..end-1 in order, prepared ahead by `workers` processes (0, "auto": in this process)."""
+    workers = 0 if workers == "auto" else workers
     for step in DataLoader(dataset, batch_size=None, sampler=range(start, end), num_workers=workers,
-                           prefetch_factor=4 if workers else None, worker_init_fn=_ignore_first_signal):
+                           prefetch_factor=4 if workers else None, worker_init_fn=_ignore_first_signal,
+                           multiprocessing_context=machine.children() if workers else None):
         if isinstance(step, UserError):
             raise step
         yield step

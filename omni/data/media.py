@@ -102,7 +102,7 @@ def digest(path: str | Path) -> bytes:
 
 def name(path: str) -> bytes:
     """The file name alone; a name that is not UTF-8 becomes \\udcXX."""
-    return path.rsplit("/", 1)[-1].encode("utf-8", "backslashreplace")
+    return os.path.basename(path).encode("utf-8", "backslashreplace")
 
 
 def size(path: str | Path) -> int:

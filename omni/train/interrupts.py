@@ -72,7 +72,9 @@ def explain_out_of_memory(remedy: str, batches: Iterable[Batch] = (),
     """
     try:
         yield
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as err:
+        if not isinstance(err, torch.OutOfMemoryError) and "MPS backend out of memory" not in str(err):
+            raise
         if save is not None:
             save()
         shapes = ", ".join(batch.summary for batch in batches)

@@ -18,7 +18,7 @@ class EpochTotals:
 
     def add(self, loss: torch.Tensor, by_source: dict[str, list[int]]) -> None:
         """Add a step: its loss summed over answer tokens, and [samples, answer tokens] of each source."""
-        self.loss = self.loss + loss.double()
+        self.loss = self.loss + loss.cpu().double()  # on the CPU, because MPS has no float64
         self.answer_tokens += sum(tokens for _, tokens in by_source.values())
         for name, counts in by_source.items():
             before = self.by_source.get(name, [0, 0])
