@@ -22,7 +22,8 @@ from omni.console import command, open_streams, progress, say
 from omni.data import skipped
 from omni.data.collate import Collator
 from omni.data.decoding import Decoder
-from omni.data.loader import Schedule, StepDataset, loader
+from omni.data.drawn import DrawnDataset, checked_as_drawn
+from omni.data.loader import Schedule, StepDataset
 from omni.data.media_reader import MediaReader
 from omni.data.mixture import input_fingerprints, read_mix
 from omni.data.sampler import WeightedSampler
@@ -33,9 +34,9 @@ from omni.eval.scores import epoch_lines, sample_counts, summarise
 from omni.model.load import load_for_training
 from omni.report import run_report
 from omni.train import optim
-from omni.train.features import FeatureStore, unusable_media
+from omni.train.features import FeatureStore, read_media
 from omni.train.interrupts import StopSignal, explain_out_of_memory, skip_bad_step
-from omni.train.metrics import MetricsFile, Throughput
+from omni.train.metrics import MetricsFile, Throughput, show_step
 from omni.train.run import Run
 from omni.train.run_dir import RunDir
 from omni.train.state import EpochTotals, TrainState
@@ -66,21 +67,19 @@ def main(arguments: list[str] | None = None) -> None:
     reader = MediaReader(model.vision_encoder.arch, model.audio_encoder.arch, config.seed)
     decoder = Decoder(reader, config.decode_timeout_s, config.num_workers)
     features = FeatureStore.of_run(config, model, decoder, world)
-    for name in mix.train:
-        for samples, takes, what in ((mix.train[name], config.augment_takes, f"{name}, training"),
-                                     (mix.val[name], 1, f"{name}, held out")):
-            bad = features.add(samples, takes, what) if features is not None \
-                else unusable_media(samples, takes, decoder, what, world)
-            skipped.drop_unreadable(mix, bad)
+    drawn = checked_as_drawn(mix, config.check_media)  # too many media to be read before the first step
+    read_media(mix, features, decoder, config.augment_takes, world, only="val" if drawn else None)
     collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths,
                        config.max_length, features)
-    skipped.drop_overlong(mix, collate, decoder.frames)
+    skipped.drop_overlong(mix, collate, decoder.frames, only="val" if drawn else None)
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
     sizes = {name: len(samples) for name, samples in mix.train.items()}
     sampler = WeightedSampler(sizes, mix.weights, config.seed)
     schedule = Schedule(config.samples_per_epoch or sum(sizes.values()), config.batch_size, config.num_epochs)
     dataset = StepDataset(mix, sampler, schedule, collate, config.augment_takes,
                           config.gradient_accumulation_steps, world)
+    if drawn:
+        dataset = DrawnDataset(dataset, decoder, config.max_skipped)
     evaluated = distributed.evaluation_copy(model, config.parallel, world)
     evaluator = Evaluator(evaluated, collate, config.eval_batch_size, config.max_new_tokens, config.precision,
                           world)
@@ -153,7 +152,7 @@ def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
     throughput = Throughput()
     bar = progress(total=schedule.steps_per_epoch, initial=state.step - begin,
                    desc=f"epoch {epoch + 1}/{config.num_epochs}", unit="step")
-    for step in loader(run.dataset, state.step, end, config.num_workers):
+    for step in run.dataset.steps(state.step, end, config.num_workers):
         factor = optim.lr_factor(state.step, schedule.steps, config.warmup_steps,
                                  config.min_learning_rate_ratio)
         optim.set_lr(run.optimizer, factor)
@@ -189,8 +188,7 @@ def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
                    "lr": config.learning_rate * factor, "grad_norm": float(grad_norm), **throughput.read(),
                    "gpu_mem_gb": gpu_memory_gb(run.device), "main_mem_gb": peak_memory_gb()}
             run.metrics.add("step", **row)
-            bar.set_postfix(loss=f"{state.totals.mean_loss:.3f}", lr=f"{row['lr']:.1e}",
-                            samples_s=f"{row['samples_per_s']:.0f}", refresh=False)
+            show_step(bar, row, schedule.steps, state.totals.mean_loss)
         save_due, stopping = world.any(run.run_dir.steps.due(state.step, config), run.stop.requested)
         if save_due or stopping or state.step == end:
             save()
@@ -206,6 +204,7 @@ def evaluate_epoch(run: Run, state: TrainState, epoch: int, evaluator: Evaluator
     model if it is the best so far. `seconds` is the time from the start of the run to this evaluation.
     """
     mix, loss = run.dataset.mix, state.totals.mean_loss
+    run.run_dir.write_skipped(run.dataset.all_skipped())
     with explain_out_of_memory("lower eval_batch_size or max_new_tokens"):
         scores = evaluator.score(mix.val)
         swapped = summarise(evaluator.score(mix.val, swapped=True))

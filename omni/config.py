@@ -50,6 +50,7 @@ class SFTConfig:
     max_length: int = _key(512, low=16, high=2 ** 20)  # tokens per sample; longer prompts lose their start
     augment_takes: int = _key(2, low=1, high=100)  # versions of each medium; the first is the original
     allow_outside_paths: bool = False  # allow media outside the manifest's folder
+    check_media: str = _key("auto", choices=("auto", "first", "drawn"))  # before the first step, or as drawn
     max_skipped: float = _key(0.05, low=0.0, high=1.0)  # largest share of unusable samples in a source
     decode_timeout_s: float = _key(20.0, above=0.0, high=3600.0)  # a medium that takes longer is unusable
     # What is trained

@@ -10,15 +10,21 @@ from omni.data.sample import Sample
 from omni.errors import UserError
 
 
-def _drop(mix: Mix, why: Callable[[str, Sample], str | None]) -> None:
+def row(source: str, split: str, sample: Sample, reason: str) -> dict:
+    """A skipped sample as skipped.jsonl lists it."""
+    return {"source": source, "split": split, "media": [*sample.images, *sample.audios],
+            "question": sample.messages[0][1][:80], "reason": reason}
+
+
+def _drop(mix: Mix, why: Callable[[str, Sample], str | None], only: str | None = None) -> None:
     """Drop the samples for which `why(source, sample)` returns a reason, and add them to `mix.skipped`."""
     for split, sources in (("train", mix.train), ("val", mix.val)):
+        if only not in (None, split):
+            continue
         for name, samples in sources.items():
             reasons = [why(name, sample) for sample in samples]
-            mix.skipped += [
-                {"source": name, "split": split, "media": [*sample.images, *sample.audios],
-                 "question": sample.messages[0][1][:80], "reason": reason}
-                for sample, reason in zip(samples, reasons, strict=True) if reason is not None]
+            mix.skipped += [row(name, split, sample, reason)
+                            for sample, reason in zip(samples, reasons, strict=True) if reason is not None]
             sources[name] = [s for s, reason in zip(samples, reasons, strict=True) if reason is None]
 
 
@@ -28,8 +34,8 @@ def drop_unreadable(mix: Mix, bad: dict[str, str]) -> None:
         _drop(mix, lambda _, s: next((bad[path] for path in s.images + s.audios if path in bad), None))
 
 
-def drop_overlong(mix: Mix, collate: Collator, frames: dict[str, int]) -> None:
-    """Drop the samples that can't be cut to max_length; count those that are cut.
+def drop_overlong(mix: Mix, collate: Collator, frames: dict[str, int], only: str | None = None) -> None:
+    """Drop the samples that can't be cut to max_length; count those that are cut. `only` names one split.
 
     `frames` is {path: mel frames of its longest take} of all clips.
     """
@@ -38,7 +44,7 @@ def drop_overlong(mix: Mix, collate: Collator, frames: dict[str, int]) -> None:
         if longer and reason is None:
             mix.cut[name] = mix.cut.get(name, 0) + 1
         return reason
-    _drop(mix, why)
+    _drop(mix, why, only)
 
 
 def reason_counts(mix: Mix) -> dict[str, dict[str, int]]:
