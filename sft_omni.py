@@ -66,12 +66,13 @@ def main(arguments: list[str] | None = None) -> None:
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
     reader = MediaReader(model.vision_encoder.arch, model.audio_encoder.arch, config.seed)
     decoder = Decoder(reader, config.decode_timeout_s, config.num_workers)
-    features = FeatureStore.of_run(config, model, decoder, world)
+    features = None if args.dry_run else FeatureStore.of_run(config, model, decoder, world)
     drawn = checked_as_drawn(mix, config.check_media)  # too many media to be read before the first step
-    read_media(mix, features, decoder, config.augment_takes, world, only="val" if drawn else None)
+    read_first = () if args.dry_run else ("val",) if drawn else ("train", "val")
+    read_media(mix, features, decoder, config.augment_takes, world, read_first)
     collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths,
                        config.max_length, features)
-    skipped.drop_overlong(mix, collate, decoder.frames, only="val" if drawn else None)
+    skipped.drop_overlong(mix, collate, decoder.frames, read_first)
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
     sizes = {name: len(samples) for name, samples in mix.train.items()}
     sampler = WeightedSampler(sizes, mix.weights, config.seed)
@@ -85,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
                           world)
     describe(model, mix, schedule, config, device)
     if args.dry_run:
-        dry_run(model, mix, collate, config, device)
+        dry_run(model, mix, collate, decoder, config, device)
         return
 
     # Optimizer

@@ -1,7 +1,7 @@
 """Skipped samples: which are dropped (unreadable media, too long) and why, and when they are too many."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from omni.data.collate import Collator
@@ -16,10 +16,11 @@ def row(source: str, split: str, sample: Sample, reason: str) -> dict:
             "question": sample.messages[0][1][:80], "reason": reason}
 
 
-def _drop(mix: Mix, why: Callable[[str, Sample], str | None], only: str | None = None) -> None:
+def _drop(mix: Mix, why: Callable[[str, Sample], str | None],
+          splits: Collection[str] = ("train", "val")) -> None:
     """Drop the samples for which `why(source, sample)` returns a reason, and add them to `mix.skipped`."""
     for split, sources in (("train", mix.train), ("val", mix.val)):
-        if only not in (None, split):
+        if split not in splits:
             continue
         for name, samples in sources.items():
             reasons = [why(name, sample) for sample in samples]
@@ -34,8 +35,8 @@ def drop_unreadable(mix: Mix, bad: dict[str, str]) -> None:
         _drop(mix, lambda _, s: next((bad[path] for path in s.images + s.audios if path in bad), None))
 
 
-def drop_overlong(mix: Mix, collate: Collator, frames: dict[str, int], only: str | None = None) -> None:
-    """Drop the samples that can't be cut to max_length; count those that are cut. `only` names one split.
+def drop_overlong(mix: Mix, collate: Collator, frames: dict[str, int], splits: Collection[str]) -> None:
+    """Drop the samples of `splits` that can't be cut to max_length; count those that are cut.
 
     `frames` is {path: mel frames of its longest take} of all clips.
     """
@@ -44,7 +45,7 @@ def drop_overlong(mix: Mix, collate: Collator, frames: dict[str, int], only: str
         if longer and reason is None:
             mix.cut[name] = mix.cut.get(name, 0) + 1
         return reason
-    _drop(mix, why, only)
+    _drop(mix, why, splits)
 
 
 def reason_counts(mix: Mix) -> dict[str, dict[str, int]]:

@@ -32,14 +32,14 @@ Medium = tuple[str, int]  # path and take
 
 
 def read_media(mix: Mix, features: "FeatureStore | None", decoder: Decoder, takes: int, world: World,
-               only: str | None = None) -> None:
+               splits: Collection[str]) -> None:
     """Read the media of a mix, and keep their frozen features; drop the samples whose media can't be used.
 
-    Training media are read in `takes` versions. `only` names one split ("train", "val").
+    Training media are read in `takes` versions. `splits` are those that are read: "train", "val".
     """
     for name in mix.train:
         for split, samples, count in (("train", mix.train[name], takes), ("val", mix.val[name], 1)):
-            if only in (None, split):
+            if split in splits:
                 what = f"{name}, {'training' if split == 'train' else 'held out'}"
                 bad = unusable_media(samples, count, decoder, what, world) if features is None \
                     else features.add(samples, count, what)
