@@ -99,7 +99,8 @@ def test_a_file_without_permission_is_skipped_and_named(toy, tmp_path_factory):
     for name in ("out", "features"):
         (folder / name).mkdir()
         (folder / name).chmod(0o777)
-    config = toy.write(folder, data_dir=str(data), max_skipped=0.5, feature_cache_dir=str(folder / "features"))
+    config = toy.write(folder, data_dir=str(data), max_skipped=0.5,
+                       feature_cache_dir=str(folder / "features"))
     log = folder.parent / "unreadable.log"
     log.touch()
     log.chmod(0o666)
