@@ -38,6 +38,11 @@ def answer_of(batch, row: int) -> str:
 class Features:
     """Frozen features of media like those of `Reader`."""
 
+    encoders = {"vision", "audio"}
+
+    def holds(self, media):
+        return True
+
     def image(self, path, take):
         return torch.full((16, 6), float(path))
 
