@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omni.config import ENCODERS, PROJECTIONS, SFTConfig, build
 from omni.errors import UserError
+from omni.paths import from_config
 
 
 def parse_json(text: str, where: str):
@@ -75,6 +76,7 @@ def load_config(path: str, cls, overrides: list[str] = ()):
     odd = re.search("[\0\ud800-\udfff]", json.dumps(values, ensure_ascii=False).replace("\\u0000", "\0"))
     if odd:
         raise UserError(f"{path}: holds the character {ascii(odd[0])}, which paths and names can't hold")
+    _find_paths(values, path)
     config = build(cls, values, path)
     if cls is SFTConfig:
         check_parts(config, values, path)
@@ -82,6 +84,23 @@ def load_config(path: str, cls, overrides: list[str] = ()):
         if config.track is not None and find_spec(config.track) is None:
             raise UserError(f'{path}: "track": {config.track} is not installed; pip install {config.track}')
     return config
+
+
+INPUT_PATHS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "system_ckpt", "data_dir", "train", "val")
+SOURCE_PATHS = ("train", "val", "image_folder", "media_dir")
+
+
+def _find_paths(values, config: str) -> None:
+    """Make input paths hold from the working folder or, where they are only there, from the config's own."""
+    mix = values.get("data_mix") if isinstance(values, dict) else None
+    sources = [entry for entry in mix.values() if isinstance(entry, dict)] if isinstance(mix, dict) else []
+    for holder, keys in ((values, INPUT_PATHS), *((source, SOURCE_PATHS) for source in sources)):
+        for key in keys if isinstance(holder, dict) else ():
+            value = holder.get(key)
+            if isinstance(value, str):
+                holder[key] = from_config(value, config)
+            elif _is_list(value):
+                holder[key] = [from_config(path, config) for path in value]
 
 
 def check_parts(config: SFTConfig, given: dict, where: str) -> None:
@@ -110,7 +129,7 @@ def check_parts(config: SFTConfig, given: dict, where: str) -> None:
         raise UserError(f"{where}: " + "; ".join(problems))
 
 
-SOURCE_KEYS = ("weight", "train", "val", "image_folder", "question", "task", "columns")
+SOURCE_KEYS = ("weight", "train", "val", "image_folder", "media_dir", "question", "task", "columns")
 TASKS = ("text", "qa", "asr")  # as in omni.data.sample
 # What "columns" of a source may say of a key: {"audio": "audio_filepath", "ignore": ["a", "b"]}.
 COLUMNS = ("image", "audio", "question", "answer", "system", "context", "transcript", "messages", "start",
@@ -149,16 +168,25 @@ def _source_problems(where: str, entry: dict) -> list[str]:
             problems += _column_problems(f"{where}.columns", value)
         elif key == "task" and value not in TASKS:
             problems.append(f'"{where}.task" must be {", ".join(TASKS)}, not {json.dumps(value)[:40]}')
+        elif key in ("train", "val") and _is_list(value):
+            continue
         elif key not in ("weight", "task") and not isinstance(value, str):
-            what = {"question": "a string", "val": "a path or the held-out share"}
+            what = {"question": "a string", "train": "a path, a pattern or a list of these",
+                    "val": "a path, a pattern, a list of these or the held-out share"}
             problems.append(f'"{where}.{key}" must be {what[key] if key in what else "a path"}')
     if "image_folder" in entry and "train" in entry:
         problems.append(f'"{where}" has both train and image_folder; keep one of them')
+    if "image_folder" in entry and "media_dir" in entry:
+        problems.append(f'"{where}" has both media_dir and image_folder; its images are in the folder')
     if "image_folder" in entry and "question" not in entry:
         problems.append(f'"{where}.image_folder" needs "question", such as "What is in the picture?"')
     if "image_folder" in entry and "val" not in entry:
         problems.append(f'"{where}.image_folder" needs "val": a folder or the held-out share')
     return problems
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(path, str) and path for path in value)
 
 
 def _column_problems(where: str, columns) -> list[str]:
@@ -177,8 +205,8 @@ def _column_problems(where: str, columns) -> list[str]:
     return problems
 
 
-def mix_entry(config: SFTConfig, name: str) -> tuple[float, str, str | float]:
-    """(weight, train path, val path or held-out share) of the source `name`."""
+def mix_entry(config: SFTConfig, name: str) -> tuple[float, str | list[str], str | list[str] | float]:
+    """(weight, train paths, val paths or held-out share) of the source `name`."""
     entry = config.data_mix[name]
     entry = entry if isinstance(entry, dict) else {"weight": entry}
     folder = Path(config.data_dir) / name
@@ -187,11 +215,11 @@ def mix_entry(config: SFTConfig, name: str) -> tuple[float, str, str | float]:
 
 
 def mix_reading(config: SFTConfig, name: str) -> dict:
-    """How the source `name` is read: the `question`, `columns` and `task` of `omni.data.manifest.read`.
+    """How the source `name` is read: `question`, `columns`, `task`, `media_dir` of `omni.data.manifest.read`.
 
     A question and a task are those of samples that have none; "" for what the format or a guess says.
     """
     entry = config.data_mix[name]
     entry = entry if isinstance(entry, dict) else {}
     return {"question": entry.get("question", ""), "columns": entry.get("columns"),
-            "task": entry.get("task", "")}
+            "task": entry.get("task", ""), "media_dir": entry.get("media_dir", "")}

@@ -128,7 +128,8 @@ def columns_of(settings: list[str]) -> dict[str, list[str]]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m omni.inspect",
                                      description="Show how a source is read, without training.")
-    parser.add_argument("path", help="a file or a folder, in any of the formats that a source may have")
+    parser.add_argument("path", help="a file, a folder or a pattern, as a source may have it")
+    parser.add_argument("--media-dir", default="", help="where the media are that the file names")
     parser.add_argument("--question", default="", help="the question of samples that have none")
     parser.add_argument("--task", default="", choices=("text", "qa", "asr"),
                         help="the task of samples that name none")
@@ -139,7 +140,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     config = load_config(args.config, SFTConfig) if args.config else SFTConfig()
     columns = columns_of(args.columns)
-    source = manifest.read(args.path, "", config.allow_outside_paths, args.question, columns, args.task)
+    source = manifest.read(args.path, "", config.allow_outside_paths, args.question, columns, args.task,
+                           args.media_dir)
     print(manifest.summary_line([source]))
     for line in lines(source, config, args.samples):
         print(line)

@@ -154,7 +154,8 @@ def test_a_source_needs_only_a_path(tmp_path):
     assert mix_entry(config, "vqa") == (0.3, "my/vqa.json", 0.05) and not mix_reading(config,
                                                                                       "vqa")["question"]
     assert mix_entry(config, "kinds") == (1.0, "my/kinds", "my/test")
-    assert mix_reading(config, "kinds") == {"question": "What is this?", "columns": None, "task": ""}
+    assert mix_reading(config, "kinds") == {"question": "What is this?", "columns": None, "task": "",
+                                            "media_dir": ""}
 
 
 @pytest.mark.parametrize("setting, word", [

@@ -192,7 +192,8 @@ def test_inspect_shows_samples_lengths_and_problems(toy, folder, command):
     assert done.returncode == 0, done.stderr
     for words in ("JSON lines: images with text, clips with text; 5 samples, 5 media, 1 skipped", "24x16",
                   "0.2 s", "sample 1: qa, ", "tokens", "assistant: red", "length in tokens:", "#",
-                  "problem: 1x a file of \"images\" is missing (first: line 4)", "problem: 1x not an image",
+                  f"problem: 1x a file of \"images\" is missing: {folder / 'img/no.png'} (first: line 4)",
+                  "problem: 1x not an image",
                   "problem: 1x not readable as sound"):
         assert words in done.stdout, words
 

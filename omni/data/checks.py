@@ -23,8 +23,9 @@ class Checker:
     `task` is the source's; samples that name none get it, or else a guess.
     """
 
-    def __init__(self, folder: Path, allow_outside: bool, notes: Counter, task: str = ""):
-        self.paths = MediaPaths(folder, allow_outside)
+    def __init__(self, folder: Path, allow_outside: bool, notes: Counter, task: str = "",
+                 target: Path | None = None):
+        self.paths = MediaPaths(folder, allow_outside, target)
         self.folder, self.notes, self.task = folder, notes, task
 
     def sample(self, entry: dict) -> Sample:

@@ -24,14 +24,20 @@ TIMES = ("start", "end", "duration", "span")
 class Converter:
     """Converts the entries of one source, and accounts for their keys in `columns`.
 
-    `question` is used by entries that have none. `find_base64(payload, name)` returns the `Piece` of the
-    source's file that holds a base64 text. `notes` counts what was left out of entries that are used.
+    `question` is used by entries that have none. `notes` counts what was left out of entries that are used.
     """
 
-    def __init__(self, folder: Path, question: str = "", columns: dict | None = None, find_base64=no_base64):
-        self.question, self.find_base64 = question, find_base64
+    def __init__(self, folder: Path, question: str = "", columns: dict | None = None):
+        self.question, self.find_base64 = question, no_base64
         self.columns = Columns(folder, columns or {})
         self.notes: Counter = Counter()
+
+    def turn_to(self, folder: Path, find_base64) -> None:
+        """The next entries are those of a file whose media are in `folder`.
+
+        `find_base64(payload, name)` returns the `Piece` of the file that holds a base64 text.
+        """
+        self.columns.folder, self.find_base64 = folder, find_base64
 
     def __call__(self, number: int, entry) -> list[tuple[str, dict]]:
         """The samples of an entry: (the shape's name, the converted entry). ValueError if it can't be used.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from omni.data.media import is_audio, is_image
-from omni.data.tables import lines_of
+from omni.data.texts import lines_of
 from omni.errors import UserError
 
 Entries = Iterator[tuple[int, object]]

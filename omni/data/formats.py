@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omni.data import folders, json_files, tables
+from omni.data import folders, json_files, tables, texts
 from omni.data.json_files import Base64Finder
 from omni.data.media import Piece
 from omni.data.media_values import no_base64
 from omni.data.webdataset import shards
 from omni.errors import UserError
+from omni.paths import local
 
 TABLES = (".tsv", ".csv", ".jsonl", ".ndjson", ".json")
 
@@ -25,32 +26,42 @@ class Format:
 
     name: str  # as it is printed
     unit: str  # what the entries' numbers count: line, entry, sample, image
-    folder: Path
+    folder: Path  # absolute, without links
     entries: Iterator[tuple[int, object]]  # a ValueError in place of an entry that can't be read
     find_base64: Callable[[str, str], Piece] = no_base64  # (base64 text, name) -> its piece
     notes: Counter = field(default_factory=Counter)  # what was left out -> how often, as it is read
 
 
-def recognise(path: str, question: str = "", asked: Collection[str] = ()) -> Format:
+def recognise(path: str, question: str = "", asked: Collection[str] = (), media_dir: str = "") -> Format:
     """The format of the file or folder at `path`. UserError if it can't be read or isn't a known format.
 
     `question` is asked about each image of an image folder; `asked` are the keys that "columns" name.
+    Media are in `media_dir`, or else beside the file: where it is a link, beside the link.
     """
     try:
         if Path(path).is_dir():
-            return _folder(Path(path), question, asked)
+            return _folder(Path(path), question, asked, media_dir)
         if Path(path).exists() and not Path(path).is_file():  # opening a pipe would block
             raise OSError(0, "not a regular file")
-        with open(path, "rb") as f:
-            head = f.read(65_536)
+        head = texts.head(Path(path), 65_536)
+        if head[257:262] == b"ustar" and texts.is_gzip(Path(path)):
+            raise UserError(f"{path}: a compressed tar file; decompress it first, because media are read "
+                            "from inside it")
         if head[257:262] == b"ustar" or path.endswith(".tar"):
-            return _shards("WebDataset shard", Path(path).resolve().parent, [Path(path)])
+            return _shards("WebDataset shard", _media_folder(Path(path), media_dir), [Path(path)])
         if kaldi := folders.kaldi_files(Path(path)):
-            return Format("Kaldi", "line", kaldi[0].resolve().parent, folders.kaldi(*kaldi))
-        return _text(Path(path), head, asked)
+            return Format("Kaldi", "line", _media_folder(kaldi[0], media_dir), folders.kaldi(*kaldi))
+        return _text(Path(path), head, asked, media_dir)
     except OSError as err:
         raise UserError(f"{path}: can't open this manifest ({err.strerror}); "
                         "data_mix or data_dir names it") from None
+
+
+def _media_folder(path: Path, media_dir: str) -> Path:
+    folder = Path(local(media_dir)) if media_dir else path.parent
+    if not folder.is_dir():
+        raise UserError(f'{folder}: no such folder; "media_dir" of a source names it')
+    return folder.resolve()
 
 
 def _shards(name: str, folder: Path, paths: list[Path]) -> Format:
@@ -58,14 +69,17 @@ def _shards(name: str, folder: Path, paths: list[Path]) -> Format:
     return Format(name, "sample", folder, shards(paths, notes), notes=notes)
 
 
-def _folder(path: Path, question: str, asked: Collection[str]) -> Format:
+def _folder(path: Path, question: str, asked: Collection[str], media_dir: str) -> Format:
     root = path.resolve()
     found = [path / name for name in ("metadata.csv", "metadata.jsonl", "metadata.tsv")
              if (path / name).is_file()]
     if found:
-        return recognise(str(found[0]), question, asked)
+        return recognise(str(found[0]), question, asked, media_dir)
     if kaldi := folders.kaldi_files(path):
-        return Format("Kaldi", "line", root, folders.kaldi(*kaldi))
+        return Format("Kaldi", "line", _media_folder(kaldi[0], media_dir), folders.kaldi(*kaldi))
+    if media_dir:
+        raise UserError(f'{path}: "media_dir" is for tables and JSON files; this folder holds its '
+                        "media itself")
     if tars := sorted(p for p in path.glob("*.tar") if not p.name.startswith(".")):
         return _shards(f"WebDataset, {len(tars)} shards", root, tars)
     files = folders.files_in(root)
@@ -85,13 +99,13 @@ def _folder(path: Path, question: str, asked: Collection[str]) -> Format:
                     "X.txt or X.wav and X.txt, CLASS/*.jpg or CLASS/*.wav")
 
 
-def _text(path: Path, head: bytes, asked: Collection[str]) -> Format:
-    folder = path.resolve().parent
+def _text(path: Path, head: bytes, asked: Collection[str], media_dir: str) -> Format:
+    folder = _media_folder(path, media_dir)
     try:
         text = head.decode("utf-8-sig", "ignore" if len(head) == 65_536 else "strict").lstrip()
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
-    if text.startswith(("[", "{")) or path.suffix.lower() in (".jsonl", ".ndjson") or not text:
+    if text.startswith(("[", "{")) or texts.suffix(path) in (".jsonl", ".ndjson") or not text:
         name, unit, folder, entries = json_files.recognise(path, folder)
         return Format(name, unit, folder, entries, Base64Finder(path))
     name, entries = tables.recognise(path, text.splitlines()[0], folder, {*asked})

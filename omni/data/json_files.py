@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from omni.data import texts
 from omni.data.keys import role_of
 from omni.data.media import Piece, is_image, is_medium
-from omni.data.tables import lines_of
+from omni.data.texts import MAX_LINE, lines_of
 from omni.errors import UserError
 
 Entries = Iterator[tuple[int, object]]
-MAX_LINE = 64_000_000  # characters of one entry, base64 included
 MAX_JSON = 2 ** 31  # bytes of a file that is one JSON value, since it is parsed as a whole
 # A base64 text in a JSON file: a whole string or the end of a data: URL. Texts under 16 characters hold no
 # medium, and indexing all short strings would be slow.
@@ -28,7 +28,7 @@ def recognise(path: Path, folder: Path) -> tuple[str, str, Path, Entries]:
     lines = (line.strip() for line in lines_of(path))
     first = next((line for line in lines if line), "")
     several = any(lines)
-    in_lines = path.suffix.lower() in (".jsonl", ".ndjson")
+    in_lines = texts.suffix(path) in (".jsonl", ".ndjson")
     one_a_line = "JSON lines", "line", folder, _json_lines(path)
     value = _entry(first)
     if isinstance(value, ValueError):  # a broken line, or a value of several lines
@@ -72,10 +72,7 @@ def _whole(path: Path, strict: bool):
 
     With `strict` a UserError instead of None.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    text = texts.whole(path, MAX_JSON).strip()
     values, place = [], 0
     try:
         while place < len(text):
@@ -208,9 +205,12 @@ class Base64Finder:
 
     def __init__(self, path: Path):
         self.path, self.places = path.resolve(), None  # digest of a base64 text -> its offset in bytes
+        self.compressed = texts.is_gzip(path)
 
     def __call__(self, payload: str, name: str) -> Piece:
         """The piece that holds `payload`. ValueError if the file has no such base64 text."""
+        if self.compressed:
+            raise ValueError("a data: URL in a compressed file, where it has no place; decompress the file")
         if self.places is None:
             with open(self.path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 self.places = {self._digest(m[1]): m.start(1) for m in _BASE64.finditer(content)}

@@ -16,9 +16,11 @@ from omni.data import formats
 from omni.data.checks import Checker
 from omni.data.conversations import Converter
 from omni.data.media import Piece
+from omni.data.paths import counted
 from omni.data.sample import Sample
 from omni.data.tasks import guess_tasks
 from omni.errors import UserError
+from omni.paths import named, shown
 
 SMALL = 200  # different samples: in a source with fewer, exactly the wanted share is held out
 
@@ -28,14 +30,20 @@ class Source:
     """The samples of one source, and the entries that were skipped."""
 
     name: str
-    path: str
+    files: list[str]
     samples: list[Sample]
-    skipped: list[tuple[int, str]] = field(default_factory=list)  # (number of the entry, reason)
+    # (number of the entry, or FILE:NUMBER where there are several files; reason)
+    skipped: list[tuple[int | str, str]] = field(default_factory=list)
     unit: str = "line"  # what the numbers count
     kind: str = ""  # the format and the most common shapes of its entries
     folder: Path = Path()  # media paths in the source are relative to it
     unread: Counter = field(default_factory=Counter)  # key -> entries in which its value was not read
     notes: Counter = field(default_factory=Counter)  # what was left out of samples -> how often
+
+    @property
+    def path(self) -> str:
+        """The file or folder, for messages; of several the first, and how many there are."""
+        return shown(self.files)
 
     def split(self, share: float) -> tuple[list[Sample], list[Sample]]:
         """(training, held-out) samples. About `share` is held out, and at least one sample.
@@ -64,7 +72,7 @@ class Source:
 
     def reasons(self) -> Counter:
         """{reason: entries skipped for it}."""
-        return Counter(reason for _, reason in self.skipped)
+        return counted(reason for _, reason in self.skipped)
 
     def lines(self) -> Iterator[str]:
         """What of the entries is not trained on, though they are used: keys that aren't read, turns."""
@@ -105,38 +113,57 @@ def summary_line(sources: list[Source]) -> str:
     return f"{kinds}; {len(samples):,} samples, {len(media):,} media, {skipped:,} skipped"
 
 
-def read(path: str, name: str = "", allow_outside_paths: bool = False, question: str = "",
-         columns: dict | None = None, task: str = "") -> Source:
-    """Read the source at `path`, a file or a folder. UserError if it can't be read or its format is unknown.
+def read(path: str | list[str], name: str = "", allow_outside_paths: bool = False, question: str = "",
+         columns: dict | None = None, task: str = "", media_dir: str = "") -> Source:
+    """Read the source at `path`: a file, a folder, a pattern, or a list of these.
 
-    Media paths become absolute. Media must exist, but are not opened yet. `question` and `task` are used by
-    samples that have none. `columns` say what keys are: {"audio": KEY, "answer": KEY, ...}. A UserError too
-    if a key that isn't read holds media.
+    UserError if it can't be read or its format is unknown. Media paths become absolute. Media must exist, but
+    are not opened yet. `question` and `task` are used by samples that have none. `columns` say what keys are:
+    {"audio": KEY, "answer": KEY, ...}. A UserError too if a key that isn't read holds media. Relative paths
+    of media are looked for in `media_dir`, or else beside the file that names them.
     """
     asked = [key for keys in (columns or {}).values() for key in ([keys] if isinstance(keys, str) else keys)]
-    form = formats.recognise(path, question, asked)
-    source, shapes = Source(name or Path(path).stem, path, [], unit=form.unit, folder=form.folder), Counter()
-    convert = Converter(form.folder, question, columns, form.find_base64)
+    files = named(path)
+    forms = [formats.recognise(file, question, asked, media_dir) for file in files]
+    folder = Path(os.path.commonpath([form.folder for form in forms]))
+    source = Source(name or Path(files[0]).stem, files, [], unit=forms[0].unit, folder=folder)
+    convert = Converter(folder, question, columns)
     source.notes, source.unread = convert.notes, convert.columns.unread
-    checker = Checker(form.folder, allow_outside_paths, source.notes, task)
+    checkers, shapes = {}, Counter()
     gc.disable()  # no sample becomes garbage, and checking them all repeatedly takes 1/6 of the time
     try:
-        for number, entry in form.entries:
-            try:
-                if isinstance(entry, ValueError):
-                    raise entry
-                for shape, converted in convert(number, entry):
-                    source.samples.append(checker.sample(converted))
-                    shapes[shape] += 1
-            except ValueError as err:
-                source.skipped.append((number, str(err)))
+        for file, form in zip(files, forms, strict=True):
+            linked = os.path.islink(file) and os.path.isfile(file) and not media_dir
+            target = Path(file).resolve().parent if linked else None
+            if (form.folder, target) not in checkers:
+                checkers[form.folder, target] = Checker(form.folder, allow_outside_paths, source.notes,
+                                                            task, target)
+            convert.turn_to(form.folder, form.find_base64)
+            before = f"{Path(file).name}:" if len(files) > 1 else ""
+            _read_entries(source, form, before, convert, checkers[form.folder, target], shapes)
+            source.notes.update(form.notes)
     except OSError as err:
-        raise UserError(f"{path}: can't be read ({err.strerror})") from None
+        raise UserError(f"{file}: can't be read ({err.strerror or err})") from None
     finally:
         gc.enable()
-    convert.columns.check(path, form.unit)
-    source.notes.update(form.notes)
+    convert.columns.check(source.path, source.unit)
     guess_tasks(source.samples)
     common = ", ".join(shape for shape, _ in shapes.most_common(3)) or "nothing usable"
-    source.kind = f"{form.name}: {common}"
+    kinds = " and ".join(dict.fromkeys(form.name for form in forms))
+    source.kind = f"{kinds}{f', {len(files):,} files' if len(files) > 1 else ''}: {common}"
     return source
+
+
+def _read_entries(source: Source, form: formats.Format, before: str, convert: Converter, checker: Checker,
+                  shapes: Counter) -> None:
+    """Add the samples of one file to `source`, and what is skipped under `before` and its number."""
+    for number, entry in form.entries:
+        number = f"{before}{number}" if before else number
+        try:
+            if isinstance(entry, ValueError):
+                raise entry
+            for shape, converted in convert(number, entry):
+                source.samples.append(checker.sample(converted))
+                shapes[shape] += 1
+        except ValueError as err:
+            source.skipped.append((number, str(err)))

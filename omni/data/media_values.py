@@ -40,7 +40,7 @@ def media_path(value, kind: str, find_base64) -> str | None:
         return find_base64(payload, f"{kind}.{mime_type.rpartition('/')[2][:8]}")
     if len(value) > MAX_PATH and _BASE64.fullmatch(value):
         return find_base64(value, kind)
-    return value.removeprefix("file://")
+    return value
 
 
 def _inner(value: dict, kind: str, find_base64):

@@ -1,5 +1,6 @@
 """The data mix of a run: its sources, the samples that were skipped, and fingerprints of its files."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Mix:
     train: dict[str, list[Sample]] = field(default_factory=dict)
     val: dict[str, list[Sample]] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)  # "NAME.train", "NAME.val" -> the manifest
+    files: dict[str, list[str]] = field(default_factory=dict)  # "NAME.train", "NAME.val" -> its files
     skipped: list[dict] = field(default_factory=list)  # per sample: source, split, line or media, reason
     cut: dict[str, int] = field(default_factory=dict)  # source -> number of samples whose prompt is cut
 
@@ -41,10 +42,12 @@ def read_mix(config: SFTConfig) -> Mix:
         if weight == 0:
             continue
         entry = config.data_mix[name]
-        if isinstance(entry, dict) and "train" in entry and "val" not in entry and not Path(val).exists():
+        alone = isinstance(entry, dict) and "train" in entry and "val" not in entry
+        if alone and not Path(val).exists():
             raise UserError(f'source {name}: it has "train" and no "val"; add "val": a file, or the share to '
                             "hold out, such as 0.1")
-        paths = {"train": train, "val": val} if isinstance(val, str) else {"train": train}
+        own = not isinstance(val, int | float)  # the held-out samples have files of their own
+        paths = {"train": train, "val": val} if own else {"train": train}
         sources = {split: manifest.read(path, name, config.allow_outside_paths, **mix_reading(config, name))
                    for split, path in paths.items()}
         say(f"source {name}: {manifest.summary_line(list(sources.values()))}")
@@ -52,16 +55,16 @@ def read_mix(config: SFTConfig) -> Mix:
             for line in source.lines():
                 say(f"source {name}: {line}")
         for split, source in sources.items():
-            mix.files[f"{name}.{split}"] = source.path
+            mix.files[f"{name}.{split}"] = source.files
             mix.skipped += [{"source": name, "split": split, "line": line, "reason": reason}
                             for line, reason in source.skipped]
-        if isinstance(val, str):
+        if own:
             mix.train[name], mix.val[name] = sources["train"].samples, sources["val"].samples
         else:
             mix.train[name], mix.val[name] = sources["train"].split(val)
             if mix.val[name] and not mix.train[name]:
-                raise UserError(f'{train}: no sample is left to train on: "val" {val:g} holds out all '
-                                f"{len(mix.val[name])}; lower it or give a file")
+                raise UserError(f'{sources["train"].path}: no sample is left to train on: "val" {val:g} '
+                                f"holds out all {len(mix.val[name])}; lower it or give a file")
         report_shared(name, mix)
         mix.val[name] = spread(mix.val[name], config.eval_samples)
         mix.weights[name] = weight
@@ -83,6 +86,13 @@ def report_shared(name: str, mix: Mix) -> None:
             "figures say what was memorised")
 
 
+def _fingerprint(files: list[str]) -> str:
+    """That of a file; of several, the hash of theirs."""
+    found = [checkpoint.file_fingerprint(file) for file in files]
+    digest = hashlib.sha256("\n".join(found).encode()).hexdigest()
+    return found[0] if len(found) == 1 else f"{len(found)} files, sha256 {digest[:16]}"
+
+
 def input_fingerprints(config: SFTConfig, mix: Mix) -> dict[str, str]:
     """Size and hash of each part's checkpoint and each manifest, so that a resume notices a change.
 
@@ -92,6 +102,6 @@ def input_fingerprints(config: SFTConfig, mix: Mix) -> dict[str, str]:
         {key: getattr(config, key) for key in PARTS[:3]}
     found = {key: f"commit {hub.commit(place)}" if hub.commit(place) else
              checkpoint.file_fingerprint(hub.locate(place)) for key, place in places.items()}
-    found |= {f"data_mix.{key}": checkpoint.file_fingerprint(path) for key, path in mix.files.items()}
+    found |= {f"data_mix.{key}": _fingerprint(files) for key, files in mix.files.items()}
     usable = {f"data_mix.{name}.usable": f"{len(samples)} samples" for name, samples in mix.train.items()}
     return found | usable

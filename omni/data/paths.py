@@ -1,9 +1,12 @@
 """Finds the files that a source names in its folder, also where published names leave out a part."""
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from omni.data.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Piece, is_audio, is_image
+from omni.paths import local
 
 # Published tables name a file without its folder or its ending (Common Voice, LJSpeech, VQA).
 _FOLDERS = {"images": ("images", "image", "imgs", "img", "pictures", "photos", "data", "media", "train",
@@ -11,14 +14,21 @@ _FOLDERS = {"images": ("images", "image", "imgs", "img", "pictures", "photos", "
             "audios": ("clips", "wavs", "wav", "audio", "audios", "data", "media", "train", "dev", "test")}
 MAX_FOLDERS = 20  # in which a file is looked for
 _ENDINGS = {"images": IMAGE_SUFFIXES, "audios": AUDIO_SUFFIXES}
+_MISSING = " is missing: "
 
 
 class MediaPaths:
-    """Absolute paths of media. A path may not leave the source's folder unless `allow_outside`."""
+    """Absolute paths of media. A path may not leave the source's folder unless `allow_outside`.
 
-    def __init__(self, folder: Path, allow_outside: bool):
+    `target` is the folder of the file that a linked manifest is a link to: media that aren't beside the link
+    may be there.
+    """
+
+    def __init__(self, folder: Path, allow_outside: bool, target: Path | None = None):
         self.folder, self.allow_outside = str(folder), allow_outside  # an absolute path without links
         self._inside = self.folder.rstrip(os.sep) + os.sep
+        self._blobs = _blobs_of(folder)
+        self._other = MediaPaths(target, allow_outside) if target not in (None, folder) else None
         self._below: dict[str, list[str]] = {}  # kind -> folders in which to look
         self._last: dict[str, tuple[str, str]] = {}  # kind -> the folder and ending that were found last
 
@@ -27,16 +37,19 @@ class MediaPaths:
         return tuple([name if isinstance(name, Piece) else self._find(name, kind) for name in names])
 
     def _find(self, name: str, kind: str) -> str:
+        if name.startswith("~") or name[:5].lower() == "file:":
+            name = local(name)
         if "://" in name:
             raise ValueError(f'a web address in "{kind}": nothing is fetched, download it first')
         if "\0" in name:
-            raise ValueError(f'a file of "{kind}" is missing')
+            raise ValueError(f'a file of "{kind}"{_MISSING}{_shown(name)}')
         if kind in self._last:
             before, after = self._last[kind]
             path = os.path.join(self.folder, before, name + after)
             if os.path.isfile(path):
                 return self._checked(path, kind)
-        path = self._checked(os.path.join(self.folder, name), kind)
+        first = os.path.join(self.folder, name)
+        path = self._checked(first, kind)
         if os.path.isfile(path):  # unlike Path.is_file it doesn't raise if the name is too long
             return path
         name = name.replace("\\", "/")
@@ -47,7 +60,9 @@ class MediaPaths:
                 if os.path.isfile(path):
                     self._last[kind] = before, after
                     return self._checked(path, kind)
-        raise ValueError(f'a file of "{kind}" is missing')
+        if self._other is not None:
+            return self._other._find(name, kind)
+        raise ValueError(f'a file of "{kind}"{_MISSING}{_shown(first)}')
 
     def _folders(self, kind: str) -> list[str]:
         """The source's folder and those in it, the most likely ones first."""
@@ -61,7 +76,34 @@ class MediaPaths:
         return self._below[kind]
 
     def _checked(self, path: str, kind: str) -> str:
-        path = os.path.realpath(path)
-        if not self.allow_outside and not path.startswith(self._inside) and path != self.folder:
+        real = os.path.realpath(path)
+        if self._blobs and real.startswith(self._blobs):
+            path = os.path.normpath(path)
+            if path.startswith(self._inside):
+                return path  # a blob's own name is a hash and says nothing
+        if not self.allow_outside and not real.startswith(self._inside) and real != self.folder:
             raise ValueError(f'"{kind}" leaves the manifest\'s folder (allow_outside_paths permits it)')
-        return path
+        return real
+
+
+def _blobs_of(folder: Path) -> str:
+    """The folder that the links in snapshots/COMMIT of the Hub's cache lead to; "" elsewhere."""
+    parts = folder.parts
+    if "snapshots" not in parts[1:]:
+        return ""
+    place = len(parts) - 1 - parts[::-1].index("snapshots")
+    return os.path.join(*parts[:place], "blobs") + os.sep
+
+
+def _shown(path: str) -> str:
+    path = path if len(path) < 300 else path[:150] + "..." + path[-100:]
+    return path if path.isprintable() else ascii(path)
+
+
+def counted(reasons: Iterable[str]) -> Counter:
+    """{reason: how often}. Missing files are one reason, shown with the path of the first of them."""
+    counts, shown = Counter(), {}
+    for reason in reasons:
+        kind = reason.partition(_MISSING)[0] if _MISSING in reason else reason
+        counts[shown.setdefault(kind, reason)] += 1
+    return counts

@@ -1,13 +1,14 @@
 """Skipped samples: which are dropped (unreadable media, too long) and why, and when they are too many."""
 
-from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from omni.data.collate import Collator
 from omni.data.mixture import Mix
+from omni.data.paths import counted
 from omni.data.sample import Sample
 from omni.errors import UserError
+from omni.paths import shown
 
 
 def row(source: str, split: str, sample: Sample, reason: str) -> dict:
@@ -50,7 +51,7 @@ def drop_overlong(mix: Mix, collate: Collator, frames: dict[str, int], splits: C
 
 def reason_counts(mix: Mix) -> dict[str, dict[str, int]]:
     """{source: {reason: number of skipped samples}}."""
-    return {name: dict(Counter(row["reason"] for row in mix.skipped if row["source"] == name))
+    return {name: dict(counted(row["reason"] for row in mix.skipped if row["source"] == name))
             for name in mix.train}
 
 
@@ -67,7 +68,8 @@ def check(mix: Mix, max_skipped: float, listed: Path | None) -> None:
             first = next((f", the first on line {row['line']} of its {row['split']} manifest"
                           for row in mix.skipped if row["source"] == name and "line" in row), "")
             where = f" ({listed} lists them)" if listed is not None and lost else ""
-            paths = " and ".join(mix.files[key] for key in mix.files if key.startswith(f"{name}."))
+            paths = " and ".join(shown(files) for key, files in mix.files.items()
+                                 if key.startswith(f"{name}."))
             raise UserError(f"source {name}, {paths}: {lost} of {kept + lost} samples can't be used: "
                             f"{what}{first}{where}. Fix them or raise max_skipped (now {max_skipped:g})")
 

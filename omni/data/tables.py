@@ -11,20 +11,12 @@ from statistics import mean
 
 from omni.data.keys import role_of
 from omni.data.media import is_image, is_medium
+from omni.data.texts import lines_of
 from omni.errors import UserError
 
 Entries = Iterator[tuple[int, object]]
 _LOOKED_AT = 200  # rows from which a list's columns are told apart
 _WIDEST = 8  # lines that a quoted field of a TSV may have
-
-
-def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 text. Line ends are not translated: they matter in a table's quoted fields."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as f:
-            yield from f
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
 
 
 def recognise(path: Path, first: str, folder: Path, asked: set[str]) -> tuple[str, Entries]:
