@@ -2,29 +2,81 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from omni.data.media import is_audio, is_image
 from omni.data.texts import lines_of
 from omni.errors import UserError
+from omni.paths import local
 
 Entries = Iterator[tuple[int, object]]
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 PLAIN = {"images", "image", "img", "imgs", "pictures", "photos", "audio", "audios", "wav", "wavs", "clips",
          "data", "media", "files"}  # names of folders that say nothing about what they hold
+TABLES = (".tsv", ".csv", ".jsonl", ".ndjson", ".json")
 TEXTS = (".txt", ".lab", ".caption", ".json")
 MAX_TEXT = 1_000_000  # bytes of a text beside a medium
 
 
 def files_in(root: Path) -> list[str]:
     """The files in and below `root` as sorted relative paths. Hidden files and folders are ignored."""
-    found = []
+    return sorted(_walk(root))
+
+
+def _walk(root: Path) -> Iterator[str]:
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
-        inside = os.path.relpath(folder, root)
-        found += [name if inside == "." else f"{inside}/{name}" for name in names if not name.startswith(".")]
-    return sorted(found)
+        inside = os.path.relpath(folder, root).replace(os.sep, "/")
+        yield from (name if inside == "." else f"{inside}/{name}" for name in names
+                    if not name.startswith("."))
+
+
+def shards(path: str) -> list[str]:
+    """The files of a folder that is one set in several files, or of an index of shards; [path] for others.
+
+    UserError if a folder of Parquet files or nested shards holds several sets, such as splits.
+    """
+    root = Path(path)
+    if path.lower().endswith(".json") and root.is_file() and root.stat().st_size < MAX_TEXT:
+        return _index(root)
+    if not root.is_dir() or any(root.glob("metadata.*")) or any(root.glob("*.tar")):
+        return [path]
+    files = []
+    for name in _walk(root):
+        if is_image(name) or is_audio(name) or name.endswith(".trans.txt"):
+            return [path]
+        files.append(name)
+    files.sort()
+    kinds = (".parquet",), (".tar",), TABLES + tuple(f"{end}.gz" for end in TABLES)
+    found = next((names for ends in kinds
+                  if (names := [name for name in files if name.lower().endswith(ends)])), [])
+    patterns = {_pattern(name): None for name in found}
+    strict = bool(found) and found[0].lower().endswith((".parquet", ".tar"))
+    if len(patterns) > 1 and strict:
+        raise UserError(f"{path}: holds several sets of shards; name one of them with a pattern: "
+                        + ", ".join(str(root / pattern) for pattern in list(patterns)[:9]))
+    return [str(root / name) for name in found] if strict or len(patterns) == 1 < len(found) else [path]
+
+
+def _index(path: Path) -> list[str]:
+    """The shards that an index of WebDataset's lists, {"shardlist": [{"url": ...}]}; [path] for others."""
+    value = _read(path)
+    listed = value.get("shardlist") if isinstance(value, dict) else None
+    if not isinstance(listed, list) or not listed or not all(
+            isinstance(item, dict) and isinstance(item.get("url"), str) for item in listed):
+        return [str(path)]
+    urls = [local(item["url"]) for item in listed]
+    if web := next((url for url in urls if "://" in url), None):
+        raise UserError(f"{path}: lists {web}: nothing is fetched; download the shards, and name them")
+    return [str(path.parent / url) for url in urls]
+
+
+def _pattern(name: str) -> str:
+    """"train-00000-of-00009-0a1b2c3d4e5f6a7b.parquet" -> "train-*.parquet"."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + re.sub(r"\d+(-of-\d+)?(-[0-9a-f]{16}(?=\.))?", "*", file)
 
 
 def librispeech(root: Path) -> Entries:

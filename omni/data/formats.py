@@ -9,15 +9,14 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omni.data import folders, json_files, tables, texts
+from omni.data import folders, json_files, parquet, parquet_rows, tables, texts
+from omni.data.folders import TABLES
 from omni.data.json_files import Base64Finder
 from omni.data.media import Piece
 from omni.data.media_values import no_base64
 from omni.data.webdataset import shards
 from omni.errors import UserError
 from omni.paths import local
-
-TABLES = (".tsv", ".csv", ".jsonl", ".ndjson", ".json")
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,9 @@ def recognise(path: str, question: str = "", asked: Collection[str] = (), media_
         if Path(path).exists() and not Path(path).is_file():  # opening a pipe would block
             raise OSError(0, "not a regular file")
         head = texts.head(Path(path), 65_536)
+        if head[:4] == parquet.MAGIC:
+            folder = _media_folder(Path(path), media_dir)
+            return Format("Parquet", "row", folder, parquet_rows.entries(Path(path)))
         if head[257:262] == b"ustar" and texts.is_gzip(Path(path)):
             raise UserError(f"{path}: a compressed tar file; decompress it first, because media are read "
                             "from inside it")
@@ -71,8 +73,8 @@ def _shards(name: str, folder: Path, paths: list[Path]) -> Format:
 
 def _folder(path: Path, question: str, asked: Collection[str], media_dir: str) -> Format:
     root = path.resolve()
-    found = [path / name for name in ("metadata.csv", "metadata.jsonl", "metadata.tsv")
-             if (path / name).is_file()]
+    found = [path / f"metadata.{end}" for end in ("csv", "jsonl", "parquet", "tsv")
+             if (path / f"metadata.{end}").is_file()]
     if found:
         return recognise(str(found[0]), question, asked, media_dir)
     if kaldi := folders.kaldi_files(path):
@@ -88,7 +90,8 @@ def _folder(path: Path, question: str, asked: Collection[str], media_dir: str) -
     groups = folders.pairs(files)
     if groups is not None:
         return Format("folder of pairs", "file", root, folders.paired(root, groups))
-    if named := [name for name in files if "/" not in name and name.lower().endswith(TABLES)]:
+    if named := [name for name in files if "/" not in name
+                 and name.lower().removesuffix(".gz").endswith(TABLES)]:
         raise UserError(f"{path}: can't open this folder as a source: name the table to read: "
                         + ", ".join(named[:9]))
     if any(folders.is_image(name) or folders.is_audio(name) for name in files):
@@ -96,7 +99,7 @@ def _folder(path: Path, question: str, asked: Collection[str], media_dir: str) -
         return Format(name, "image" if name.startswith("image") else "clip", root, entries)
     raise UserError(f"{path}: can't open this folder as a source: it holds none of metadata.csv (LJSpeech), "
                     "*.trans.txt (LibriSpeech), wav.scp and text (Kaldi), *.tar (WebDataset), X.jpg and "
-                    "X.txt or X.wav and X.txt, CLASS/*.jpg or CLASS/*.wav")
+                    "X.txt or X.wav and X.txt, CLASS/*.jpg or CLASS/*.wav, *.parquet or other shards")
 
 
 def _text(path: Path, head: bytes, asked: Collection[str], media_dir: str) -> Format:

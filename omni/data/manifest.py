@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omni.data import formats
+from omni.data import folders, formats
 from omni.data.checks import Checker
 from omni.data.conversations import Converter
 from omni.data.media import Piece
@@ -123,7 +123,7 @@ def read(path: str | list[str], name: str = "", allow_outside_paths: bool = Fals
     of media are looked for in `media_dir`, or else beside the file that names them.
     """
     asked = [key for keys in (columns or {}).values() for key in ([keys] if isinstance(keys, str) else keys)]
-    files = named(path)
+    files = [file for place in named(path) for file in folders.shards(place)]
     forms = [formats.recognise(file, question, asked, media_dir) for file in files]
     folder = Path(os.path.commonpath([form.folder for form in forms]))
     source = Source(name or Path(files[0]).stem, files, [], unit=forms[0].unit, folder=folder)

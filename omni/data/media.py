@@ -1,8 +1,9 @@
-"""Where a medium's bytes are: a file of its own, or a piece of a file (a tar member, a data: URL).
+"""Where a medium's bytes are: a file of its own, or a piece of a file (a tar member, a data: URL, a cell).
 
-A piece is named `PATH@OFFSET+SIZE/NAME`, or `PATH@OFFSET+SIZE~base64/NAME` if its bytes are in base64. It can
-be used wherever a path can, so nothing is ever unpacked to the disk. A segment of a clip is named
-`PATH#t=START,END` in seconds; an absent END is the end of the clip.
+A piece is named `PATH@OFFSET+SIZE/NAME`, or `PATH@OFFSET+SIZE~base64/NAME` if its bytes are in base64, or
+`PATH@ROW+SIZE~parquetCOLUMN.PLACE/NAME` if they are a value in a row of a Parquet file. It can be used
+wherever a path can, so nothing is ever unpacked to the disk. A segment of a clip is named `PATH#t=START,END`
+in seconds; an absent END is the end of the clip.
 """
 
 import base64
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from omni.data import parquet
 from omni.errors import MediaError
 
 # Endings by which a file is known to be a medium. Some can't be decoded here: their samples are named, not
@@ -25,17 +27,24 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".a
                   ".m4a", ".aac", ".wma", ".amr", ".mp2", ".sph", ".caf", ".w64", ".rf64", ".weba", ".mka",
                   ".ac3", ".wave")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v", ".flv", ".wmv")
-_PIECE = re.compile(r"(?s)(.+)@(\d+)\+(\d+)(~base64)?/([^/]*)")
+_PIECE = re.compile(r"(?s)(.+)@(\d+)\+(\d+)(~base64|~parquet\d+\.\d+)?/([^/]*)")
 _SEGMENT = re.compile(r"(?s)(.+)#t=([\d.]+),([\d.]*)")
 
 
 class Piece(str):
     """The name of a piece, made by our own readers. A path in a user's file stays a plain `str`."""
 
+    __slots__ = ()  # room for attributes would take 200 bytes of each
+
     @classmethod
     def at(cls, path: str | Path, offset: int, size: int, name: str, in_base64: bool = False) -> "Piece":
         encoding = "~base64" if in_base64 else ""
         return cls(f"{path}@{offset}+{size}{encoding}/{name.rsplit('/', 1)[-1]}")
+
+    @classmethod
+    def in_row(cls, path: str, row: int, size: int, column: int, place: int, name: str) -> "Piece":
+        """The value at `place` of a row's values in `column`, all counted from 0; `size` is an estimate."""
+        return cls(f"{path}@{row}+{size}~parquet{column}.{place}/{name}")
 
     @classmethod
     def segment(cls, path: str, start: float, end: float | None) -> "Piece":
@@ -81,6 +90,9 @@ def source(path: str | Path) -> str | io.BytesIO:
 
 
 def _read(path: str, offset: str, size: str, encoding: str | None, name: str) -> bytes:
+    if encoding and encoding.startswith("~parquet"):
+        column, _, place = encoding.removeprefix("~parquet").partition(".")
+        return parquet.read(path, int(offset), int(column), int(place))
     with open(path, "rb") as f:
         f.seek(int(offset))
         content = f.read(int(size))
@@ -106,7 +118,7 @@ def name(path: str) -> bytes:
 
 
 def size(path: str | Path) -> int:
-    """Bytes of a file, or of a piece as its name says; 0 if there is no such file."""
+    """Bytes of a file, or of a piece as its name says, which is a mean for Parquet; 0 if there is no file."""
     path, _, _ = split_segment(path)
     if os.path.isfile(path):
         return os.path.getsize(path)

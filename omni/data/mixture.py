@@ -1,6 +1,7 @@
 """The data mix of a run: its sources, the samples that were skipped, and fingerprints of its files."""
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from omni.data.sample import Sample, spread
 from omni.data.sampler import Draw
 from omni.errors import UserError
 
+# Of shards above LARGE bytes, which hold media, only the END is hashed: reading all takes minutes.
+LARGE, END = 2 ** 28, 2 ** 22
 PARTS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "system_ckpt")
 
 
@@ -88,9 +91,18 @@ def report_shared(name: str, mix: Mix) -> None:
 
 def _fingerprint(files: list[str]) -> str:
     """That of a file; of several, the hash of theirs."""
-    found = [checkpoint.file_fingerprint(file) for file in files]
+    found = [_of_end(file) if file.lower().endswith((".parquet", ".tar")) and os.path.getsize(file) > LARGE
+             else checkpoint.file_fingerprint(file) for file in files]
     digest = hashlib.sha256("\n".join(found).encode()).hexdigest()
     return found[0] if len(found) == 1 else f"{len(found)} files, sha256 {digest[:16]}"
+
+
+def _of_end(path: str) -> str:
+    """Size and hash of the end of a large file. A Parquet file's has the place of all that is before."""
+    with open(path, "rb") as f:
+        f.seek(-END, os.SEEK_END)
+        digest = hashlib.sha256(f.read()).hexdigest()
+    return f"{os.path.getsize(path)} bytes, sha256 of the end {digest[:16]}"
 
 
 def input_fingerprints(config: SFTConfig, mix: Mix) -> dict[str, str]:

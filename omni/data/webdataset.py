@@ -4,13 +4,15 @@ Nothing is unpacked: a medium is a `Piece` of the shard, and is read from it whe
 """
 
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, groupby, islice
 from pathlib import Path
+from typing import BinaryIO
 
+from omni.data import tar
 from omni.data.media import Piece, is_audio, is_image, is_medium
+from omni.data.tar import Member
 from omni.errors import UserError
 
 MAX_TEXT = 1_000_000  # bytes of a .txt or .json member
@@ -22,28 +24,30 @@ def shards(paths: list[Path], notes: Counter) -> Iterator[tuple[int, object]]:
     """(number from 1, entry) of each sample in order; a ValueError as the entry of one that can't be used."""
     number = 0
     for path in paths:
-        groups = ((key, list(members)) for key, members in
-                  groupby(_members(path), key=lambda member: _split(member.name)[0]))
-        first = list(islice(groups, _LOOKED_AT))
-        with_media = any(is_medium(member.name) for _, members in first for member in members)
-        for _, members in chain(first, groups):
-            number += 1
-            try:
-                yield number, _sample(path.resolve(), members, with_media)
-            except ValueError as err:
-                yield number, err
+        resolved = str(path.resolve())
+        with open(path, "rb", buffering=0) as file:
+            groups = ((key, list(members)) for key, members in
+                      groupby(_members(path, file), key=lambda member: _split(member.name)[0]))
+            first = list(islice(groups, _LOOKED_AT))
+            with_media = any(is_medium(member.name) for _, members in first for member in members)
+            for _, members in chain(first, groups):
+                number += 1
+                try:
+                    yield number, _sample(resolved, file, members, with_media)
+                except ValueError as err:
+                    yield number, err
 
 
-def _members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """The regular files of a shard that are not sparse or hidden. UserError if it isn't a plain tar."""
+def _members(path: Path, file: BinaryIO) -> Iterator[Member]:
+    """The files of a shard that are not hidden. UserError if it isn't a plain tar."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                # macOS adds ._NAME for each NAME.
-                hidden = any(part.startswith(".") and part != "." for part in member.name.split("/"))
-                if member.isreg() and not member.issparse() and not hidden and "__MACOSX/" not in member.name:
-                    yield member
-    except tarfile.TarError as err:
+        for member in tar.members(file):
+            # macOS adds ._NAME for each NAME.
+            hidden = (member.name[:1] == "." or "/." in member.name) and any(
+                part.startswith(".") and part != "." for part in member.name.split("/"))
+            if not hidden and "__MACOSX/" not in member.name:
+                yield member
+    except tar.Damaged as err:
         raise UserError(f"{path}: not a readable tar file ({err}); a compressed one must be "
                         "decompressed first, because media are read from inside it") from None
 
@@ -55,7 +59,7 @@ def _split(name: str) -> tuple[str, str]:
     return folder + slash + key, extension.lower()
 
 
-def _sample(path: Path, members: list[tarfile.TarInfo], with_media: bool) -> dict:
+def _sample(path: str, file: BinaryIO, members: list[Member], with_media: bool) -> dict:
     """The entry of one sample: its texts, its images and clips, and any other file under its ending.
 
     ValueError if it's unusable: without a text, or without a medium where other samples have one.
@@ -64,7 +68,7 @@ def _sample(path: Path, members: list[tarfile.TarInfo], with_media: bool) -> dic
     for member in members:
         extension = _split(member.name)[1]
         last = extension.rpartition(".")[2]
-        piece = Piece.at(path, member.offset_data, member.size, member.name)
+        piece = Piece.at(path, member.offset, member.size, member.name)
         if is_image("." + extension):
             images.append(piece)
         elif is_audio("." + extension):
@@ -72,7 +76,7 @@ def _sample(path: Path, members: list[tarfile.TarInfo], with_media: bool) -> dic
         elif last in TEXTS:
             if member.size > MAX_TEXT:
                 raise ValueError(f"a text longer than {MAX_TEXT} bytes")
-            content = _read(path, member)
+            content = _read(file, member)
             if last == "json":
                 entry |= _object(content)
             else:
@@ -92,13 +96,12 @@ def _sample(path: Path, members: list[tarfile.TarInfo], with_media: bool) -> dic
     return {**{key: value for key, value in entry.items() if key not in named}, **texts, **media, **others}
 
 
-def _read(path: Path, member: tarfile.TarInfo) -> str:
-    with open(path, "rb") as f:
-        f.seek(member.offset_data)
-        try:
-            return f.read(member.size).decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise ValueError("its text is not UTF-8") from None
+def _read(file: BinaryIO, member: Member) -> str:
+    file.seek(member.offset)
+    try:
+        return file.read(member.size).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("its text is not UTF-8") from None
 
 
 def _object(content: str) -> dict:
