@@ -28,7 +28,7 @@ from omni.data.sampler import WeightedSampler
 from omni.device import autocast, choose_device, computes_in_bf16, gpu_memory_gb, peak_memory_gb
 from omni.errors import UserError
 from omni.eval.evaluate import Evaluator, before_training
-from omni.eval.scores import epoch_lines, sample_counts, summarise
+from omni.eval.scores import cut_counts, epoch_lines, sample_counts, summarise
 from omni.model.load import load_for_training
 from omni.report import run_report
 from omni.train import optim
@@ -211,7 +211,8 @@ def evaluate_epoch(run: Run, state: TrainState, epoch: int, evaluator: Evaluator
     scored = summarise(scores)
     swapped.pop("val_loss", None)
     shares = state.totals.mix_shares(mix, epoch)
-    for line in epoch_lines(epoch + 1, run.config.num_epochs, loss, scored, swapped) + mix_lines(shares):
+    cut = cut_counts(scores)
+    for line in epoch_lines(epoch + 1, run.config.num_epochs, loss, scored, swapped, cut) + mix_lines(shares):
         say(line)
     if scored["val_loss"] < state.best_val_loss:
         state.best_val_loss = scored["val_loss"]
@@ -221,8 +222,8 @@ def evaluate_epoch(run: Run, state: TrainState, epoch: int, evaluator: Evaluator
     bad = [row for row in run.metrics.rows() if row["event"] == "bad_step" and row["epoch"] == epoch + 1]
     # The "epoch" row comes last. If the run is killed before it, the whole evaluation is repeated.
     run.metrics.add("epoch", epoch=epoch + 1, step=state.step, loss=loss, **scored, swapped=swapped,
-                    counts=sample_counts(scores), mix=shares, skipped=skipped.reason_counts(mix), cut=mix.cut,
-                    bad_steps=len(bad), seconds=seconds)
+                    counts=sample_counts(scores), cut_answers=cut, mix=shares,
+                    skipped=skipped.reason_counts(mix), cut=mix.cut, bad_steps=len(bad), seconds=seconds)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

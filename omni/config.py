@@ -70,7 +70,8 @@ class SFTConfig:
     # Evaluation
     eval_batch_size: int = _key(64, low=1, high=2 ** 16)
     eval_samples: int | None = _key(None, low=1)  # held-out samples per source; None: all
-    max_new_tokens: int = _key(48, low=1, high=2 ** 16)
+    # Longest generated answer; None: half as long again as the longest reference of a held-out set
+    max_new_tokens: int | None = _key(None, low=1, high=2 ** 16)
     # The run
     save_dir: str | None = None  # None: checkpoints/<config name>
     save_every_steps: int = _key(500, low=1)

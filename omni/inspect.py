@@ -125,15 +125,20 @@ def columns_of(settings: list[str]) -> dict[str, list[str]]:
     return columns
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m omni.inspect",
-                                     description="Show how a source is read, without training.")
-    parser.add_argument("path", help="a file or a folder, in any of the formats that a source may have")
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a source is read."""
     parser.add_argument("--question", default="", help="the question of samples that have none")
     parser.add_argument("--task", default="", choices=("text", "qa", "asr"),
                         help="the task of samples that name none")
     parser.add_argument("--columns", default=[], action="append", metavar="ROLE=KEY",
                         help="what a key is, such as audio=audio_filepath or ignore=notes; may be repeated")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m omni.inspect",
+                                     description="Show how a source is read, without training.")
+    parser.add_argument("path", help="a file or a folder, in any of the formats that a source may have")
+    add_reading_options(parser)
     parser.add_argument("--config", help="a config, for its parts, max_length and allow_outside_paths")
     parser.add_argument("--samples", type=int, default=3, help="how many samples to show (default: 3)")
     args = parser.parse_args(arguments)
