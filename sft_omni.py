@@ -27,6 +27,7 @@ from omni.data.mixture import input_fingerprints, read_mix
 from omni.data.sampler import WeightedSampler
 from omni.device import autocast, choose_device, computes_in_bf16, gpu_memory_gb, peak_memory_gb
 from omni.errors import UserError
+from omni.eval.best import Best
 from omni.eval.evaluate import Evaluator, before_training
 from omni.eval.scores import cut_counts, epoch_lines, sample_counts, summarise
 from omni.model.load import load_for_training
@@ -38,7 +39,7 @@ from omni.train.metrics import MetricsFile, Throughput
 from omni.train.run import Run
 from omni.train.run_dir import RunDir
 from omni.train.state import EpochTotals, TrainState
-from omni.train.summary import describe, dry_run, mix_lines
+from omni.train.summary import describe, dry_run, frozen_line, mix_lines, written_line
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,6 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Data
     mix = world.once_per_node(lambda: read_mix(config))
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
+    best = Best(config, mix.val)
     reader = MediaReader(model.vision_encoder.arch, model.audio_encoder.arch, config.seed)
     decoder = Decoder(reader, config.decode_timeout_s)
     features = FeatureStore.of_run(config, model, decoder, world)
@@ -106,8 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
         state = run_dir.steps.resume(args.resume, model, optimizer, config, fingerprints, args.allow_change)
         say(f"resumed at step {state.step:,} of {schedule.steps:,}")
     epochs_before = [row for row in metrics.rewind(state.step) if row["event"] == "epoch"]
-    state.best_val_loss = min((row["val_loss"] for row in epochs_before if "val_loss" in row),
-                              default=state.best_val_loss)
+    for row in epochs_before:
+        best.add(row["epoch"], row)
 
     # Epochs
     gc.freeze()  # these objects live until the end, so the garbage collector need not scan them
@@ -117,12 +119,15 @@ def main(arguments: list[str] | None = None) -> None:
         if world.first:
             run_report.write(run_dir.path)
     for epoch in range(max(0, state.step - 1) // schedule.steps_per_epoch, config.num_epochs):
+        if best.verdict:
+            say(best.verdict)
+            break
         with stop.deferred():
             train_epoch(run, state, epoch)
         if epoch + 1 not in [row["epoch"] for row in epochs_before]:
             begun = time.time()
             distributed.update_evaluation_copy(evaluated, model)
-            evaluate_epoch(run, state, epoch, evaluator, begun - started)
+            evaluate_epoch(run, state, epoch, evaluator, best, begun - started)
             evaluation_s += time.time() - begun
         if world.first:
             run_report.write(run_dir.path)
@@ -130,16 +135,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     # The trained system
     if model.frozen_weights():
-        same = checkpoint.fingerprint(model.frozen_weights())
-        verdict = "equal" if same == frozen else "CHANGED"
-        say(f"frozen weights: {frozen} before, {same} after: {verdict}")
+        say(frozen_line(model, frozen))
     epochs = [row for row in metrics.rows() if row["event"] == "epoch"]
     run_dir.save_system("omni_final.pt", model, config, epochs[-1] if epochs else {})
     for line in skipped.lines(mix):
         say(line)
-    minutes = (time.time() - started) / 60
-    say(f"wrote {run_dir.path / 'omni_final.pt'} after {minutes:.1f} minutes, {evaluation_s / 60:.1f} of "
-        f"them for evaluation; peak memory {peak_memory_gb():.2f} GB")
+    say(written_line(run_dir.path / "omni_final.pt", time.time() - started, evaluation_s))
 
 
 def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
@@ -200,7 +201,8 @@ def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
     bar.close()
 
 
-def evaluate_epoch(run: Run, state: TrainState, epoch: int, evaluator: Evaluator, seconds: float) -> None:
+def evaluate_epoch(run: Run, state: TrainState, epoch: int, evaluator: Evaluator, best: Best,
+                   seconds: float) -> None:
     """Score the held-out samples after `epoch` (counted from 0): print and record the metrics, and save the
     model if it is the best so far. `seconds` is the time from the start of the run to this evaluation.
     """
@@ -214,8 +216,7 @@ def evaluate_epoch(run: Run, state: TrainState, epoch: int, evaluator: Evaluator
     cut = cut_counts(scores)
     for line in epoch_lines(epoch + 1, run.config.num_epochs, loss, scored, swapped, cut) + mix_lines(shares):
         say(line)
-    if scored["val_loss"] < state.best_val_loss:
-        state.best_val_loss = scored["val_loss"]
+    if best.add(epoch + 1, scored):
         run.run_dir.save_system("omni_best.pt", evaluator.model, run.config, scored)
     run.metrics.add("answers", epoch=epoch + 1, step=state.step, samples={
         ", ".join(filter(None, key)): score.examples for key, score in scores.items()})

@@ -149,15 +149,15 @@ def _source_problems(where: str, entry: dict) -> list[str]:
             problems += _column_problems(f"{where}.columns", value)
         elif key == "task" and value not in TASKS:
             problems.append(f'"{where}.task" must be {", ".join(TASKS)}, not {json.dumps(value)[:40]}')
-        elif key not in ("weight", "task") and not isinstance(value, str):
-            what = {"question": "a string", "val": "a path or the held-out share"}
+        elif key not in ("weight", "task") and not isinstance(value, str) and (key, value) != ("val", None):
+            what = {"question": "a string", "val": "a path, the held-out share, or null for none"}
             problems.append(f'"{where}.{key}" must be {what[key] if key in what else "a path"}')
     if "image_folder" in entry and "train" in entry:
         problems.append(f'"{where}" has both train and image_folder; keep one of them')
     if "image_folder" in entry and "question" not in entry:
         problems.append(f'"{where}.image_folder" needs "question", such as "What is in the picture?"')
     if "image_folder" in entry and "val" not in entry:
-        problems.append(f'"{where}.image_folder" needs "val": a folder or the held-out share')
+        problems.append(f'"{where}.image_folder" needs "val": a folder, the held-out share, or null for none')
     return problems
 
 
@@ -177,8 +177,8 @@ def _column_problems(where: str, columns) -> list[str]:
     return problems
 
 
-def mix_entry(config: SFTConfig, name: str) -> tuple[float, str, str | float]:
-    """(weight, train path, val path or held-out share) of the source `name`."""
+def mix_entry(config: SFTConfig, name: str) -> tuple[float, str, str | float | None]:
+    """(weight, train path, val path or held-out share or None) of the source `name`."""
     entry = config.data_mix[name]
     entry = entry if isinstance(entry, dict) else {"weight": entry}
     folder = Path(config.data_dir) / name

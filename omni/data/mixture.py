@@ -21,6 +21,7 @@ class Mix:
 
     train: dict[str, list[Sample]] = field(default_factory=dict)
     val: dict[str, list[Sample]] = field(default_factory=dict)
+    without_val: set[str] = field(default_factory=set)  # sources of which nothing is to be held out
     weights: dict[str, float] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)  # "NAME.train", "NAME.val" -> the manifest
     skipped: list[dict] = field(default_factory=list)  # per sample: source, split, line or media, reason
@@ -55,7 +56,11 @@ def read_mix(config: SFTConfig) -> Mix:
             mix.files[f"{name}.{split}"] = source.path
             mix.skipped += [{"source": name, "split": split, "line": line, "reason": reason}
                             for line, reason in source.skipped]
-        if isinstance(val, str):
+        if val is None:
+            mix.without_val.add(name)
+            mix.train[name], mix.val[name] = sources["train"].samples, []
+            say(f'source {name}: nothing is held out ("val": null), so it has no figures')
+        elif isinstance(val, str):
             mix.train[name], mix.val[name] = sources["train"].samples, sources["val"].samples
         else:
             mix.train[name], mix.val[name] = sources["train"].split(val)

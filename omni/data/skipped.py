@@ -54,7 +54,8 @@ def check(mix: Mix, max_skipped: float, listed: Path | None) -> None:
     """
     for name, reasons in reason_counts(mix).items():
         kept, lost = len(mix.train[name]) + len(mix.val[name]), sum(reasons.values())
-        if not mix.train[name] or not mix.val[name] or lost > max_skipped * (kept + lost):
+        empty = not mix.train[name] or not mix.val[name] and name not in mix.without_val
+        if empty or lost > max_skipped * (kept + lost):
             what = "; ".join(f"{count}x {reason}" for reason, count in reasons.items())
             what = what or "one of them is empty"
             first = next((f", the first on line {row['line']} of its {row['split']} manifest"

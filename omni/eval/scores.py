@@ -59,6 +59,11 @@ class Score:
         return "cer" if by_character else {"text": "acc", "qa": "qa", "asr": "wer"}[self.task]
 
 
+def lower_is_better(name: str) -> bool:
+    """Of a metric."""
+    return name.endswith(("loss", "wer", "cer"))
+
+
 def pool(scores: list[Score]) -> Score:
     """Merge the scores of several ranks for one set; the examples are those of the first."""
     by_media: dict[Media, Counts] = {}
@@ -132,7 +137,7 @@ def metric_lines(metrics: dict[str, float], swapped: dict[str, float] | None,
             notes.append(f"{cut[name]:,} answers cut at max_new_tokens")
         return f"{metrics[name]:.1%}" + (f"  ({'; '.join(notes)})" if notes else "")
 
-    lines = [f"text_acc={percent('text_acc')}"]
+    lines = [f"text_acc={percent('text_acc')}" if metrics else "nothing is held out"]
     for name, label in (("image_qa", "Image QA"), ("audio_wer", "Audio WER"), ("audio_cer", "Audio CER")):
         if name in metrics:
             lines.append(f"  → {label}: {percent(name)}")

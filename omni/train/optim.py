@@ -8,16 +8,50 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from omni import distributed
+from omni.config import SFTConfig
 from omni.errors import UserError
 
 
-def lr_factor(step: int, total: int, warmup: int, floor: float) -> float:
-    """Learning rate at `step` (from 0), relative to its peak: linear warm-up, then a cosine to `floor`."""
+DECAY = 0.2  # the share of a run's steps in which the rate of the schedule "wsd" goes down
+
+
+def lr_factor(step: int, total: int, warmup: int, floor: float, schedule: str = "cosine") -> float:
+    """Learning rate at `step` (from 0), relative to its peak: linear warm-up, then the schedule.
+
+    "cosine" goes to `floor`; "constant" stays at the peak; "wsd" does so and in the end goes to `floor` in a
+    line (warm-up, stable, decay).
+    """
     warmup = min(warmup, total // 2)  # a short run warms up for half of its steps at most
     if step < warmup:
         return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    if schedule == "wsd":
+        left = (total - step) / max(1.0, DECAY * total)
+        return floor + (1 - floor) * max(0.0, min(1.0, left))
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def lr_factor_of(config: SFTConfig, step: int, total: int) -> float:
+    """`lr_factor` with the keys of a config."""
+    return lr_factor(step, total, config.warmup_steps, config.min_learning_rate_ratio, config.schedule)
+
+
+def rate_jump(config: SFTConfig, step: int, total: int, before: float) -> str:
+    """A line if a run that resumes after `step` goes on with another rate than `before`; else "".
+
+    `before` is the rate of its last step relative to the peak.
+    """
+    if not 0 < step < total or before == 0:
+        return ""
+    peak, after = config.learning_rate, lr_factor_of(config, step, total)
+    usual = lr_factor_of(config, step - 1, total)  # of the last step, had it been in this run
+    if abs(before - usual) <= 0.01 * usual:
+        return ""
+    return (f'learning rate: {before * peak:.2e} in step {step:,}, {after * peak:.2e} in the next: "schedule" '
+            f'"{config.schedule}" now spans {total:,} steps. "constant" and "wsd" stay at "learning_rate" '
+            f'{peak:.2e}; lower that for a smaller step')
 
 
 def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.Module) -> torch.optim.AdamW:
