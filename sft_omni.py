@@ -106,7 +106,8 @@ def main(arguments: list[str] | None = None) -> None:
     state = TrainState()
     if resume:
         state = run_dir.steps.resume(args.resume, model, optimizer, config, fingerprints, args.allow_change)
-        say(f"resumed at step {state.step:,} of {schedule.steps:,}")
+        jump = optim.rate_jump(config, optimizer, state.step, schedule.steps, state.rate_before)
+        say(f"resumed at step {state.step:,} of {schedule.steps:,}{jump}")
     epochs_before = [row for row in metrics.rewind(state.step) if row["event"] == "epoch"]
     for row in epochs_before:
         best.add(row["epoch"], row)
@@ -154,8 +155,7 @@ def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
     bar = progress(total=schedule.steps_per_epoch, initial=state.step - begin,
                    desc=f"epoch {epoch + 1}/{config.num_epochs}", unit="step")
     for step in loader(run.dataset, state.step, end, config.num_workers):
-        factor = optim.lr_factor(state.step, schedule.steps, config.warmup_steps,
-                                 config.min_learning_rate_ratio)
+        factor = optim.lr_factor_of(config, state.step, schedule.steps)
         optim.set_lr(run.optimizer, factor)
 
         # One step over all ranks: the loss summed over its answer tokens, divided by their number.

@@ -24,6 +24,7 @@ def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choice
 
 
 ENCODERS = ("audio", "vision")
+SCHEDULES = ("cosine", "constant", "wsd")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a block
 
 
@@ -63,7 +64,7 @@ class SFTConfig:
     encoder_learning_rate: float = _key(1e-5, above=0.0, high=1.0)  # with freeze_encoders: false
     warmup_steps: int = _key(100, low=0, high=10 ** 9)
     # After the warm-up: a cosine to the last rate; none; or wsd: constant, then linear in the last fifth
-    schedule: str = _key("cosine", choices=("cosine", "constant", "wsd"))
+    schedule: str = _key("cosine", choices=SCHEDULES)
     min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # last learning rate / peak
     weight_decay: float = _key(0.01, low=0.0, high=100.0)
     grad_clip: float = _key(1.0, above=0.0)

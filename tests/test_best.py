@@ -59,6 +59,24 @@ def test_a_run_stops_at_the_figure_that_it_is_told_and_stays_stopped(toy, tmp_pa
     assert [row["epoch"] for row in rows(out, "epoch")] == [1, 2, 3, 4, 5]
 
 
+def test_a_finished_run_that_goes_on_says_both_learning_rates(toy, tmp_path, capsys):
+    short = {"samples_per_epoch": 8, "num_epochs": 2, "warmup_steps": 1, "eval_samples": 1}
+    out = train(toy, tmp_path, **short)
+    last = rows(out, "step")[-1]["lr"]
+    train(toy, tmp_path, "--resume", **short)
+    assert "resumed at step 4 of 4\n" in capsys.readouterr().out
+    train(toy, tmp_path, "--resume", **{**short, "num_epochs": 4})
+    first = rows(out, "step")[4]["lr"]
+    said = capsys.readouterr().out
+    assert f"its learning rate was {last:.2e} and is {first:.2e} from now on" in said and first > 1.5 * last
+    assert '"schedule": "cosine" spans all 8 steps' in said
+    train(toy, tmp_path / "b", schedule="constant", **short)
+    capsys.readouterr()
+    out = train(toy, tmp_path / "b", "--resume", schedule="constant", **{**short, "num_epochs": 3})
+    assert "resumed at step 4 of 6\n" in capsys.readouterr().out
+    assert {row["lr"] for row in rows(out, "step")} == {3e-3}
+
+
 def test_a_run_without_validation(toy, tmp_path, capsys):
     source = {"weight": 1, "train": str(toy.root / "data" / "image_text" / "train.jsonl"), "val": None}
     out = train(toy, tmp_path, data_mix={"pictures": source}, num_epochs=1)

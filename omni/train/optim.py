@@ -8,9 +8,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from omni import distributed
-from omni.config import SFTConfig
+from omni.config import SCHEDULES, SFTConfig
 from omni.errors import UserError
-
 
 DECAY = 0.2  # the share of a run's steps in which the rate of the schedule "wsd" goes down
 
@@ -38,20 +37,22 @@ def lr_factor_of(config: SFTConfig, step: int, total: int) -> float:
     return lr_factor(step, total, config.warmup_steps, config.min_learning_rate_ratio, config.schedule)
 
 
-def rate_jump(config: SFTConfig, step: int, total: int, before: float) -> str:
-    """A line if a run that resumes after `step` goes on with another rate than `before`; else "".
+def rate_jump(config: SFTConfig, optimizer: torch.optim.Optimizer, step: int, total: int,
+              before: float) -> str:
+    """What a resume after `step` says if it goes on with another learning rate than `before`, else "".
 
-    `before` is the rate of its last step relative to the peak.
+    `before` is the rate of the last step, of the optimizer's first group.
     """
-    if not 0 < step < total or before == 0:
+    if not 0 < step < total:
         return ""
-    peak, after = config.learning_rate, lr_factor_of(config, step, total)
-    usual = lr_factor_of(config, step - 1, total)  # of the last step, had it been in this run
-    if abs(before - usual) <= 0.01 * usual:
+    peak = optimizer.param_groups[0]["peak_lr"]
+    usual, after = (peak * lr_factor_of(config, number, total) for number in (step - 1, step))
+    if abs(before - usual) <= 0.01 * usual:  # what this run would have had too
         return ""
-    return (f'learning rate: {before * peak:.2e} in step {step:,}, {after * peak:.2e} in the next: "schedule" '
-            f'"{config.schedule}" now spans {total:,} steps. "constant" and "wsd" stay at "learning_rate" '
-            f'{peak:.2e}; lower that for a smaller step')
+    others = ", ".join(f'"{name}"' for name in SCHEDULES if name != config.schedule)
+    return (f"; its learning rate was {before:.2e} and is {after:.2e} from now on, since "
+            f'"schedule": "{config.schedule}" spans all {total:,} steps. Other schedules: {others}; '
+            f'"learning_rate" {config.learning_rate:g} is the peak of each')
 
 
 def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.Module) -> torch.optim.AdamW:

@@ -62,6 +62,7 @@ class TrainState:
     step: int = 0  # steps done, including skipped ones
     totals: EpochTotals = field(default_factory=EpochTotals)  # of the current epoch
     bad_steps_in_a_row: int = 0
+    rate_before: float = 0.0  # learning rate of the last step before a resume
     totals_before_bad: EpochTotals = field(default_factory=EpochTotals)  # at the first bad step in a row
 
     def add_step(self, loss: torch.Tensor, by_source: dict[str, list[int]]) -> None:

@@ -92,7 +92,9 @@ class StepCheckpoints:
         for later in self.paths() if self.world.first else ():  # of an earlier continuation
             if int(later.stem[5:]) > content["step"]:
                 checkpoint.delete(later)
-        return TrainState.from_content(content)
+        state = TrainState.from_content(content)
+        state.rate_before = content["optimizer"]["param_groups"][0].get("lr", 0.0)
+        return state
 
     def _read(self, asked: str, config: SFTConfig, fingerprints: dict[str, str],
               allowed: list[str]) -> tuple[Path, dict]:
