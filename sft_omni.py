@@ -29,8 +29,9 @@ from omni.data.mixture import input_fingerprints, read_mix
 from omni.data.sampler import WeightedSampler
 from omni.device import autocast, choose_device, computes_in_bf16, gpu_memory_gb, peak_memory_gb
 from omni.errors import UserError
+from omni.eval.best import Best
 from omni.eval.evaluate import Evaluator, before_training
-from omni.eval.scores import epoch_lines, sample_counts, summarise
+from omni.eval.scores import cut_counts, epoch_lines, sample_counts, summarise
 from omni.model.load import load_for_training
 from omni.report import run_report
 from omni.train import optim
@@ -40,7 +41,7 @@ from omni.train.metrics import MetricsFile, Throughput, show_step
 from omni.train.run import Run
 from omni.train.run_dir import RunDir
 from omni.train.state import EpochTotals, TrainState
-from omni.train.summary import describe, dry_run, mix_lines
+from omni.train.summary import describe, dry_run, frozen_line, mix_lines, written_line
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Data
     mix = world.once_per_node(lambda: read_mix(config))
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
+    best = Best(config, mix.val)
     reader = MediaReader(model.vision_encoder.arch, model.audio_encoder.arch, config.seed)
     decoder = Decoder(reader, config.decode_timeout_s, config.num_workers)
     features = None if args.dry_run else FeatureStore.of_run(config, model, decoder, world)
@@ -105,10 +107,11 @@ def main(arguments: list[str] | None = None) -> None:
     state = TrainState()
     if resume:
         state = run_dir.steps.resume(args.resume, model, optimizer, config, fingerprints, args.allow_change)
-        say(f"resumed at step {state.step:,} of {schedule.steps:,}")
+        jump = optim.rate_jump(config, optimizer, state.step, schedule.steps, state.rate_before)
+        say(f"resumed at step {state.step:,} of {schedule.steps:,}{jump}")
     epochs_before = [row for row in metrics.rewind(state.step) if row["event"] == "epoch"]
-    state.best_val_loss = min((row["val_loss"] for row in epochs_before if "val_loss" in row),
-                              default=state.best_val_loss)
+    for row in epochs_before:
+        best.add(row["epoch"], row)
 
     # Epochs
     gc.freeze()  # these objects live until the end, so the garbage collector need not scan them
@@ -118,12 +121,15 @@ def main(arguments: list[str] | None = None) -> None:
         if world.first:
             run_report.write(run_dir.path)
     for epoch in range(max(0, state.step - 1) // schedule.steps_per_epoch, config.num_epochs):
+        if best.verdict:
+            say(best.verdict)
+            break
         with stop.deferred():
             train_epoch(run, state, epoch)
         if epoch + 1 not in [row["epoch"] for row in epochs_before]:
             begun = time.time()
             distributed.update_evaluation_copy(evaluated, model)
-            evaluate_epoch(run, state, epoch, evaluator, begun - started)
+            evaluate_epoch(run, state, epoch, evaluator, best, begun - started)
             evaluation_s += time.time() - begun
         if world.first:
             run_report.write(run_dir.path)
@@ -131,16 +137,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     # The trained system
     if model.frozen_weights():
-        same = checkpoint.fingerprint(model.frozen_weights())
-        verdict = "equal" if same == frozen else "CHANGED"
-        say(f"frozen weights: {frozen} before, {same} after: {verdict}")
+        say(frozen_line(model, frozen))
     epochs = [row for row in metrics.rows() if row["event"] == "epoch"]
     run_dir.save_system("omni_final.pt", model, config, epochs[-1] if epochs else {})
     for line in skipped.lines(mix):
         say(line)
-    minutes = (time.time() - started) / 60
-    say(f"wrote {run_dir.path / 'omni_final.pt'} after {minutes:.1f} minutes, {evaluation_s / 60:.1f} of "
-        f"them for evaluation; peak memory {peak_memory_gb():.2f} GB")
+    say(written_line(run_dir.path / "omni_final.pt", time.time() - started, evaluation_s))
 
 
 def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
@@ -154,8 +156,7 @@ def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
     bar = progress(total=schedule.steps_per_epoch, initial=state.step - begin,
                    desc=f"epoch {epoch + 1}/{config.num_epochs}", unit="step")
     for step in run.dataset.steps(state.step, end, config.num_workers):
-        factor = optim.lr_factor(state.step, schedule.steps, config.warmup_steps,
-                                 config.min_learning_rate_ratio)
+        factor = optim.lr_factor_of(config, state.step, schedule.steps)
         optim.set_lr(run.optimizer, factor)
 
         # One step over all ranks: the loss summed over its answer tokens, divided by their number.
@@ -200,7 +201,8 @@ def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
     bar.close()
 
 
-def evaluate_epoch(run: Run, state: TrainState, epoch: int, evaluator: Evaluator, seconds: float) -> None:
+def evaluate_epoch(run: Run, state: TrainState, epoch: int, evaluator: Evaluator, best: Best,
+                   seconds: float) -> None:
     """Score the held-out samples after `epoch` (counted from 0): print and record the metrics, and save the
     model if it is the best so far. `seconds` is the time from the start of the run to this evaluation.
     """
@@ -211,19 +213,18 @@ def evaluate_epoch(run: Run, state: TrainState, epoch: int, evaluator: Evaluator
         swapped = summarise(evaluator.score(mix.val, swapped=True))
     scored = summarise(scores)
     swapped.pop("val_loss", None)
-    shares = state.totals.mix_shares(mix, epoch)
-    for line in epoch_lines(epoch + 1, run.config.num_epochs, loss, scored, swapped) + mix_lines(shares):
+    shares, cut = state.totals.mix_shares(mix, epoch), cut_counts(scores)
+    for line in epoch_lines(epoch + 1, run.config.num_epochs, loss, scored, swapped, cut) + mix_lines(shares):
         say(line)
-    if scored["val_loss"] < state.best_val_loss:
-        state.best_val_loss = scored["val_loss"]
+    if best.add(epoch + 1, scored):
         run.run_dir.save_system("omni_best.pt", evaluator.model, run.config, scored)
     run.metrics.add("answers", epoch=epoch + 1, step=state.step, samples={
         ", ".join(filter(None, key)): score.examples for key, score in scores.items()})
     bad = [row for row in run.metrics.rows() if row["event"] == "bad_step" and row["epoch"] == epoch + 1]
     # The "epoch" row comes last. If the run is killed before it, the whole evaluation is repeated.
     run.metrics.add("epoch", epoch=epoch + 1, step=state.step, loss=loss, **scored, swapped=swapped,
-                    counts=sample_counts(scores), mix=shares, skipped=skipped.reason_counts(mix), cut=mix.cut,
-                    bad_steps=len(bad), seconds=seconds)
+                    counts=sample_counts(scores), cut_answers=cut, mix=shares,
+                    skipped=skipped.reason_counts(mix), cut=mix.cut, bad_steps=len(bad), seconds=seconds)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -28,6 +28,7 @@ def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choice
 
 
 ENCODERS = ("audio", "vision")
+SCHEDULES = ("cosine", "constant", "wsd")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a block
 
 
@@ -43,7 +44,7 @@ class SFTConfig:
     audio_window: str | None = _key(None, choices=("clip", "30s"))  # what Whisper encodes; None: the clip
     audio_stack: int | None = _key(None, low=1, high=16)  # Whisper's frames per token; None: 4, 12.5 tokens/s
     image_merge: int | None = _key(None, choices=(None, 1, 2, 3, 4))  # patches a side per token; None: 2 or 3
-    # Data: source name -> weight, or -> {"weight": w, "train": PATH, "val": PATH or share, "question": TEXT}
+    # Data: source name -> weight, or -> {"weight": w, "train": PATH, "val": PATH, share or null, ...}
     data_mix: dict = _key(factory=lambda: {"text_only": 0.4, "image_text": 0.3, "audio_text": 0.3})
     data_dir: str = "data/tiny"
     samples_per_epoch: int | None = _key(None, low=1, high=10 ** 12)  # None: as many as all sources have
@@ -67,6 +68,8 @@ class SFTConfig:
     projector_learning_rate: float = _key(1e-3, above=0.0, high=1.0)
     encoder_learning_rate: float = _key(1e-5, above=0.0, high=1.0)  # with freeze_encoders: false
     warmup_steps: int = _key(100, low=0, high=10 ** 9)
+    # After the warm-up: a cosine to the last rate; none; or wsd: constant, then linear in the last fifth
+    schedule: str = _key("cosine", choices=SCHEDULES)
     min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # last learning rate / peak
     weight_decay: float = _key(0.01, low=0.0, high=100.0)
     grad_clip: float = _key(1.0, above=0.0)
@@ -75,7 +78,10 @@ class SFTConfig:
     # Evaluation
     eval_batch_size: int = _key(64, low=1, high=2 ** 16)
     eval_samples: int | None = _key(None, low=1)  # held-out samples per source; None: all
-    max_new_tokens: int = _key(48, low=1, high=2 ** 16)
+    # Longest generated answer; None: half as long again as the longest reference of a held-out set
+    max_new_tokens: int | None = _key(None, low=1, high=2 ** 16)
+    best_by: str = "val_loss"  # the figure by which omni_best.pt is chosen, such as "audio_wer"
+    stop_after: int | None = _key(None, low=1)  # epochs without a better one; None: all epochs are trained
     # The run
     save_dir: str | None = None  # None: checkpoints/<config name>
     save_every_steps: int = _key(500, low=1)

@@ -121,8 +121,8 @@ class DrawnDataset(StepDataset):
             return str(broken)
         clips = media[len(sample.images):]
         frames = {path: len(mel) for path, mel in zip(sample.audios, clips, strict=True)}
-        longer, reason = self.collate.overlong(sample, frames)
-        if longer and reason is None:
+        tokens, reason = self.collate.overlong(sample, frames)
+        if tokens and reason is None:
             self.mix.cut[draw.source] = self.mix.cut.get(draw.source, 0) + 1
         return reason
 

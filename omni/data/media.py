@@ -126,6 +126,15 @@ def size(path: str | Path) -> int:
     return int(piece[3]) if piece else 0
 
 
+def file_of(path: str) -> str:
+    """The file that holds a medium: its own, or that of which it is a piece."""
+    if not isinstance(path, Piece):
+        return path
+    path = str(split_segment(path)[0])
+    piece = None if os.path.isfile(path) else _PIECE.fullmatch(path)
+    return piece[1] if piece else path
+
+
 def head(source: str | io.BytesIO, count: int) -> tuple[bytes, int]:
     """The first `count` bytes of what `source` returned, and its size in bytes."""
     with open(source, "rb") if isinstance(source, str) else source as f:

@@ -1,6 +1,5 @@
 """The progress of a run: what changes with every step, which a step checkpoint stores."""
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -63,8 +62,8 @@ class TrainState:
     step: int = 0  # steps done, including skipped ones
     totals: EpochTotals = field(default_factory=EpochTotals)  # of the current epoch
     bad_steps_in_a_row: int = 0
+    rate_before: float = 0.0  # learning rate of the last step before a resume
     totals_before_bad: EpochTotals = field(default_factory=EpochTotals)  # at the first bad step in a row
-    best_val_loss: float = math.inf
 
     def add_step(self, loss: torch.Tensor, by_source: dict[str, list[int]]) -> None:
         """Count a step that was applied; arguments as for `EpochTotals.add`."""
@@ -86,5 +85,5 @@ class TrainState:
 
     @classmethod
     def from_content(cls, content: dict) -> "TrainState":
-        """The state in a step checkpoint. The best loss is not part of it: metrics.jsonl has it."""
+        """The state in a step checkpoint. The best figure is not part of it: metrics.jsonl has it."""
         return cls(content["step"], EpochTotals.from_content(content["sums"]))

@@ -1,7 +1,10 @@
 """What a run prints before it trains, and the check that `--dry-run` makes."""
 
+from pathlib import Path
+
 import torch
 
+from omni import checkpoint
 from omni.config import SFTConfig
 from omni.console import say
 from omni.data import skipped
@@ -46,6 +49,18 @@ def mix_lines(shares: dict[str, dict[str, float]]) -> list[str]:
         else:
             lines.append(f"    mix {name}: no longer in the mix, drawn {drawn} before it was removed")
     return lines
+
+
+def frozen_line(model: OmniNetwork, before: str) -> str:
+    """Whether the frozen weights are what they were; `before` is their hash at the start."""
+    after = checkpoint.fingerprint(model.frozen_weights())
+    return f"frozen weights: {before} before, {after} after: {'equal' if after == before else 'CHANGED'}"
+
+
+def written_line(path: Path, seconds: float, evaluation: float) -> str:
+    """That the system is written, after `seconds`, of which `evaluation` were spent on it."""
+    return (f"wrote {path} after {seconds / 60:.1f} minutes, {evaluation / 60:.1f} of them for evaluation; "
+            f"peak memory {peak_memory_gb():.2f} GB")
 
 
 def _unusable(sample: Sample, bad: dict[str, str], collate: Collator, decoder: Decoder) -> str | None:
