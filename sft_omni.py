@@ -12,6 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import omni  # noqa: F401  # isort: skip  it sets what PyTorch reads when it is imported
 import torch
 
 from omni import checkpoint, distributed
@@ -21,24 +22,26 @@ from omni.console import command, open_streams, progress, say
 from omni.data import skipped
 from omni.data.collate import Collator
 from omni.data.decoding import Decoder
-from omni.data.loader import Schedule, StepDataset, loader
+from omni.data.drawn import DrawnDataset, checked_as_drawn
+from omni.data.loader import Schedule, StepDataset
 from omni.data.media_reader import MediaReader
 from omni.data.mixture import input_fingerprints, read_mix
 from omni.data.sampler import WeightedSampler
 from omni.device import autocast, choose_device, computes_in_bf16, gpu_memory_gb, peak_memory_gb
 from omni.errors import UserError
+from omni.eval.best import Best
 from omni.eval.evaluate import Evaluator, before_training
-from omni.eval.scores import epoch_lines, sample_counts, summarise
+from omni.eval.scores import cut_counts, epoch_lines, sample_counts, summarise
 from omni.model.load import load_for_training
 from omni.report import run_report
 from omni.train import optim
-from omni.train.features import FeatureStore, unusable_media
+from omni.train.features import FeatureStore, read_media
 from omni.train.interrupts import StopSignal, explain_out_of_memory, skip_bad_step
-from omni.train.metrics import MetricsFile, Throughput
+from omni.train.metrics import MetricsFile, Throughput, show_step
 from omni.train.run import Run
 from omni.train.run_dir import RunDir
 from omni.train.state import EpochTotals, TrainState
-from omni.train.summary import describe, dry_run, mix_lines
+from omni.train.summary import describe, dry_run, frozen_line, mix_lines, written_line
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,30 +65,30 @@ def main(arguments: list[str] | None = None) -> None:
     # Data
     mix = world.once_per_node(lambda: read_mix(config))
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
+    best = Best(config, mix.val)
     reader = MediaReader(model.vision_encoder.arch, model.audio_encoder.arch, config.seed)
-    decoder = Decoder(reader, config.decode_timeout_s)
-    features = FeatureStore.of_run(config, model, decoder, world)
-    for name in mix.train:
-        for samples, takes, what in ((mix.train[name], config.augment_takes, f"{name}, training"),
-                                     (mix.val[name], 1, f"{name}, held out")):
-            bad = features.add(samples, takes, what) if features is not None \
-                else unusable_media(samples, takes, decoder, what, world)
-            skipped.drop_unreadable(mix, bad)
+    decoder = Decoder(reader, config.decode_timeout_s, config.num_workers)
+    features = None if args.dry_run else FeatureStore.of_run(config, model, decoder, world)
+    drawn = checked_as_drawn(mix, config.check_media)  # too many media to be read before the first step
+    read_first = () if args.dry_run else ("val",) if drawn else ("train", "val")
+    read_media(mix, features, decoder, config.augment_takes, world, read_first)
     collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths,
                        config.max_length, features)
-    skipped.drop_overlong(mix, collate, decoder.frames)
+    skipped.drop_overlong(mix, collate, decoder.frames, read_first)
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
     sizes = {name: len(samples) for name, samples in mix.train.items()}
     sampler = WeightedSampler(sizes, mix.weights, config.seed)
     schedule = Schedule(config.samples_per_epoch or sum(sizes.values()), config.batch_size, config.num_epochs)
     dataset = StepDataset(mix, sampler, schedule, collate, config.augment_takes,
                           config.gradient_accumulation_steps, world)
+    if drawn:
+        dataset = DrawnDataset(dataset, decoder, config.max_skipped)
     evaluated = distributed.evaluation_copy(model, config.parallel, world)
     evaluator = Evaluator(evaluated, collate, config.eval_batch_size, config.max_new_tokens, config.precision,
                           world)
     describe(model, mix, schedule, config, device)
     if args.dry_run:
-        dry_run(model, mix, collate, config, device)
+        dry_run(model, mix, collate, decoder, config, device)
         return
 
     # Optimizer
@@ -104,10 +107,11 @@ def main(arguments: list[str] | None = None) -> None:
     state = TrainState()
     if resume:
         state = run_dir.steps.resume(args.resume, model, optimizer, config, fingerprints, args.allow_change)
-        say(f"resumed at step {state.step:,} of {schedule.steps:,}")
+        jump = optim.rate_jump(config, optimizer, state.step, schedule.steps, state.rate_before)
+        say(f"resumed at step {state.step:,} of {schedule.steps:,}{jump}")
     epochs_before = [row for row in metrics.rewind(state.step) if row["event"] == "epoch"]
-    state.best_val_loss = min((row["val_loss"] for row in epochs_before if "val_loss" in row),
-                              default=state.best_val_loss)
+    for row in epochs_before:
+        best.add(row["epoch"], row)
 
     # Epochs
     gc.freeze()  # these objects live until the end, so the garbage collector need not scan them
@@ -117,12 +121,15 @@ def main(arguments: list[str] | None = None) -> None:
         if world.first:
             run_report.write(run_dir.path)
     for epoch in range(max(0, state.step - 1) // schedule.steps_per_epoch, config.num_epochs):
+        if best.verdict:
+            say(best.verdict)
+            break
         with stop.deferred():
             train_epoch(run, state, epoch)
         if epoch + 1 not in [row["epoch"] for row in epochs_before]:
             begun = time.time()
             distributed.update_evaluation_copy(evaluated, model)
-            evaluate_epoch(run, state, epoch, evaluator, begun - started)
+            evaluate_epoch(run, state, epoch, evaluator, best, begun - started)
             evaluation_s += time.time() - begun
         if world.first:
             run_report.write(run_dir.path)
@@ -130,16 +137,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     # The trained system
     if model.frozen_weights():
-        same = checkpoint.fingerprint(model.frozen_weights())
-        verdict = "equal" if same == frozen else "CHANGED"
-        say(f"frozen weights: {frozen} before, {same} after: {verdict}")
+        say(frozen_line(model, frozen))
     epochs = [row for row in metrics.rows() if row["event"] == "epoch"]
     run_dir.save_system("omni_final.pt", model, config, epochs[-1] if epochs else {})
     for line in skipped.lines(mix):
         say(line)
-    minutes = (time.time() - started) / 60
-    say(f"wrote {run_dir.path / 'omni_final.pt'} after {minutes:.1f} minutes, {evaluation_s / 60:.1f} of "
-        f"them for evaluation; peak memory {peak_memory_gb():.2f} GB")
+    say(written_line(run_dir.path / "omni_final.pt", time.time() - started, evaluation_s))
 
 
 def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
@@ -152,9 +155,8 @@ def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
     throughput = Throughput()
     bar = progress(total=schedule.steps_per_epoch, initial=state.step - begin,
                    desc=f"epoch {epoch + 1}/{config.num_epochs}", unit="step")
-    for step in loader(run.dataset, state.step, end, config.num_workers):
-        factor = optim.lr_factor(state.step, schedule.steps, config.warmup_steps,
-                                 config.min_learning_rate_ratio)
+    for step in run.dataset.steps(state.step, end, config.num_workers):
+        factor = optim.lr_factor_of(config, state.step, schedule.steps)
         optim.set_lr(run.optimizer, factor)
 
         # One step over all ranks: the loss summed over its answer tokens, divided by their number.
@@ -188,8 +190,7 @@ def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
                    "lr": config.learning_rate * factor, "grad_norm": float(grad_norm), **throughput.read(),
                    "gpu_mem_gb": gpu_memory_gb(run.device), "main_mem_gb": peak_memory_gb()}
             run.metrics.add("step", **row)
-            bar.set_postfix(loss=f"{state.totals.mean_loss:.3f}", lr=f"{row['lr']:.1e}",
-                            samples_s=f"{row['samples_per_s']:.0f}", refresh=False)
+            show_step(bar, row, schedule.steps, state.totals.mean_loss)
         save_due, stopping = world.any(run.run_dir.steps.due(state.step, config), run.stop.requested)
         if save_due or stopping or state.step == end:
             save()
@@ -200,29 +201,30 @@ def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
     bar.close()
 
 
-def evaluate_epoch(run: Run, state: TrainState, epoch: int, evaluator: Evaluator, seconds: float) -> None:
+def evaluate_epoch(run: Run, state: TrainState, epoch: int, evaluator: Evaluator, best: Best,
+                   seconds: float) -> None:
     """Score the held-out samples after `epoch` (counted from 0): print and record the metrics, and save the
     model if it is the best so far. `seconds` is the time from the start of the run to this evaluation.
     """
     mix, loss = run.dataset.mix, state.totals.mean_loss
+    run.run_dir.write_skipped(run.dataset.all_skipped())
     with explain_out_of_memory("lower eval_batch_size or max_new_tokens"):
         scores = evaluator.score(mix.val)
         swapped = summarise(evaluator.score(mix.val, swapped=True))
     scored = summarise(scores)
     swapped.pop("val_loss", None)
-    shares = state.totals.mix_shares(mix, epoch)
-    for line in epoch_lines(epoch + 1, run.config.num_epochs, loss, scored, swapped) + mix_lines(shares):
+    shares, cut = state.totals.mix_shares(mix, epoch), cut_counts(scores)
+    for line in epoch_lines(epoch + 1, run.config.num_epochs, loss, scored, swapped, cut) + mix_lines(shares):
         say(line)
-    if scored["val_loss"] < state.best_val_loss:
-        state.best_val_loss = scored["val_loss"]
+    if best.add(epoch + 1, scored):
         run.run_dir.save_system("omni_best.pt", evaluator.model, run.config, scored)
     run.metrics.add("answers", epoch=epoch + 1, step=state.step, samples={
         ", ".join(filter(None, key)): score.examples for key, score in scores.items()})
     bad = [row for row in run.metrics.rows() if row["event"] == "bad_step" and row["epoch"] == epoch + 1]
     # The "epoch" row comes last. If the run is killed before it, the whole evaluation is repeated.
     run.metrics.add("epoch", epoch=epoch + 1, step=state.step, loss=loss, **scored, swapped=swapped,
-                    counts=sample_counts(scores), mix=shares, skipped=skipped.reason_counts(mix), cut=mix.cut,
-                    bad_steps=len(bad), seconds=seconds)
+                    counts=sample_counts(scores), cut_answers=cut, mix=shares,
+                    skipped=skipped.reason_counts(mix), cut=mix.cut, bad_steps=len(bad), seconds=seconds)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -87,7 +87,7 @@ def _speak_festival(clips: list[Clip], wavs: list[Path], folder: Path) -> None:
                           "(target_f0_std 14) (model_f0_mean 170) (model_f0_std 34)))")
         script.append(f'(utt.save.wave (utt.synth (Utterance Text "{clip.text}")) "{wav}" \'riff)')
     path = folder / "batch.scm"
-    path.write_text("\n".join(script) + "\n")
+    path.write_text("\n".join(script) + "\n", encoding="utf-8")
     _run(["festival", "-b", str(path)])
 
 

@@ -3,7 +3,8 @@
     python -m omni.chat --ckpt checkpoints/omni_sft_tiny/omni_final.pt --image cat.png "What animal is this?"
 
 Without a question an interactive session starts. /image PATH and /audio PATH attach a file to the next
-question, /reset forgets the conversation so far, /quit (or Ctrl-D) leaves.
+question, as does a file that is dragged into the terminal; /reset forgets the conversation so far, /quit (or
+Ctrl-D) leaves.
 """
 
 import argparse
@@ -23,8 +24,8 @@ from omni.data import conversations
 from omni.data.batch import Batch
 from omni.data.collate import Collator
 from omni.data.media_reader import MediaReader
+from omni.data.question import question_parts, spelled_out, take_dragged, typed_path
 from omni.data.sample import AUDIO, IMAGE, Sample, flat
-from omni.data.tokenizer import split_placeholders
 from omni.device import autocast, choose_device, computes_in_bf16
 from omni.errors import MediaError, UserError
 from omni.eval.evaluate import Evaluator
@@ -34,6 +35,7 @@ from omni.model.load import load_system
 from omni.model.omni import OmniNetwork
 
 LARGE = 30_000_000  # weights of a Thinker
+LONGEST_ANSWER = 1024  # tokens, where the config of the run sets no limit
 COMMANDS = "/image PATH, /audio PATH, /reset, /quit"
 
 
@@ -98,7 +100,7 @@ class OmniModel(OmniNetwork):
         except ValueError as err:
             raise UserError(str(err)) from None
         device, ids, sent = next(self.parameters()).device, [], 0  # sent: characters yielded so far
-        tokens = stream_tokens(self, prompt.to(device), max_new_tokens or self.config.max_new_tokens, choose)
+        tokens = stream_tokens(self, prompt.to(device), max_new_tokens or self.longest_answer, choose)
         while True:
             with autocast(device, self.config.precision):  # off while the caller runs
                 token = next(tokens, None)
@@ -110,6 +112,11 @@ class OmniModel(OmniNetwork):
             yield text[sent:] if complete else ""
             sent = len(text) if complete else sent
         yield self.tokenizer.decode(ids)[sent:]
+
+    @property
+    def longest_answer(self) -> int:
+        """How many tokens an answer may have where the caller sets no limit."""
+        return self.config.max_new_tokens or LONGEST_ANSWER
 
     def reader(self, kind=MediaReader) -> MediaReader:
         """Reads media in the form that the encoders need."""
@@ -138,63 +145,55 @@ class NamingReader(MediaReader):
 
 
 def as_sample(messages: list[dict]) -> Sample:
-    """A conversation as a `Sample` with an empty answer. ValueError if it is malformed."""
+    """A conversation as a `Sample` with an empty answer. ValueError if it is malformed.
+
+    A placeholder that is spelled in a text is text.
+    """
     entry = conversations.convert({"messages": messages})[1]
+    for placeholder, key in ((IMAGE, "images"), (AUDIO, "audios")):
+        spelled = sum(content.count(placeholder) for _, content in entry["messages"])
+        if entry.get(key) and spelled > len(entry[key]):  # else the media would stand at the wrong ones
+            messages = spelled_out(messages, placeholder)
+            entry = conversations.convert({"messages": messages})[1]
+        alone = [content for _, content in entry["messages"] if content.strip() == placeholder]
+        if alone and not entry.get(key):
+            raise ValueError(f"{len(alone)} {placeholder} placeholders for 0 files")
     turns = tuple(entry["messages"])
-    media = {placeholder: tuple(entry[key]) if key in entry else () for placeholder, key in
-             ((IMAGE, "images"), (AUDIO, "audios"))}
-    for placeholder, paths in media.items():
-        count = sum(content.count(placeholder) for _, content in turns)
-        if count != len(paths):
-            raise ValueError(f"{count} {placeholder} placeholders for {len(paths)} files")
     if not turns or turns[-1][0] != "user":
         raise ValueError("the last message must be the user's")
-    return Sample(flat((*turns, ("assistant", ""))), media[IMAGE], media[AUDIO])
-
-
-def question_parts(question: str, images: list[str], audios: list[str]) -> list[dict]:
-    """A question as content parts, with media in place of its <image> and <audio>.
-
-    If there are more files than placeholders, the first ones go before the question. UserError if there are
-    fewer.
-    """
-    left = {IMAGE: list(images), AUDIO: list(audios)}
-    counts = {placeholder: question.count(placeholder) for placeholder in left}
-    parts = []
-    for placeholder, paths in left.items():
-        if counts[placeholder] > len(paths):
-            raise UserError(f"the question has more {placeholder} placeholders than files were given")
-        parts += [media_part(placeholder, paths.pop(0)) for _ in range(len(paths) - counts[placeholder])]
-    for i, piece in enumerate(split_placeholders(question)):  # every second piece is a placeholder
-        parts.append(media_part(piece, left[piece].pop(0)) if i % 2 else {"type": "text", "text": piece})
-    return parts
-
-
-def media_part(placeholder: str, path: str) -> dict:
-    kind = placeholder[1:-1]
-    return {"type": kind, kind: path}
+    return Sample(flat((*turns, ("assistant", ""))), tuple(entry.get("images", ())),
+                  tuple(entry.get("audios", ())))
 
 
 class Chat:
-    """A conversation with a system, and its history."""
+    """A conversation with a system, and its history. `instructions` are the system message before it."""
 
-    def __init__(self, system: OmniModel, as_json: bool = False, **options):
+    def __init__(self, system: OmniModel, as_json: bool = False, instructions: str | None = None, **options):
         self.system, self.as_json, self.options = system, as_json, options
+        self.first = [{"role": "system", "content": instructions}] if instructions else []
         self.messages: list[dict] = []
 
     def ask(self, question: str, images: list[str], audios: list[str]) -> None:
-        """Print the answer as it is generated, or one JSON object. A question that fails is not kept."""
+        """Print the answer as it is generated, or one JSON object. A question that fails is not kept.
+
+        An answer that is as long as it may be without an end is cut, which is said.
+        """
         asked = [*self.messages, {"role": "user", "content": question_parts(question, images, audios)}]
         begun, first, pieces = time.time(), None, []
-        for piece in self.system.stream(asked, **self.options):
+        for piece in self.system.stream([*self.first, *asked], **self.options):
             first = time.time() - begun if first is None else first
             pieces.append(piece)
             if not self.as_json:
                 print(piece, end="", flush=True)
-        answer = "".join(pieces)
+        answer, limit = "".join(pieces), self.options.get("max_new_tokens") or self.system.longest_answer
+        cut = len(pieces) > limit  # the last piece is what was left, not a token
         print(json.dumps({"question": question, "images": images, "audios": audios, "answer": answer,
-                          "first_token_seconds": round(first, 3), "seconds": round(time.time() - begun, 3)})
+                          "cut": cut, "first_token_seconds": round(first, 3),
+                          "seconds": round(time.time() - begun, 3)})
               if self.as_json else "", flush=True)
+        if cut and not self.as_json:
+            print(f"[stopped after {limit:,} tokens, before its end; --max-new-tokens allows more]",
+                  file=sys.stderr)
         self.messages = [*asked, {"role": "assistant", "content": answer}]
 
 
@@ -211,7 +210,7 @@ def converse(chat: Chat, images: list[str], audios: list[str]) -> None:
             print("", file=sys.stderr)
             return
         action, _, path = line.partition(" ")
-        path = path.strip().strip("\"'")
+        path = typed_path(path)
         try:
             if action == "/quit":
                 return
@@ -223,11 +222,19 @@ def converse(chat: Chat, images: list[str], audios: list[str]) -> None:
             elif action == "/audio":
                 reader.mel(path)
                 audios.append(path)
-            elif action.startswith("/"):
-                print(f"unknown command {action}; there are {COMMANDS}", file=sys.stderr)
-            elif line or audios:
-                asked, images, audios = (line, images, audios), [], []
-                chat.ask(*asked)
+            else:
+                line, more_images, more_audios = take_dragged(line)
+                for path in more_images + more_audios:
+                    (reader.pixels if path in more_images else reader.mel)(path)
+                    print(f"[attached {path}]", file=sys.stderr)
+                images, audios = images + more_images, audios + more_audios
+                if line in (IMAGE, AUDIO) and more_images + more_audios:
+                    continue  # a file alone, for the next question
+                if line.startswith("/"):
+                    print(f"unknown command {action}; there are {COMMANDS}", file=sys.stderr)
+                elif line or audios:
+                    asked, images, audios = (line, images, audios), [], []
+                    chat.ask(*asked)
         except UserError as err:
             print(f"error: {err}", file=sys.stderr)
         except KeyboardInterrupt:
@@ -241,13 +248,15 @@ def main(arguments: list[str] | None = None) -> None:
                         help="an image to ask about; may be repeated")
     parser.add_argument("--audio", action="append", default=[], metavar="PATH",
                         help="an audio clip to ask about; may be repeated")
+    parser.add_argument("--system", metavar="TEXT", help="the system message before the conversation")
     parser.add_argument("--json", action="store_true", help="print each answer as one line of JSON")
     parser.add_argument("--temperature", type=float, default=0.0,
                         help="sampling temperature; 0 (default) is greedy decoding")
     parser.add_argument("--top-p", type=float, default=1.0,
                         help="sample from the likeliest tokens whose probabilities sum to this")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the sampling")
-    parser.add_argument("--max-new-tokens", type=int, help="longest answer (default: as in the run's config)")
+    parser.add_argument("--max-new-tokens", type=int, 
+                        help=f"longest answer (default: as in the run's config, else {LONGEST_ANSWER})")
     parser.add_argument("question", nargs="?",
                         help="without it and --audio, an interactive session starts")
     args = parser.parse_args(arguments)
@@ -255,12 +264,13 @@ def main(arguments: list[str] | None = None) -> None:
         Sampling(args.temperature, args.top_p, args.seed)
     except ValueError as err:
         raise UserError(str(err)) from None
-    chat = Chat(OmniModel.load(args.ckpt), args.json, temperature=args.temperature, top_p=args.top_p,
-                seed=args.seed, max_new_tokens=args.max_new_tokens)
-    if args.question is None and not args.audio:
-        converse(chat, args.image, args.audio)
+    chat = Chat(OmniModel.load(args.ckpt), args.json, args.system, temperature=args.temperature,
+                top_p=args.top_p, seed=args.seed, max_new_tokens=args.max_new_tokens)
+    images, audios = ([typed_path(path) for path in paths] for paths in (args.image, args.audio))
+    if args.question is None and not audios:
+        converse(chat, images, audios)
     else:
-        chat.ask(args.question or "", args.image, args.audio)
+        chat.ask(args.question or "", images, audios)
 
 
 def system_evaluator(system: OmniModel) -> Evaluator:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from omni import machine
 from omni.config import build
 from omni.errors import UserError
 
@@ -58,13 +59,11 @@ def _write(path: Path, fill) -> None:
             fill(summed)
             f.flush()
             os.fsync(f.fileno())
-            if hasattr(os, "posix_fadvise"):  # so that the disk is read back, not the page cache
-                os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        with open(temporary, "rb") as f:
-            if hashlib.file_digest(f, "sha256").digest() != summed.sum.digest():
-                raise OSError("the file read back is not what was written")
+            machine.forget_cached(f)
+        if _digest(temporary).digest() != summed.sum.digest():
+            raise OSError("the file read back is not what was written")
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        machine.flush_folder(path.parent)
     except (OSError, RuntimeError) as err:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -80,12 +79,13 @@ def delete(path: Path) -> None:
         raise UserError(f"{path}: can't be deleted ({err.strerror})") from None
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _digest(path: str | Path):
+    """The SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest
 
 
 def _reason(err: Exception) -> str:
@@ -135,9 +135,7 @@ def file_fingerprint(path: str | Path) -> str:
         listing = "".join(f"{p.relative_to(path)} {p.stat().st_size}\n" for p in files)
         digest = hashlib.sha256(listing.encode("utf-8", "backslashreplace")).hexdigest()
         return f"{len(files)} files, sha256 {digest[:16]}"
-    with open(path, "rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
-    return f"{os.path.getsize(path)} bytes, sha256 {digest[:16]}"
+    return f"{os.path.getsize(path)} bytes, sha256 {_digest(path).hexdigest()[:16]}"
 
 
 def load_state(module: nn.Module, state: dict, name: str, where: str | Path, assign: bool = False) -> str:

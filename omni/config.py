@@ -15,15 +15,20 @@ from dataclasses import dataclass, field
 from omni.errors import UserError
 
 
-def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choices=None, factory=None):
-    """A dataclass field with its range: low <= value <= high, value > above, or one of `choices`."""
-    check = {"low": low, "high": high, "above": above, "choices": choices}
+def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choices=None, word=None,
+         factory=None):
+    """A dataclass field with its range: low <= value <= high, value > above, or one of `choices`.
+
+    `word` is allowed in place of a number.
+    """
+    check = {"low": low, "high": high, "above": above, "choices": choices, "word": word}
     if factory is not None:
         return field(default_factory=factory, metadata=check)
     return field(metadata=check) if default is dataclasses.MISSING else field(default=default, metadata=check)
 
 
 ENCODERS = ("audio", "vision")
+SCHEDULES = ("cosine", "constant", "wsd")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of a block
 
 
@@ -39,13 +44,14 @@ class SFTConfig:
     audio_window: str | None = _key(None, choices=("clip", "30s"))  # what Whisper encodes; None: the clip
     audio_stack: int | None = _key(None, low=1, high=16)  # Whisper's frames per token; None: 4, 12.5 tokens/s
     image_merge: int | None = _key(None, choices=(None, 1, 2, 3, 4))  # patches a side per token; None: 2 or 3
-    # Data: source name -> weight, or -> {"weight": w, "train": PATH, "val": PATH or share, "question": TEXT}
+    # Data: source name -> weight, or -> {"weight": w, "train": PATH, "val": PATH, share or null, ...}
     data_mix: dict = _key(factory=lambda: {"text_only": 0.4, "image_text": 0.3, "audio_text": 0.3})
     data_dir: str = "data/tiny"
     samples_per_epoch: int | None = _key(None, low=1, high=10 ** 12)  # None: as many as all sources have
     max_length: int = _key(512, low=16, high=2 ** 20)  # tokens per sample; longer prompts lose their start
     augment_takes: int = _key(2, low=1, high=100)  # versions of each medium; the first is the original
     allow_outside_paths: bool = False  # allow media outside the manifest's folder
+    check_media: str = _key("auto", choices=("auto", "first", "drawn"))  # before the first step, or as drawn
     max_skipped: float = _key(0.05, low=0.0, high=1.0)  # largest share of unusable samples in a source
     decode_timeout_s: float = _key(20.0, above=0.0, high=3600.0)  # a medium that takes longer is unusable
     # What is trained
@@ -62,6 +68,8 @@ class SFTConfig:
     projector_learning_rate: float = _key(1e-3, above=0.0, high=1.0)
     encoder_learning_rate: float = _key(1e-5, above=0.0, high=1.0)  # with freeze_encoders: false
     warmup_steps: int = _key(100, low=0, high=10 ** 9)
+    # After the warm-up: a cosine to the last rate; none; or wsd: constant, then linear in the last fifth
+    schedule: str = _key("cosine", choices=SCHEDULES)
     min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)  # last learning rate / peak
     weight_decay: float = _key(0.01, low=0.0, high=100.0)
     grad_clip: float = _key(1.0, above=0.0)
@@ -70,7 +78,10 @@ class SFTConfig:
     # Evaluation
     eval_batch_size: int = _key(64, low=1, high=2 ** 16)
     eval_samples: int | None = _key(None, low=1)  # held-out samples per source; None: all
-    max_new_tokens: int = _key(48, low=1, high=2 ** 16)
+    # Longest generated answer; None: half as long again as the longest reference of a held-out set
+    max_new_tokens: int | None = _key(None, low=1, high=2 ** 16)
+    best_by: str = "val_loss"  # the figure by which omni_best.pt is chosen, such as "audio_wer"
+    stop_after: int | None = _key(None, low=1)  # epochs without a better one; None: all epochs are trained
     # The run
     save_dir: str | None = None  # None: checkpoints/<config name>
     save_every_steps: int = _key(500, low=1)
@@ -80,10 +91,11 @@ class SFTConfig:
     feature_cache_gb: float = _key(20.0, low=0.0, high=1e6)  # on the disk, for features of frozen encoders
     feature_cache_dir: str | None = None  # None: the user's cache folder, which all runs share
     track: str | None = _key(None, choices=(None, "wandb", "trackio"))  # follow the run there too
-    num_workers: int = _key(0, low=0, high=256)
+    # "auto": as many processes decode media before training as there are cores, and none prepares batches
+    num_workers: int | str = _key("auto", low=0, high=256, word="auto")
     parallel: str = _key("auto", choices=("auto", "ddp", "fsdp"))  # under torchrun; auto: ddp
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
-    device: str = _key("auto", choices=("auto", "cpu", "cuda"))
+    device: str = _key("auto", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = _key("auto", choices=("auto", "fp32", "bf16"))
     seed: int = _key(0, low=0, high=2 ** 63)
 
@@ -191,7 +203,7 @@ class PretrainConfig:
     grad_clip: float = _key(1.0, above=0.0)
     max_length: int = _key(512, low=16)
     allow_outside_paths: bool = False
-    device: str = _key("auto", choices=("auto", "cpu", "cuda"))
+    device: str = _key("auto", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = _key("auto", choices=("auto", "fp32", "bf16"))
     seed: int = _key(0, low=0, high=2 ** 63)
     # Stages A and C
@@ -203,10 +215,10 @@ class PretrainConfig:
     photographs: list = _key(factory=list)  # Stage C: manifests of `train` to augment as photographs
 
 
-def _type_name(kind) -> str:
+def _type_names(kinds: tuple) -> list[str]:
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false",
              dict: "an object {...}", list: "a list", types.NoneType: "null"}
-    return " or ".join(names[k] for k in (typing.get_args(kind) or (kind,)))
+    return [names[kind] for kind in kinds]
 
 
 def _check_value(f: dataclasses.Field, kind, value):
@@ -214,9 +226,13 @@ def _check_value(f: dataclasses.Field, kind, value):
     allowed = typing.get_args(kind) or (kind,)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1e300 else math.inf
+    m, words = f.metadata, []
+    if m.get("word") is not None:
+        if value == m["word"]:
+            return value
+        allowed, words = [k for k in allowed if k is not str], [json.dumps(m["word"])]
     if type(value) not in allowed or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"must be {_type_name(kind)}")
-    m = f.metadata
+        raise ValueError("must be " + " or ".join(_type_names(allowed) + words))
     if value is None or not m:
         return value
     if m["choices"] is not None and value not in m["choices"]:

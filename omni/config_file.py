@@ -171,9 +171,9 @@ def _source_problems(where: str, entry: dict) -> list[str]:
             problems.append(f'"{where}.task" must be {", ".join(TASKS)}, not {json.dumps(value)[:40]}')
         elif key in ("train", "val") and _is_list(value):
             continue
-        elif key not in ("weight", "task") and not isinstance(value, str):
+        elif key not in ("weight", "task") and not isinstance(value, str) and (key, value) != ("val", None):
             what = {"question": "a string", "train": "a path, a pattern or a list of these",
-                    "val": "a path, a pattern, a list of these or the held-out share"}
+                    "val": "a path, a pattern, a list of these, the held-out share, or null for none"}
             problems.append(f'"{where}.{key}" must be {what[key] if key in what else "a path"}')
     if "image_folder" in entry and "train" in entry:
         problems.append(f'"{where}" has both train and image_folder; keep one of them')
@@ -182,7 +182,7 @@ def _source_problems(where: str, entry: dict) -> list[str]:
     if "image_folder" in entry and "question" not in entry:
         problems.append(f'"{where}.image_folder" needs "question", such as "What is in the picture?"')
     if "image_folder" in entry and "val" not in entry:
-        problems.append(f'"{where}.image_folder" needs "val": a folder or the held-out share')
+        problems.append(f'"{where}.image_folder" needs "val": a folder, the held-out share, or null for none')
     return problems
 
 
@@ -206,8 +206,8 @@ def _column_problems(where: str, columns) -> list[str]:
     return problems
 
 
-def mix_entry(config: SFTConfig, name: str) -> tuple[float, str | list[str], str | list[str] | float]:
-    """(weight, train paths, val paths or held-out share) of the source `name`."""
+def mix_entry(config: SFTConfig, name: str) -> tuple[float, str | list[str], str | list[str] | float | None]:
+    """(weight, train paths, val paths or held-out share or None) of the source `name`."""
     entry = config.data_mix[name]
     entry = entry if isinstance(entry, dict) else {"weight": entry}
     folder = Path(config.data_dir) / name

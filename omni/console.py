@@ -34,6 +34,7 @@ def command(main: Callable[[], object]) -> None:
     """
     with contextlib.suppress(AttributeError):  # a terminal may not show arrows; a file name may not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdin.reconfigure(errors="replace")
     try:
         main()
         distributed.stop()

@@ -1,14 +1,11 @@
 """The device and precision that a run computes in, and the memory it uses."""
 
 import contextlib
-import ctypes
 import os
-import resource
-import sys
-from pathlib import Path
 
 import torch
 
+from omni import machine
 from omni.errors import UserError
 
 # oneDNN caches compiled code for each shape of a matrix product, by default for 1,024 shapes. With batches of
@@ -16,31 +13,23 @@ from omni.errors import UserError
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
 
 
-def keep_freed_memory() -> None:
-    """Make glibc reuse the memory of freed tensors of up to 32 MB.
-
-    By default it may return the memory to the system and request it again for each operation, page by page,
-    which can take much longer than the operation itself. Does nothing on other C libraries.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-3, 2 ** 25)  # M_MMAP_THRESHOLD: larger blocks are always returned
-        mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
-
-
 def choose_device(name: str) -> torch.device:
-    """The device for a config's `device`: "auto" is CUDA if available, else the CPU.
+    """The device for a config's `device`: "auto" is CUDA if available, else Apple's MPS, else the CPU.
 
-    UserError if `name` is "cuda" and there is none.
+    UserError if `name` is a GPU that there is not. Several ranks can't share MPS: there "auto" is the CPU.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError('"device" is cuda, but no CUDA device is available; use "auto" or "cpu"')
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    mps = alone and torch.backends.mps.is_available()
+    found = {"cuda": torch.cuda.is_available(), "mps": mps, "cpu": True}
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = next(kind for kind, available in found.items() if available)
+    if not found[name]:
+        reason = "no such device is available" if alone or name == "cuda" else "ranks can't share it"
+        raise UserError(f'"device" is {name}, but {reason}; use "auto" or "cpu"')
     if name == "cuda":
         torch.set_float32_matmul_precision("high")
-    else:
-        keep_freed_memory()
+    elif name == "cpu":
+        machine.keep_freed_memory()
     return torch.device(name)
 
 
@@ -51,27 +40,28 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def computes_in_bf16(device: torch.device, precision: str) -> bool:
-    """Whether `precision` is "bf16", or "auto" on a device with native bf16."""
+    """Whether `precision` is "bf16", or "auto" on a device with native bf16.
+
+    UserError if it is "bf16" and the device has none at all: MPS before macOS 14.
+    """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported()
+    elif device.type == "mps":
+        native = torch.backends.mps.is_macos_or_newer(14, 0)
+        if precision == "bf16" and not native:
+            raise UserError('"precision" is bf16, which MPS has since macOS 14; use "auto" or "fp32"')
     else:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return precision == "bf16" or (precision == "auto" and native)
 
 
 def gpu_memory_gb(device: torch.device) -> float:
-    """Peak memory that tensors took on the GPU so far, in GiB; 0 on a CPU."""
+    """Peak memory that tensors took on the GPU so far, in GiB; on MPS what is reserved now; 0 on a CPU."""
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2 ** 30
     return torch.cuda.max_memory_allocated() / 2 ** 30 if device.type == "cuda" else 0.0
 
 
 def peak_memory_gb() -> float:
-    """Peak main memory of this process so far, in GiB.
-
-    On Linux it is read from /proc, because ru_maxrss starts at the value of the parent process.
-    """
-    status = Path("/proc/self/status")
-    peak = status.read_text(encoding="utf-8").partition("VmHWM:")[2].split() if status.exists() else []
-    if peak:
-        return int(peak[0]) / 2 ** 20  # kB
-    unit = 2 ** 30 if sys.platform == "darwin" else 2 ** 20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    """Peak main memory of this process so far, in GiB; 0 if the system doesn't say."""
+    return machine.peak_memory() / 2 ** 30

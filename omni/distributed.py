@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from omni import machine
 from omni.errors import UserError
 
 
@@ -106,7 +107,7 @@ def start(device: torch.device) -> World:
         torch.cuda.set_device(local_rank)
     # Right after a collective, Gloo's threads hold a lock of the interpreter for a moment. A child forked at
     # that moment waits for it forever (before Python 3.12: python/cpython#112275). So wait before each fork.
-    os.register_at_fork(before=lambda: time.sleep(0.05))
+    machine.before_fork(lambda: time.sleep(0.05))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     nodes = [list(range(begin, begin + local_size)) for begin in range(0, size, local_size)]
     node, _ = dist.new_subgroups_by_enumeration(nodes, backend="gloo")

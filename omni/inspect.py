@@ -12,8 +12,10 @@ from tqdm import tqdm
 from omni.config import SFTConfig
 from omni.config_file import COLUMNS, load_config
 from omni.console import command
-from omni.data import audio, image, manifest
+from omni.data import audio, image, manifest, skipped
+from omni.data.collate import Collator
 from omni.data.media_reader import MediaReader
+from omni.data.mixture import Mix
 from omni.data.sample import Sample
 from omni.data.tokenizer import audio_tokens, image_tokens
 from omni.errors import MediaError, UserError
@@ -27,8 +29,12 @@ class SampleMeter:
 
     def __init__(self, config: SFTConfig):
         model = load(config, report=lambda line: None)
-        self.tokenizer = model.tokenizer
+        self.tokenizer, self.takes = model.tokenizer, config.augment_takes
         self.audio_arch, self.vision_arch = model.audio_encoder.arch, model.vision_encoder.arch
+        self.reader = MediaReader(self.vision_arch, self.audio_arch, config.seed)
+        self.collate = Collator(self.tokenizer, self.reader, model.image_tokens, model.audio_encoder.lengths,
+                                config.max_length)
+        self.frames: dict[str, int] = {}  # clip -> mel frames of its longest take
         self.sizes: dict[str, tuple[str, int]] = {}  # path -> (size for display, tokens)
         self.unusable: dict[str, str] = {}  # path -> reason
 
@@ -48,7 +54,8 @@ class SampleMeter:
 
     def _clip(self, path: str) -> tuple[str, int]:
         samples = len(audio.load(path))
-        frames = MediaReader(self.vision_arch, self.audio_arch).plain_frames(samples)
+        frames = self.reader.plain_frames(samples)
+        self.frames[path] = max(self.reader.frames(path, take, frames) for take in range(self.takes))
         tokens = audio_tokens(self.audio_arch, frames)
         return f"{samples / audio.SAMPLE_RATE:.1f} s", tokens
 
@@ -74,16 +81,22 @@ def lines(source, config: SFTConfig, count: int) -> Iterator[str]:
     yield f"tasks: {tasks or 'none'}"
     lengths = [meter.length(s) for s in usable]
     yield from histogram(lengths)
-    long = sum(length > config.max_length for length in lengths)
-    if long:
-        yield (f"problem: {long:,} samples are longer than max_length {config.max_length}: "
-               "the start of their prompt will be cut")
+    mix = Mix(train={source.name: usable}, val={source.name: []})
+    skipped.drop_overlong(mix, meter.collate, meter.frames)  # as a run does it
+    long = skipped.problem_lines(mix)
+    yield from (f"problem: {line}" for line in long)
+    yield from (f"note: {line}" for line in skipped.piece_lines(mix))
     for reason, times in source.reasons().most_common():
         first = next(number for number, why in source.skipped if why == reason)
         yield f"problem: {times:,}x {reason} (first: {source.unit} {first})"
     for reason, times in Counter(meter.unusable.values()).most_common():
         first = next(path for path, why in meter.unusable.items() if why == reason)
         yield f"problem: {times:,}x {reason} (first: {first})"
+    lost = len(source.skipped) + len(source.samples) - len(usable) + len(mix.skipped)
+    total = len(source.samples) + len(source.skipped)
+    if lost > config.max_skipped * total:
+        yield (f"problem: a run refuses this source: {lost:,} of {total:,} samples can't be used, and "
+               f"max_skipped is {config.max_skipped:g}")
     if len(usable) == len(source.samples) and not source.skipped and not long and not notes:
         yield "no problems"
 
@@ -125,16 +138,21 @@ def columns_of(settings: list[str]) -> dict[str, list[str]]:
     return columns
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m omni.inspect",
-                                     description="Show how a source is read, without training.")
-    parser.add_argument("path", help="a file, a folder or a pattern, as a source may have it")
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a source is read."""
     parser.add_argument("--media-dir", default="", help="where the media are that the file names")
     parser.add_argument("--question", default="", help="the question of samples that have none")
     parser.add_argument("--task", default="", choices=("text", "qa", "asr"),
                         help="the task of samples that name none")
     parser.add_argument("--columns", default=[], action="append", metavar="ROLE=KEY",
                         help="what a key is, such as audio=audio_filepath or ignore=notes; may be repeated")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m omni.inspect",
+                                     description="Show how a source is read, without training.")
+    parser.add_argument("path", help="a file, a folder or a pattern, as a source may have it")
+    add_reading_options(parser)
     parser.add_argument("--config", help="a config, for its parts, max_length and allow_outside_paths")
     parser.add_argument("--samples", type=int, default=3, help="how many samples to show (default: 3)")
     args = parser.parse_args(arguments)

@@ -15,8 +15,9 @@ import torch
 from conftest import ROOT, assert_user_error
 
 from omni import OmniModel, checkpoint
-from omni.chat import question_parts, system_evaluator
+from omni.chat import Chat, as_sample, system_evaluator
 from omni.config import SFTConfig, build
+from omni.data.question import question_parts, take_dragged, typed_path
 from omni.errors import UserError
 from omni.model.generate import Sampling
 
@@ -179,3 +180,57 @@ def test_media_longer_than_max_length_are_a_user_error(system, monkeypatch, toy)
 def test_a_temperature_that_overflows_is_a_user_error(system):
     with pytest.raises(UserError, match="temperature must be 0"):
         system.chat([{"role": "user", "content": "hi"}], temperature=1e-40)
+
+
+@pytest.mark.parametrize("typed, found", [
+    ("cat.png", "cat.png"), ("my cat.png", "my cat.png"), ("'my cat.png' ", "my cat.png"),
+    ("my\\ cat.png", "my cat.png"), ('"my cat.png"', "my cat.png"), ("it's.png", "it's.png"),
+    ("'it'\\''s.png'", "it's.png"), ("file:///home/me/my%20cat.png", "/home/me/my cat.png"),
+    ("'file:///a/%C3%A9.png'", "/a/é.png"), ("~/cat.png", os.path.expanduser("~/cat.png"))])
+def test_a_path_may_be_dragged_quoted_or_a_url(typed, found):
+    assert typed_path(typed) == found
+
+
+def test_files_dragged_into_a_question_stand_where_they_were_dropped(tmp_path):
+    picture, clip = tmp_path / "my cat.png", tmp_path / "a.wav"
+    for path in (picture, clip):
+        path.write_bytes(b"")
+    line = f"Is '{picture}' as loud as file://{clip} or {tmp_path}/none.png or /tmp?"
+    assert take_dragged(line) == (f"Is <image> as loud as <audio> or {tmp_path}/none.png or /tmp?",
+                                  [str(picture)], [str(clip)])
+    assert take_dragged(str(picture).replace(" ", "\\ ")) == ("<image>", [str(picture)], [])
+
+
+def test_a_spelled_placeholder_is_text(system, media):
+    assert question_parts("What is <audio> in HTML?", [], [])[1] == {"type": "text", "text": "<audio>"}
+    one = as_sample([{"role": "user", "content": "What is <audio> in HTML?"}])
+    assert one.audios == () and one.messages[0][1] == "What is <audio> in HTML?"
+    assert isinstance(system.chat([{"role": "user", "content": "What is <audio> in HTML?"}]), str)
+    talk = [{"role": "user", "content": "What is <audio>?"}, {"role": "assistant", "content": "a tag"},
+            {"role": "user", "content": [part("audio", media[1]), part("text", "And this <audio>?")]}]
+    two = as_sample(talk)
+    assert [content.count("<audio>") for _, content in two.messages] == [0, 0, 1, 0]
+    assert two.audios == (media[1],) and two.messages[2][1] == "<audio>And this <audio >?"
+
+
+@pytest.mark.parametrize("limit, cut", [(None, True), (3, True), (4, False)])
+def test_an_answer_that_is_cut_says_so(system, capsys, monkeypatch, limit, cut):
+    monkeypatch.setattr(system, "stream", lambda messages, **options: iter(
+        ["a"] * (3 if limit else system.longest_answer) + [""]))
+    Chat(system, max_new_tokens=limit).ask("hi", [], [])
+    said = capsys.readouterr()
+    assert (f"[stopped after {limit or 12} tokens" in said.err) == cut and "stopped" not in said.out
+    Chat(system, True, max_new_tokens=limit).ask("hi", [], [])
+    assert json.loads(capsys.readouterr().out)["cut"] == cut
+
+
+def test_a_system_message_stays_after_a_reset(system):
+    chat = Chat(system, True, "Be brief.")
+    seen = []
+    chat.system = type("Spy", (), {"longest_answer": 9, "stream": lambda self, messages, **o: seen.append(
+        messages) or iter(["yes", ""])})()
+    chat.ask("hi", [], [])
+    chat.messages = []
+    chat.ask("hi", [], [])
+    assert [m[0] for m in seen] == [{"role": "system", "content": "Be brief."}] * 2
+    assert [len(m) for m in seen] == [2, 2]

@@ -11,9 +11,9 @@ from torch import nn
 import sft_omni
 from omni.data.sample import Sample, spread
 from omni.distributed import ALONE, World
-from omni.eval.evaluate import EXAMPLES, Evaluator, media_of, swap_media
+from omni.eval.evaluate import CONTINUED, EXAMPLES, Evaluator, media_of, swap_media
 from omni.eval.grading import WordErrors, correct, word_errors
-from omni.eval.scores import Counts, Score, epoch_lines, sample_counts, summarise
+from omni.eval.scores import Counts, Score, cut_counts, epoch_lines, sample_counts, summarise
 
 IMAGE, AUDIO = ("image",), ("audio",)
 SUFFIX = {"text": "acc", "qa": "qa", "asr": "wer"}
@@ -44,8 +44,8 @@ class ModelFree(Evaluator):
         assert len({media_of(s) for s in samples}) == 1, "sums over a batch can't be told apart by media"
         return sum((token_counts(s) for s in samples), Counts())
 
-    def answers(self, samples):
-        return [answer_of(s) for s in samples]
+    def generate(self, samples, length):
+        return [(answer_of(s), False) for s in samples]
 
 
 def token_counts(sample: Sample) -> Counts:
@@ -224,3 +224,25 @@ def test_a_rate_over_characters_is_called_cer():
 def test_some_samples_of_a_sorted_source_are_of_all_its_parts():
     assert spread([*range(100)], 5) == [0, 20, 40, 60, 80] and spread([*range(3)], None) == [0, 1, 2]
     assert spread([*range(7)], 4) == [0, 1, 3, 5] and spread([*range(3)], 9) == [0, 1, 2]
+
+
+def test_a_set_is_answered_half_as_long_again_as_its_longest_reference(toy, model):
+    evaluator = Evaluator(model, toy.collator(model), 4, None, "fp32")
+    long = Sample(("user", "Say it.", "assistant", "low middle high " * 20))
+    short = Sample(("user", "Say it.", "assistant", "low"), task="qa")
+    tokens = len(model.tokenizer.encode(long.answer))
+    assert evaluator._answer_length([long, short]) == (tokens + 1) * 3 // 2 > 60
+    # This answers without an end: as many tokens as it may.
+    model.thinker.logits = lambda hidden: nn.functional.one_hot(
+        hidden.new_full(hidden.shape[:1], 40).long(), model.thinker.arch.vocab_size).float()
+    plain = Sample(("assistant", "low middle high " * 20))
+    for samples in ([long, plain, short], [short, plain, long]):
+        answers: list[dict] = []
+        scores = evaluator.score({"a": samples}, answers=answers)
+        one = len(model.tokenizer.decode([40]))
+        lengths = {row["reference"]: len(row["answer"]) // one for row in answers if row["question"]}
+        assert lengths == {long.answer: (tokens + 1) * 3 // 2, "low": evaluator._answer_length([short])}
+        assert [len(row["answer"]) // one for row in answers if not row["question"]] == [CONTINUED]
+        assert cut_counts(scores) == {"a/exact": 2, "a/qa": 1} and all(row["cut"] for row in answers)
+    lines = epoch_lines(1, 1, 1.0, summarise(scores), {}, cut_counts(scores))
+    assert "    a/qa: 0.0%  (media swapped: -; 1 answers cut at max_new_tokens)" in lines

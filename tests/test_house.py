@@ -21,7 +21,7 @@ ALLOWED = {
     "commands": {"base", "data", "model", "train", "eval", "report", "pretrain"},
     "serve": {"base", "data", "model", "report", "commands"},  # a page and an API for what omni.chat does
 }
-COMMANDS = {"chat", "inspect", "export", "cache"}
+COMMANDS = {"chat", "evaluate", "inspect", "export", "cache"}
 # What model may import from data: the batch, the samples, and the ids of the tokenizer.
 SHARED = {"omni.data.batch", "omni.data.sample", "omni.data.tokenizer"}
 

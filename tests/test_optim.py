@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from omni.config import SCHEDULES
 from omni.train import optim
 
 
@@ -20,9 +21,18 @@ def test_the_learning_rate_warms_up_then_follows_a_cosine_to_its_floor():
     assert factors[325] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2)
 
 
-@given(st.integers(1, 200), st.integers(0, 300), st.floats(0, 1))
-def test_the_rate_of_any_run_is_above_0_and_at_most_1(total, warmup, floor):
-    factors = [optim.lr_factor(step, total, warmup, floor) for step in range(total)]
+def test_wsd_is_constant_and_falls_in_the_last_fifth_and_constant_never_falls():
+    factors = [optim.lr_factor(step, 1000, 100, 0.1, "wsd") for step in range(1000)]
+    assert factors[:100] == [optim.lr_factor(step, 1000, 100, 0.1) for step in range(100)]
+    assert set(factors[100:801]) == {1.0}
+    assert factors[900] == pytest.approx(0.55) and factors[999] == pytest.approx(0.1 + 0.9 / 200)
+    constant = [optim.lr_factor(step, 1000, 100, 0.1, "constant") for step in range(1000)]
+    assert constant[:100] == factors[:100] and set(constant[100:]) == {1.0}
+
+
+@given(st.integers(1, 200), st.integers(0, 300), st.floats(0, 1), st.sampled_from(SCHEDULES))
+def test_the_rate_of_any_run_is_above_0_and_at_most_1(total, warmup, floor, schedule):
+    factors = [optim.lr_factor(step, total, warmup, floor, schedule) for step in range(total)]
     assert all(0 <= f <= 1 for f in factors) and factors[0] > 0 and max(factors) == 1
 
 

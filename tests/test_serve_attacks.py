@@ -18,6 +18,7 @@ from PIL import Image
 from serving import clip, encoded, head, picture, post, question, raw, saved_system, serving, until
 
 from omni import OmniModel
+from omni.config import VisionArch
 from omni.data.media_reader import MediaReader
 from omni.serve import connection, decoders, protocol
 from omni.serve.decoders import Decoders
@@ -245,14 +246,14 @@ class Hanging(MediaReader):
 def test_a_decoder_that_hangs_or_dies_ends_its_request_alone(monkeypatch):
     monkeypatch.setattr(decoders, "TIMEOUT", 0.5)
     shown, heard = Medium("image 1", "pixels", encoded_picture("PNG", (9, 9))), Medium("audio 1", "mel", b"x")
-    pool = Decoders()
+    pool, arch = Decoders(), VisionArch(image_size=32)
     try:
         begun = time.monotonic()
         with pytest.raises(ApiError, match="audio 1: decoding it took longer"):
-            pool.read([shown, heard, heard], Hanging(32))
+            pool.read([shown, heard, heard], Hanging(arch, None))
         assert time.monotonic() - begun < 8
         for _round in range(4):
-            assert pool.read([shown], MediaReader(32))["image 1"].shape == (3, 32, 32)
+            assert pool.read([shown], MediaReader(arch, None))["image 1"].shape == (3, 32, 32)
             for worker in pool.workers:
                 worker.process.kill()
                 worker.process.join()

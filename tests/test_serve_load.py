@@ -26,7 +26,7 @@ from serving import (
 )
 
 from omni import OmniModel
-from omni.chat import media_part
+from omni.data.question import media_part
 from omni.serve import connection, engine
 from omni.serve import server as server_module
 

@@ -88,7 +88,7 @@ class Batch:
 def moved(value, device: torch.device):
     """`value` with every tensor in it on `device`."""
     if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
+        return value.to(device, non_blocking=device.type == "cuda")
     if isinstance(value, tuple):
         return tuple(moved(item, device) for item in value)
     if is_dataclass(value):

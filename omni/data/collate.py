@@ -11,6 +11,7 @@ from omni.data.batch import IGNORE, Batch
 from omni.data.media_reader import MediaReader
 from omni.data.packing import AUDIO_BUCKETS, IMAGE_BUCKETS, bucket, pack, pad_index
 from omni.data.sample import Sample
+from omni.data.text_pieces import LEAST, pieces
 from omni.data.tokenizer import Tokenizer
 
 Medium = tuple[str, int]  # path and take
@@ -48,6 +49,8 @@ class Collator:
             ids, labels = self.tokenizer.chat(sample.messages[:-1] if prompts else sample.messages,
                                               [self.image_tokens] * len(sample.images),
                                               [next(left) for _ in sample.audios], sample.untrained)
+            if sample.continues:
+                labels[len(ids) - self.tokenizer.closing - 1] = IGNORE
             rows.append(self.fit(ids, labels))
         batch = pack(rows, self.tokenizer.pad, prompts)
         image_tokens, audio_tokens = ((batch.ids == placeholder).nonzero()[:, 0]
@@ -97,24 +100,36 @@ class Collator:
                             for number, count in enumerate(clip_tokens)])
         return {"mels": padded, "mel_lengths": lengths, "audio_frames": frames}, clip_tokens
 
-    def overlong(self, sample: Sample, frames: dict[str, int]) -> tuple[bool, str | None]:
-        """Whether a sample is longer than `max_length`, and why it can't be cut (None if it can).
+    def overlong(self, sample: Sample, frames: dict[str, int]) -> tuple[int, str | None]:
+        """The tokens of a sample that is longer than `max_length`, and why it can't be cut (None if it can).
 
-        `frames` are the mel frames of each clip's longest take.
+        0 tokens if it isn't longer. `frames` are the mel frames of each clip's longest take.
         """
         clips = [self.audio_tokens(frames[path]) for path in sample.audios]
         media = self.image_tokens * len(sample.images) + sum(clips)
         if media + self.tokenizer.most_tokens(sample.turns) <= self.max_length:
-            return False, None  # most samples are known to fit before they are tokenised
+            return 0, None  # most samples are known to fit before they are tokenised
         ids, _ = self.tokenizer.chat(sample.messages, [self.image_tokens] * len(sample.images), clips,
                                      sample.untrained)
         excess = len(ids) - self.max_length
         plain = sample.messages[0][0] == "assistant"
         if excess <= (len(ids) - self.tokenizer.lead(ids) if plain else len(self._cuttable(ids))):
-            return excess > 0, None
+            return len(ids) if excess > 0 else 0, None
         template = len(self.tokenizer.chat((("user", ""), ("assistant", "")), [], [])[0])
+        if not media:
+            return len(ids), "its answer alone exceeds max_length"
         too_long = "media" if media + template > self.max_length else "media and answer"
-        return True, f"its {too_long} exceed max_length"
+        return len(ids), f"its {too_long} exceed max_length"
+
+    def pieces(self, sample: Sample) -> list[Sample]:
+        """A plain text in pieces that fit in `max_length`, which together are all of it; else the sample."""
+        if len(sample.turns) != 2 or self.tokenizer.most_tokens(sample.turns) <= self.max_length:
+            return [sample]
+        role, text = sample.turns
+        room = self.max_length - len(self.tokenizer.chat(((role, ""),), [], [])[0])
+        texts = pieces(text, self.tokenizer, room) if room >= LEAST else [text]
+        last = len(texts) - 1
+        return [sample._replace(turns=(role, piece), continues=i < last) for i, piece in enumerate(texts)]
 
     def fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
         """Cut the front of a prompt to fit `max_length`, but neither media nor the last answer.

@@ -1,92 +1,168 @@
-"""Decodes media in a child process, so that a file that hangs, crashes or fills the memory can't end the run.
+"""Decodes media in child processes, so that a file that hangs, crashes or fills the memory can't end the run.
 """
 
 import contextlib
-import math
-import multiprocessing
+import itertools
 import queue
-import resource
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from omni import machine
 from omni.data.media import only_media_errors
 from omni.data.media_reader import MediaReader
-from omni.errors import MediaError
+from omni.errors import MediaError, UserError
 
-MEMORY = 2 * 2 ** 30  # bytes that the child may allocate for decoding
-AHEAD = 64  # decoded media that may wait in the queue
+MEMORY = 2 * 2 ** 30  # bytes that a child may allocate for decoding
+AHEAD = 64  # decoded media that may wait in the queues of all children
+LEAST_AHEAD = 8  # in the queue of each
+MEDIA_PER_CHILD = {"fork": 16, "spawn": 500}  # fewer are not worth the start of another child
+START = 300  # seconds that a child may need to start: a slow laptop may take a minute to import PyTorch
+READY = "ready"  # a child's first message
 THREAD = "media"
 Request = tuple[str, str, int]  # the reader's method ("pixels" or "mel"), path, take
 
 
 class Decoder:
-    """Reads lists of media with `reader` in a child process. A child that fails is replaced."""
+    """Reads lists of media with `reader` in `workers` child processes ("auto": as many as cores).
 
-    def __init__(self, reader: MediaReader, timeout: float):
+    The results and their order don't depend on `workers`.
+    """
+
+    def __init__(self, reader: MediaReader, timeout: float, workers: int | str = 1):
         self.reader, self.timeout = reader, timeout  # seconds that a medium may take
+        self.workers = machine.most_children() if workers == "auto" else max(1, workers)
+        self._children: list[_Child] = []
         self.frames: dict[str, int] = {}  # path of a clip -> mel frames of its longest take read so far
-        self.child = self.answers = None
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_children": []}  # another process starts its own
 
     def read(self, requests: Sequence[Request]) -> Iterator[torch.Tensor | MediaError]:
-        """Each requested medium in order, or the MediaError that says why it can't be used.
-
-        A medium without an answer is tried once more in a new child: the machine may have slept, or Ctrl-Z
-        may have suspended the run.
-        """
+        """Each requested medium in order, or the MediaError that says why it can't be used."""
+        # A medium's takes follow one another and stay together: a child decodes it once for all of them.
+        media = [list(takes) for _, takes in itertools.groupby(requests, key=lambda request: request[:2])]
+        worth = MEDIA_PER_CHILD[machine.children().get_start_method()]
+        count = min(self.workers, -(-len(media) // worth))
+        self._children += [_Child(self.reader, self.timeout) for _ in range(count - len(self._children))]
+        children = self._children[:count]
         try:
-            for done, (method, path, _) in enumerate(requests):
-                medium = self._answer(requests, done)
-                if isinstance(medium, MediaError):
-                    yield medium
-                    continue
-                if method == "mel":
-                    self.frames[path] = max(len(medium), self.frames.get(path, 0))
-                yield torch.from_numpy(medium)
+            for first, child in enumerate(children):
+                child.begin(list(itertools.chain(*media[first::count])), max(LEAST_AHEAD, AHEAD // count))
+            for takes, child in zip(media, itertools.cycle(children), strict=False):
+                for method, path, _ in takes:
+                    medium = child.next()
+                    if isinstance(medium, MediaError):
+                        yield medium
+                        continue
+                    if method == "mel":
+                        self.frames[path] = max(len(medium), self.frames.get(path, 0))
+                    yield torch.from_numpy(medium)
         finally:
-            self._end()
+            left = [child for child in children if child.busy or not machine.idle_seconds()]
+            for child in left:
+                child.kill()
+            for child in left:
+                child.end()
 
-    def _answer(self, requests: Sequence[Request], done: int) -> np.ndarray | MediaError:
+
+class _Child:
+    """A child process that reads requests and sends the media in order. One that fails is replaced."""
+
+    def __init__(self, reader: MediaReader, timeout: float):
+        self.reader, self.timeout = reader, timeout
+        self.requests: list[Request] = []
+        self.ahead = self.done = 0  # done: answers received
+        self.process = self.sender = self.answers = None
+        self.ready = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether answers are left to receive."""
+        return self.done < len(self.requests)
+
+    def begin(self, requests: list[Request], ahead: int) -> None:
+        """Let the child read `requests`. At most `ahead` media wait to be received."""
+        self.requests, self.ahead, self.done = requests, ahead, 0
+        if self.process is not None and not self.process.is_alive():  # it was idle for long
+            self.end()
+        if self.process is None:
+            self._start()
+        else:
+            self._send()
+
+    def _start(self) -> None:
+        context = machine.children()
+        (asked, self.sender), (receiver, sender) = context.Pipe(duplex=False), context.Pipe(duplex=False)
+        self.process = context.Process(target=_serve, daemon=True, args=(
+            self.reader, asked, self.sender, receiver, sender, self.timeout))
+        self.process.start()
+        asked.close()
+        sender.close()
+        # A pipe's buffer holds few media, so a thread empties it while the run computes.
+        self.answers, self.ready = queue.Queue(self.ahead), False
+        threading.Thread(target=_receive, args=(receiver, self.answers), name=THREAD, daemon=True).start()
+        self._send()
+
+    def _send(self) -> None:
+        # The child has sent all it was asked for, and reads the whole list before it sends more: no deadlock.
+        with contextlib.suppress(OSError):  # it has ended, which `next` will notice
+            self.sender.send(self.requests[self.done:])
+
+    def next(self) -> np.ndarray | MediaError:
+        """The next answer.
+
+        A medium without an answer is tried once more in a new child: the machine may have slept, which some
+        clocks count, or Ctrl-Z may have suspended the run.
+        """
         for _attempt in range(2):
-            if self.child is None:
-                self._start(requests[done:])
+            if self.process is None:
+                self._start()
+            self._wait_until_ready()
             try:
                 answer = self.answers.get(timeout=self.timeout)
                 if answer is not None:
+                    self.done += 1
                     return answer
                 self.answers.put(None)
-                reason = "its decoder crashed"
+                self.process.join(1)
+                full = self.process.exitcode == machine.OUT_OF_MEMORY
+                reason = "decoding it takes too much memory" if full else "its decoder crashed"
             except queue.Empty:
                 reason = f"decoding it took longer than {self.timeout:g} s (decode_timeout_s)"
-            self._end()
+            self.end()
+        self.done += 1
         return MediaError(reason)
 
-    def _start(self, requests: Sequence[Request]) -> None:
-        # The child gets the whole list when it is forked and then only sends, so there can be no deadlock.
-        fork = multiprocessing.get_context("fork")
-        receiver, sender = fork.Pipe(duplex=False)
-        self.child = fork.Process(target=_serve, daemon=True,
-                                  args=(self.reader, requests, receiver, sender, self.timeout))
-        self.child.start()
-        sender.close()
-        # A pipe's buffer holds few media, so a thread empties it while the run computes.
-        self.answers = queue.Queue(AHEAD)
-        threading.Thread(target=_receive, args=(receiver, self.answers), name=THREAD, daemon=True).start()
+    def _wait_until_ready(self) -> None:
+        """UserError if the child ends before it reads anything. Its start is not the medium's time."""
+        if self.ready:
+            return
+        with contextlib.suppress(queue.Empty):
+            self.ready = self.answers.get(timeout=START) is not None
+        if not self.ready:
+            self.answers.put(None)
+            raise UserError("the process that decodes media could not start; what it printed is above. Close "
+                            "other programs if memory is short, then try again")
 
-    def _end(self) -> None:
-        if self.child is not None:
-            self.child.kill()
-            self.child.join(1)
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+
+    def end(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.join(1)
+            self.sender.close()
             # Emptying the queue lets the thread end too. A child that can't be killed is not waited for.
             with contextlib.suppress(queue.Empty):
                 while self.answers.get(timeout=1) is not None:
                     pass
-            self.child = None
+            self.process = None
 
 
 def _receive(receiver, answers: queue.Queue) -> None:
@@ -97,25 +173,29 @@ def _receive(receiver, answers: queue.Queue) -> None:
     answers.put(None)
 
 
-def _serve(reader: MediaReader, requests: Sequence[Request], receiver, sender, timeout: float) -> None:
-    """The child: sends an answer for each request, until all are sent or the run has ended."""
+def _serve(reader: MediaReader, asked, asker, receiver, sender, timeout: float) -> None:
+    """The child: sends an answer for each request, until all are sent or the run has ended.
+
+    It gets lists of requests from `asked`. `asker` and `receiver` are the ends of the run, not its own.
+    """
+    asker.close()
     receiver.close()
-    # All takes of a medium are requested one after another, so it is decoded once for all of them.
     reader.plain_image, reader.power = lru_cache(1)(reader.plain_image), lru_cache(1)(reader.power)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run itself answers Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # thread pools don't survive a fork, and rounding must not depend on them
-    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (in_use + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    for method, path, take in requests:
-        signal.alarm(math.ceil(timeout) + 5)  # ends a child that hangs after the run itself was killed
-        try:
-            with only_media_errors("a medium", path):
-                answer = getattr(reader, method)(path, take).numpy()
-        except MediaError as err:
-            answer = err
-        signal.alarm(0)
-        try:
-            sender.send(answer)
-        except BrokenPipeError:
-            return
+    machine.limit_memory(MEMORY)
+    with contextlib.suppress(OSError, EOFError):  # the run has ended
+        sender.send(READY)
+        idle = START
+        while asked.poll(idle):
+            for method, path, take in asked.recv():
+                machine.end_after(timeout + 5)  # a child that hangs after the run itself was killed
+                try:
+                    with only_media_errors("a medium", path):
+                        answer = getattr(reader, method)(path, take).numpy()
+                except MediaError as err:
+                    answer = err
+                machine.end_after(0)
+                sender.send(answer)
+            idle = machine.idle_seconds()

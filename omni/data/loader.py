@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from omni import machine
 from omni.data.batch import IGNORE, Batch
 from omni.data.collate import Collator
 from omni.data.mixture import Mix
@@ -60,6 +61,20 @@ class StepDataset(Dataset):
     def __len__(self) -> int:
         return self.schedule.steps
 
+    def steps(self, start: int, end: int, workers: int | str) -> Iterator[Step]:
+        """Steps start..end-1 in order, prepared ahead by `workers` processes (0, "auto": in this process)."""
+        workers = 0 if workers == "auto" else workers
+        for step in DataLoader(self, batch_size=None, sampler=range(start, end), num_workers=workers,
+                               prefetch_factor=4 if workers else None, worker_init_fn=_ignore_first_signal,
+                               multiprocessing_context=machine.children() if workers else None):
+            if isinstance(step, UserError):
+                raise step
+            yield step
+
+    def all_skipped(self) -> list[dict]:
+        """The samples that were skipped so far, on all ranks."""
+        return self.mix.skipped
+
     def __getitem__(self, step: int) -> Step | UserError:
         """The step, or an error. It is returned, because one raised in a worker loses its message."""
         draws = [self.sampler[k] for k in self.schedule.draws(step)]
@@ -93,15 +108,6 @@ class StepDataset(Dataset):
         """A batch without labels, for a rank that has no sample in a small step."""
         batch = self._collate([draw])
         return replace(batch, labels=torch.full_like(batch.labels, IGNORE), answer_counts=(0,))
-
-
-def loader(dataset: StepDataset, start: int, end: int, workers: int) -> Iterator[Step]:
-    """The steps start..end-1 in order, prepared ahead by `workers` processes (0: in this process)."""
-    for step in DataLoader(dataset, batch_size=None, sampler=range(start, end), num_workers=workers,
-                           prefetch_factor=4 if workers else None, worker_init_fn=_ignore_first_signal):
-        if isinstance(step, UserError):
-            raise step
-        yield step
 
 
 def _ignore_first_signal(_worker: int) -> None:

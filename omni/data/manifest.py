@@ -65,11 +65,10 @@ class Source:
 
     def _hash_of(self, sample: Sample) -> float:
         """A hash of the texts and the names of the media, spread evenly over 0 to 1."""
-        names = [path.rsplit("/", 1)[-1] if isinstance(path, Piece) else
-                 os.path.relpath(path, self.folder).replace(os.sep, "/")
+        names = [path.rsplit("/", 1)[-1] if isinstance(path, Piece) else _relative(path, self.folder)
                  for path in sample.images + sample.audios]
         content = json.dumps([sample.messages, names]).encode()
-        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) / 2 ** 64
+        return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") / 2 ** 64
 
     def reasons(self) -> Counter:
         """{reason: entries skipped for it}."""
@@ -95,6 +94,14 @@ class Source:
             raise UserError(f"{self.path} ({self.kind}): {len(self.skipped)} of {total} samples can't be used"
                             f": {reasons}{line}. Repair them or raise max_skipped (now {max_skipped:g})")
         return self
+
+
+def _relative(path: str, folder: Path) -> str:
+    """`path` as seen from `folder`, with "/" on any system; `path` itself on another drive of Windows."""
+    try:
+        return os.path.relpath(path, folder).replace(os.sep, "/")
+    except ValueError:
+        return path
 
 
 def summary_line(sources: list[Source]) -> str:

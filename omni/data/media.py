@@ -114,7 +114,7 @@ def digest(path: str | Path) -> bytes:
 
 def name(path: str) -> bytes:
     """The file name alone; a name that is not UTF-8 becomes \\udcXX."""
-    return path.rsplit("/", 1)[-1].encode("utf-8", "backslashreplace")
+    return os.path.basename(path).encode("utf-8", "backslashreplace")
 
 
 def size(path: str | Path) -> int:
@@ -124,6 +124,15 @@ def size(path: str | Path) -> int:
         return os.path.getsize(path)
     piece = _PIECE.fullmatch(str(path))
     return int(piece[3]) if piece else 0
+
+
+def file_of(path: str) -> str:
+    """The file that holds a medium: its own, or that of which it is a piece."""
+    if not isinstance(path, Piece):
+        return path
+    path = str(split_segment(path)[0])
+    piece = None if os.path.isfile(path) else _PIECE.fullmatch(path)
+    return piece[1] if piece else path
 
 
 def head(source: str | io.BytesIO, count: int) -> tuple[bytes, int]:

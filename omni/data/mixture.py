@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from omni.config import SFTConfig
 from omni.config_file import mix_entry, mix_reading
 from omni.console import say
 from omni.data import manifest
+from omni.data.media import file_of
 from omni.data.sample import Sample, spread
 from omni.data.sampler import Draw
 from omni.errors import UserError
 
 # Of shards above LARGE bytes, which hold media, only the END is hashed: reading all takes minutes.
 LARGE, END = 2 ** 28, 2 ** 22
+MEDIA, VAL_MEDIA = ".media", ".val.media"  # what the names of the fingerprints of media end with
 PARTS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "system_ckpt")
 
 
@@ -25,10 +28,13 @@ class Mix:
 
     train: dict[str, list[Sample]] = field(default_factory=dict)
     val: dict[str, list[Sample]] = field(default_factory=dict)
+    without_val: set[str] = field(default_factory=set)  # sources of which nothing is to be held out
     weights: dict[str, float] = field(default_factory=dict)
     files: dict[str, list[str]] = field(default_factory=dict)  # "NAME.train", "NAME.val" -> its files
     skipped: list[dict] = field(default_factory=list)  # per sample: source, split, line or media, reason
     cut: dict[str, int] = field(default_factory=dict)  # source -> number of samples whose prompt is cut
+    pieces: dict[str, tuple[int, int]] = field(default_factory=dict)  # -> long plain texts, their pieces
+    overlong: dict[str, list[int]] = field(default_factory=dict)  # -> tokens of samples above max_length
 
     def name(self, draw: Draw) -> str:
         """What a user finds a training sample by: its source, and its media or else its question."""
@@ -49,7 +55,7 @@ def read_mix(config: SFTConfig) -> Mix:
         if alone and not Path(val).exists():
             raise UserError(f'source {name}: it has "train" and no "val"; add "val": a file, or the share to '
                             "hold out, such as 0.1")
-        own = not isinstance(val, int | float)  # the held-out samples have files of their own
+        own = isinstance(val, str | list)  # the held-out samples have files of their own
         paths = {"train": train, "val": val} if own else {"train": train}
         sources = {split: manifest.read(path, name, config.allow_outside_paths, **mix_reading(config, name))
                    for split, path in paths.items()}
@@ -61,7 +67,11 @@ def read_mix(config: SFTConfig) -> Mix:
             mix.files[f"{name}.{split}"] = source.files
             mix.skipped += [{"source": name, "split": split, "line": line, "reason": reason}
                             for line, reason in source.skipped]
-        if own:
+        if val is None:
+            mix.without_val.add(name)
+            mix.train[name], mix.val[name] = sources["train"].samples, []
+            say(f'source {name}: nothing is held out ("val": null), so it has no figures')
+        elif own:
             mix.train[name], mix.val[name] = sources["train"].samples, sources["val"].samples
         else:
             mix.train[name], mix.val[name] = sources["train"].split(val)
@@ -108,7 +118,7 @@ def _of_end(path: str) -> str:
 def input_fingerprints(config: SFTConfig, mix: Mix) -> dict[str, str]:
     """Size and hash of each part's checkpoint and each manifest, so that a resume notices a change.
 
-    A part from the Hub is known by its commit.
+    A part from the Hub is known by its commit, media by the names, sizes and times of their files.
     """
     places = {"system_ckpt": config.system_ckpt} if config.system_ckpt else \
         {key: getattr(config, key) for key in PARTS[:3]}
@@ -116,4 +126,23 @@ def input_fingerprints(config: SFTConfig, mix: Mix) -> dict[str, str]:
              checkpoint.file_fingerprint(hub.locate(place)) for key, place in places.items()}
     found |= {f"data_mix.{key}": _fingerprint(files) for key, files in mix.files.items()}
     usable = {f"data_mix.{name}.usable": f"{len(samples)} samples" for name, samples in mix.train.items()}
-    return found | usable
+    media = {f"data_mix.{name}{ending}": _media_fingerprint(samples)
+             for sources, ending in ((mix.train, MEDIA), (mix.val, VAL_MEDIA))
+             for name, samples in sources.items()}
+    return found | usable | {key: value for key, value in media.items() if value}
+
+
+def _media_fingerprint(samples: list[Sample]) -> str:
+    """Number, size, newest time and a hash of the files that hold the media; "" if there are none."""
+    files = {file_of(path) for sample in samples for path in sample.images + sample.audios}
+    size, newest, digest = 0, 0, hashlib.blake2b(digest_size=8)
+    for path in sorted(files):
+        try:
+            stat = os.stat(path)
+        except OSError:  # it was there a moment ago
+            continue
+        size, newest = size + stat.st_size, max(newest, int(stat.st_mtime))
+        name = os.path.basename(path).encode("utf-8", "surrogateescape")
+        digest.update(b"%s/%d/%d/" % (name, stat.st_size, int(stat.st_mtime)))
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(newest))
+    return f"{len(files)} files, {size} bytes, newest {when}, {digest.hexdigest()}" if files else ""

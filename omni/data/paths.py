@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from omni.data.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Piece, is_audio, is_image
@@ -76,7 +77,7 @@ class MediaPaths:
         return self._below[kind]
 
     def _checked(self, path: str, kind: str) -> str:
-        real = os.path.realpath(path)
+        real = _real(path)
         if self._blobs and real.startswith(self._blobs):
             path = os.path.normpath(path)
             if path.startswith(self._inside):
@@ -84,6 +85,18 @@ class MediaPaths:
         if not self.allow_outside and not real.startswith(self._inside) and real != self.folder:
             raise ValueError(f'"{kind}" leaves the manifest\'s folder (allow_outside_paths permits it)')
         return real
+
+
+_real_folder = lru_cache(maxsize=4096)(os.path.realpath)
+
+
+def _real(path: str) -> str:
+    """As os.path.realpath, which looks at each folder of a path: here a folder is looked at once."""
+    folder, name = os.path.split(path)
+    if name in ("", os.curdir, os.pardir):
+        return os.path.realpath(path)
+    path = os.path.join(_real_folder(folder), name)
+    return os.path.realpath(path) if os.path.islink(path) else path
 
 
 def _blobs_of(folder: Path) -> str:

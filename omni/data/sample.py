@@ -19,6 +19,7 @@ class Sample(NamedTuple):  # three times as fast to make as a frozen dataclass, 
     transcript: str = ""  # the words spoken in the clip, if the answer is something else
     untrained: tuple[int, ...] = ()  # indices of the assistant messages that are not trained on
     objects: tuple[tuple[tuple[str, ...], tuple[float, ...]], ...] = ()  # in an image: (words, box)
+    continues: bool = False  # a piece of a longer plain text: where it ends the text does not
 
     @property
     def messages(self) -> tuple[tuple[str, str], ...]:

@@ -23,6 +23,7 @@ class Counts:
     correct_tokens: int = 0  # right argmax predictions, given the reference tokens before them
     correct_answers: int = 0  # generated answers that equal the reference
     word_errors: WordErrors = WordErrors()  # of generated transcripts
+    cut: int = 0  # generated answers that had not ended at the limit of their length
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
@@ -58,6 +59,11 @@ class Score:
         return "cer" if by_character else {"text": "acc", "qa": "qa", "asr": "wer"}[self.task]
 
 
+def lower_is_better(name: str) -> bool:
+    """Of a metric."""
+    return name.endswith(("loss", "wer", "cer"))
+
+
 def pool(scores: list[Score]) -> Score:
     """Merge the scores of several ranks for one set; the examples are those of the first."""
     by_media: dict[Media, Counts] = {}
@@ -78,43 +84,60 @@ def summarise(scores: dict[SetKey, Score]) -> dict[str, float]:
 
 def sample_counts(scores: dict[SetKey, Score]) -> dict[str, int]:
     """The number of samples behind each metric."""
-    return {name: samples for name, (_, samples) in _metrics(scores).items()}
+    return {name: counts.samples for name, (_, counts) in _metrics(scores).items()}
 
 
-def _metrics(scores: dict[SetKey, Score]) -> dict[str, tuple[float, int]]:
-    """Name -> (value, samples)."""
+def cut_counts(scores: dict[SetKey, Score]) -> dict[str, int]:
+    """How many answers behind each metric were cut, if any were. Such answers may have been right."""
+    return {name: counts.cut for name, (_, counts) in _metrics(scores).items()
+            if counts.cut and not name.endswith(("loss", "acc"))}  # these need no generated answers
+
+
+def _metrics(scores: dict[SetKey, Score]) -> dict[str, tuple[float, Counts]]:
+    """Name -> (value, the sums it is computed from)."""
     ungrouped = {key: score for key, score in scores.items() if not key[1]}
     metrics = {}
     if scores:
         total = sum((score.total for score in (ungrouped or scores).values()), Counts())
-        metrics["val_loss"] = total.loss / max(1, total.tokens), total.samples
+        metrics["val_loss"] = total.loss / max(1, total.tokens), total
     for name, (task, media) in POOLED_METRICS.items():
         parts = [s.by_media[media] for s in ungrouped.values() if s.task == task and media in s.by_media
                  and (task != "asr" or s.suffix == name[-3:])]
         if parts:
             total = sum(parts, Counts())
-            metrics[name] = total.metric(task), total.samples
+            metrics[name] = total.metric(task), total
     for (source, group, task), score in scores.items():
         total = score.total
-        metrics["/".join(filter(None, (source, group, score.suffix)))] = total.metric(task), total.samples
+        metrics["/".join(filter(None, (source, group, score.suffix)))] = total.metric(task), total
         if task == "text":
-            metrics["/".join(filter(None, (source, group, "exact")))] = total.exact, total.samples
+            metrics["/".join(filter(None, (source, group, "exact")))] = total.exact, total
     return metrics
 
 
-def epoch_lines(epoch: int, epochs: int, loss: float, metrics: dict[str, float],
-                swapped: dict[str, float]) -> list[str]:
-    """What is printed after an epoch: its metrics, each with its value when the media are swapped.
+def epoch_lines(epoch: int, epochs: int, loss: float, metrics: dict[str, float], swapped: dict[str, float],
+                cut: dict[str, int] | None = None) -> list[str]:
+    """What is printed after an epoch: its loss and its metrics."""
+    first, *others = metric_lines(metrics, swapped, cut or {})
+    return [f"Epoch {epoch}/{epochs}: loss={loss:.3f}, {first}", *others]
 
-    That value is "-" if no sample could get other media.
+
+def metric_lines(metrics: dict[str, float], swapped: dict[str, float] | None,
+                 cut: dict[str, int]) -> list[str]:
+    """The metrics, each with its value when the media are swapped, and how many of its answers were cut.
+
+    That value is "-" if no sample could get other media. `swapped` is None if they were not swapped.
     """
     def percent(name):
         if name not in metrics:
             return "-"
-        note = f"{swapped[name]:.1%}" if name in swapped else "-" if name.endswith(WITH_MEDIA) else ""
-        return f"{metrics[name]:.1%}" + (f"  (media swapped: {note})" if note else "")
+        notes = []
+        if swapped is not None and (name in swapped or name.endswith(WITH_MEDIA)):
+            notes.append(f"media swapped: {swapped[name]:.1%}" if name in swapped else "media swapped: -")
+        if name in cut:
+            notes.append(f"{cut[name]:,} answers cut at max_new_tokens")
+        return f"{metrics[name]:.1%}" + (f"  ({'; '.join(notes)})" if notes else "")
 
-    lines = [f"Epoch {epoch}/{epochs}: loss={loss:.3f}, text_acc={percent('text_acc')}"]
+    lines = [f"text_acc={percent('text_acc')}" if metrics else "nothing is held out"]
     for name, label in (("image_qa", "Image QA"), ("audio_wer", "Audio WER"), ("audio_cer", "Audio CER")):
         if name in metrics:
             lines.append(f"  → {label}: {percent(name)}")

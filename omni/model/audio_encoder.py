@@ -4,6 +4,9 @@ A clip's features don't depend on the other clips of its batch. Frames beyond a 
 before each convolution, just like the convolution's own padding, and attention masks them.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -63,9 +66,12 @@ class AudioEncoder(nn.Module):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         nn.init.normal_(self.stem_proj.weight, 0.0, self.stem_proj.in_features ** -0.5)
 
-    def lengths(self, mel_lengths):
-        """Number of features of clips with `mel_lengths` mel frames (a tensor or an int)."""
-        return audio_tokens(self.arch, mel_lengths)
+    @property
+    def lengths(self) -> Callable:
+        """Mel frames of clips (a tensor or an int) -> the number of their features. It holds no weights, so
+        that it can be sent to a process that makes batches.
+        """
+        return partial(audio_tokens, self.arch)
 
     def forward(self, mels: torch.Tensor, mel_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (C, S, width) and how many of them each clip has (C,); those beyond are meaningless."""

@@ -3,6 +3,9 @@
 A clip's features don't depend on the other clips of its batch.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -37,9 +40,12 @@ class WhisperEncoder(nn.Module):
                                                  key_bias=False) for _ in range(arch.layers))
         self.layer_norm = nn.LayerNorm(arch.width, 1e-5)
 
-    def lengths(self, mel_lengths):
-        """Number of features of clips with `mel_lengths` mel frames (a tensor or an int)."""
-        return audio_tokens(self.arch, mel_lengths)
+    @property
+    def lengths(self) -> Callable:
+        """Mel frames of clips (a tensor or an int) -> the number of their features. It holds no weights, so
+        that it can be sent to a process that makes batches.
+        """
+        return partial(audio_tokens, self.arch)
 
     def forward(self, mels: torch.Tensor, mel_lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (C, S, width * stack) and how many each clip has (C,); those beyond are meaningless."""

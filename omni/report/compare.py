@@ -2,8 +2,9 @@
 
 import json
 
+from omni.eval.scores import lower_is_better
 from omni.report.html import HtmlCell, chart, document, format_metric, table
-from omni.report.run_data import Run, lower_is_better
+from omni.report.run_data import Run
 
 
 def compare(runs: list[Run]) -> str:

@@ -71,10 +71,6 @@ def is_metric(name: str) -> bool:
     return "/" in name or name == "val_loss" or name in POOLED_METRICS
 
 
-def lower_is_better(name: str) -> bool:
-    return name.endswith(("loss", "wer", "cer"))
-
-
 _DELETE_FILE = "restore it, or delete it: the report can be made without it"
 _DELETE_LINE = "correct or delete that line"
 

@@ -9,8 +9,9 @@ from html import escape
 from pathlib import Path
 
 from omni import checkpoint
+from omni.eval.scores import lower_is_better
 from omni.report.html import HtmlCell, chart, definitions, document, format_metric, table
-from omni.report.run_data import Run, lower_is_better
+from omni.report.run_data import Run
 from omni.report.sample_cards import sample_cards
 
 

@@ -2,13 +2,14 @@
 
 A worker forks a child for each request, by `omni.data.decoding` with its limits of time and memory. It exists
 because forking is safe only where no other thread computes: it is started before the model is loaded, has one
-thread, holds no connection of a client, and is small, so that a fork is fast.
+thread, holds no connection of a client, and is small, so that a fork is fast. Where there is no fork, its
+child waits for the next request.
 """
 
 import contextlib
 import itertools
-import multiprocessing
 import os
+import pickle
 import queue
 import signal
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from omni import machine
 from omni.data.decoding import Decoder
 from omni.data.media_reader import MediaReader
 from omni.errors import MediaError
@@ -76,9 +78,9 @@ class _Worker:
     """One process, and the pipe to it."""
 
     def __init__(self):
-        fork = multiprocessing.get_context("fork")
-        self.pipe, other_end = fork.Pipe()
-        self.process = fork.Process(target=_work, args=(other_end,))
+        context = machine.children()
+        self.pipe, other_end = context.Pipe()
+        self.process = context.Process(target=_work, args=(other_end,))
         self.process.start()
         other_end.close()
 
@@ -100,23 +102,23 @@ class _Worker:
 
 def _work(pipe) -> None:
     """The process: answers requests until the server closes its end, or has ended."""
-    empty = os.open(os.devnull, os.O_RDWR)
-    for number in map(int, os.listdir("/proc/self/fd")):  # connections, and the server's ends of pipes
-        if number > 2 and number not in (pipe.fileno(), empty):
-            os.dup2(empty, number)
-    os.setsid()  # Ctrl-C in the terminal is for the server
+    machine.drop_inherited(keep=pipe)  # connections, and the server's ends of pipes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the server
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    decoder = None
     with contextlib.suppress(EOFError, OSError):
         while True:
             reader, requests = pipe.recv()
-            pipe.send(_decoded(reader, requests))
+            if decoder is None or pickle.dumps(reader) != pickle.dumps(decoder.reader):
+                decoder = Decoder(reader, TIMEOUT)
+            pipe.send(_decoded(decoder, requests))
     os._exit(0)  # nothing of the server that this process was copied from may run at its exit
 
 
-def _decoded(reader: MediaReader, requests: list) -> list[np.ndarray | MediaError]:
+def _decoded(decoder: Decoder, requests: list) -> list[np.ndarray | MediaError]:
     """The media up to the first that can't be used, which ends the request."""
     answers = []
-    decoding = Decoder(reader, TIMEOUT).read(requests)
+    decoding = decoder.read(requests)
     for answer in decoding:
         answers.append(answer if isinstance(answer, MediaError) else answer.numpy())
         if isinstance(answer, MediaError):

@@ -54,7 +54,7 @@ class Engine:
 
     def __init__(self, system: OmniModel):
         self.system = system
-        self.default_length = min(system.config.max_new_tokens, MAX_NEW_TOKENS)
+        self.default_length = min(system.config.max_new_tokens or MAX_NEW_TOKENS, MAX_NEW_TOKENS)
         self.waiting: deque[Answer] = deque()
         self.changed = threading.Condition()
         self.closed = False

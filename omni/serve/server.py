@@ -96,7 +96,7 @@ class Server(socketserver.ThreadingTCPServer):
 
     def handle_error(self, request, client_address) -> None:
         """A client that went away is no error; others are printed."""
-        if not isinstance(sys.exception(), OSError):
+        if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
     def reading(self, connection: socket.socket, waited_for: bool) -> None:

@@ -78,6 +78,13 @@ class FeatureCache:
                             "another folder, or feature_cache_gb to 0") from None
         self.refresh()
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_maps": []}  # else a process that is not forked would get all bytes sent
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state
+        self._maps = [np.memmap(path, np.uint8, "r") for path in self._paths]
+
     def refresh(self) -> None:
         """Take note of shards that other processes wrote. A damaged one is deleted: it is made anew."""
         known = {*self._paths}

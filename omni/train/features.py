@@ -13,9 +13,10 @@ from torch import nn
 from omni import checkpoint
 from omni.config import SFTConfig
 from omni.console import progress, say
-from omni.data import media
+from omni.data import media, skipped
 from omni.data.collate import pad_mels
 from omni.data.decoding import Decoder, Request
+from omni.data.mixture import Mix
 from omni.data.sample import Sample
 from omni.device import autocast, computes_in_bf16
 from omni.distributed import ALONE, World
@@ -28,6 +29,21 @@ WINDOW = 64  # groups after which the features so far are written, and their siz
 PREPROCESSING = "1"  # to be raised when the reader, or an encoder's code, gives other numbers
 ENCODER_OF = {"pixels": "vision", "mel": "audio"}  # the reader's methods
 Medium = tuple[str, int]  # path and take
+
+
+def read_media(mix: Mix, features: "FeatureStore | None", decoder: Decoder, takes: int, world: World,
+               splits: Collection[str]) -> None:
+    """Read the media of a mix, and keep their frozen features; drop the samples whose media can't be used.
+
+    Training media are read in `takes` versions. `splits` are those that are read: "train", "val".
+    """
+    for name in mix.train:
+        for split, samples, count in (("train", mix.train[name], takes), ("val", mix.val[name], 1)):
+            if split in splits:
+                what = f"{name}, {'training' if split == 'train' else 'held out'}"
+                bad = unusable_media(samples, count, decoder, what, world) if features is None \
+                    else features.add(samples, count, what)
+                skipped.drop_unreadable(mix, bad)
 
 
 def unusable_media(samples: Iterable[Sample], takes: int, decoder: Decoder, what: str, world: World = ALONE,

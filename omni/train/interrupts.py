@@ -24,13 +24,14 @@ class StopSignal:
 
     def __init__(self):
         self.requested = self._deferred = False
+        self._advice = "start the same command again; features that were computed are kept"
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """For the training loop, which looks at `requested` after each step and saves before it stops."""
-        self._deferred = True
+        self._deferred, self._advice = True, "continue with: --resume"
         try:
             yield
         finally:
@@ -38,7 +39,7 @@ class StopSignal:
 
     def _handle(self, number, frame) -> None:
         if self.requested or not self._deferred:
-            say("stopped; continue with: --resume")
+            say(f"stopped; {self._advice}")
             os._exit(130)  # sys.exit would wait for workers and for a save that is being written
         self.requested = True
 
@@ -72,7 +73,9 @@ def explain_out_of_memory(remedy: str, batches: Iterable[Batch] = (),
     """
     try:
         yield
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as err:
+        if not isinstance(err, torch.OutOfMemoryError) and "MPS backend out of memory" not in str(err):
+            raise
         if save is not None:
             save()
         shapes = ", ".join(batch.summary for batch in batches)

@@ -7,8 +7,11 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from tqdm import tqdm
+
 from omni import checkpoint
 from omni.config import SFTConfig
+from omni.console import say
 from omni.distributed import ALONE, World
 from omni.errors import UserError
 from omni.train.track import Tracker
@@ -101,3 +104,12 @@ class Throughput:
         rates = {"samples_per_s": self.samples / seconds, "tokens_per_s": self.tokens / seconds}
         self._restart()
         return rates
+
+
+def show_step(bar: tqdm, row: dict, steps: int, mean_loss: float) -> None:
+    """Show a "step" row of metrics.jsonl on the epoch's bar; without a terminal, as a line."""
+    if bar.disable:
+        say(f"step {row['step']:,} of {steps:,}: loss {row['loss']:.3f}, lr {row['lr']:.1e}, "
+            f"{row['samples_per_s']:.1f} samples/s")
+    bar.set_postfix(loss=f"{mean_loss:.3f}", lr=f"{row['lr']:.1e}", samples_s=f"{row['samples_per_s']:.0f}",
+                    refresh=False)

@@ -8,16 +8,51 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from omni import distributed
+from omni.config import SCHEDULES, SFTConfig
 from omni.errors import UserError
 
+DECAY = 0.2  # the share of a run's steps in which the rate of the schedule "wsd" goes down
 
-def lr_factor(step: int, total: int, warmup: int, floor: float) -> float:
-    """Learning rate at `step` (from 0), relative to its peak: linear warm-up, then a cosine to `floor`."""
+
+def lr_factor(step: int, total: int, warmup: int, floor: float, schedule: str = "cosine") -> float:
+    """Learning rate at `step` (from 0), relative to its peak: linear warm-up, then the schedule.
+
+    "cosine" goes to `floor`; "constant" stays at the peak; "wsd" does so and in the end goes to `floor` in a
+    line (warm-up, stable, decay).
+    """
     warmup = min(warmup, total // 2)  # a short run warms up for half of its steps at most
     if step < warmup:
         return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    if schedule == "wsd":
+        left = (total - step) / max(1.0, DECAY * total)
+        return floor + (1 - floor) * max(0.0, min(1.0, left))
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def lr_factor_of(config: SFTConfig, step: int, total: int) -> float:
+    """`lr_factor` with the keys of a config."""
+    return lr_factor(step, total, config.warmup_steps, config.min_learning_rate_ratio, config.schedule)
+
+
+def rate_jump(config: SFTConfig, optimizer: torch.optim.Optimizer, step: int, total: int,
+              before: float) -> str:
+    """What a resume after `step` says if it goes on with another learning rate than `before`, else "".
+
+    `before` is the rate of the last step, of the optimizer's first group.
+    """
+    if not 0 < step < total:
+        return ""
+    peak = optimizer.param_groups[0]["peak_lr"]
+    usual, after = (peak * lr_factor_of(config, number, total) for number in (step - 1, step))
+    if abs(before - usual) <= 0.01 * usual:  # what this run would have had too
+        return ""
+    others = ", ".join(f'"{name}"' for name in SCHEDULES if name != config.schedule)
+    return (f"; its learning rate was {before:.2e} and is {after:.2e} from now on, since "
+            f'"schedule": "{config.schedule}" spans all {total:,} steps. Other schedules: {others}; '
+            f'"learning_rate" {config.learning_rate:g} is the peak of each')
 
 
 def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.Module) -> torch.optim.AdamW:

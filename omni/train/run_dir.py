@@ -1,14 +1,13 @@
 """The output folder of a run: its lock, what an earlier run left in it, and the trained system."""
 
 import dataclasses
-import fcntl
 import json
 import os
 import socket
 import time
 from pathlib import Path
 
-from omni import checkpoint
+from omni import checkpoint, machine
 from omni.config import SFTConfig
 from omni.distributed import ALONE, World, gathered
 from omni.errors import UserError
@@ -60,10 +59,7 @@ class RunDir:
         checkpoint.save_text(self.path / "config.json", text + "\n")
 
     def _lock(self) -> None:
-        """Lock the folder until this process ends, however it ends.
-
-        A POSIX lock: an flock would be inherited by worker processes, which may outlive a run that is killed.
-        """
+        """Lock the folder until this process ends, however it ends."""
         if self._lock_file is not None:
             return
         path = self.path / "run.lock"
@@ -72,14 +68,15 @@ class RunDir:
         except OSError as err:
             raise UserError(f"{path}: can't be written ({err.strerror}); choose another save_dir") from None
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            machine.lock(file)
         except OSError:
             file.seek(0)
             holder = file.read().strip() or "another run"
             raise UserError(f"{self.path}: {holder} is writing here; wait for it, stop it, or choose another "
                             "save_dir") from None
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}\n")
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
         file.flush()
         self._lock_file = file
 

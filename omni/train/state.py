@@ -1,6 +1,5 @@
 """The progress of a run: what changes with every step, which a step checkpoint stores."""
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +17,7 @@ class EpochTotals:
 
     def add(self, loss: torch.Tensor, by_source: dict[str, list[int]]) -> None:
         """Add a step: its loss summed over answer tokens, and [samples, answer tokens] of each source."""
-        self.loss = self.loss + loss.double()
+        self.loss = self.loss + loss.cpu().double()  # on the CPU, because MPS has no float64
         self.answer_tokens += sum(tokens for _, tokens in by_source.values())
         for name, counts in by_source.items():
             before = self.by_source.get(name, [0, 0])
@@ -63,8 +62,8 @@ class TrainState:
     step: int = 0  # steps done, including skipped ones
     totals: EpochTotals = field(default_factory=EpochTotals)  # of the current epoch
     bad_steps_in_a_row: int = 0
+    rate_before: float = 0.0  # learning rate of the last step before a resume
     totals_before_bad: EpochTotals = field(default_factory=EpochTotals)  # at the first bad step in a row
-    best_val_loss: float = math.inf
 
     def add_step(self, loss: torch.Tensor, by_source: dict[str, list[int]]) -> None:
         """Count a step that was applied; arguments as for `EpochTotals.add`."""
@@ -86,5 +85,5 @@ class TrainState:
 
     @classmethod
     def from_content(cls, content: dict) -> "TrainState":
-        """The state in a step checkpoint. The best loss is not part of it: metrics.jsonl has it."""
+        """The state in a step checkpoint. The best figure is not part of it: metrics.jsonl has it."""
         return cls(content["step"], EpochTotals.from_content(content["sums"]))

@@ -11,7 +11,7 @@ import torch
 from omni import checkpoint
 from omni.config import SFTConfig
 from omni.console import say
-from omni.data.mixture import PARTS
+from omni.data.mixture import MEDIA, PARTS, VAL_MEDIA
 from omni.distributed import World, gathered, sharded_like
 from omni.errors import UserError
 from omni.model.omni import OmniNetwork
@@ -21,7 +21,7 @@ from omni.train.state import TrainState
 # A resume may change these only with --allow-change: the order of samples or what is trained depends on them.
 FIXED_KEYS = ("seed", "batch_size", "samples_per_epoch", "data_mix", "data_dir", "freeze_encoders",
               "freeze_thinker", "lora_rank", "lora_alpha", "lora_targets", "audio_window", "audio_stack",
-              "image_merge", "augment_takes", "max_length")
+              "image_merge", "augment_takes", "max_length", "check_media")
 # The keys of a step checkpoint and their types.
 CHECKPOINT_KEYS = {"step": int, "sums": dict, "model": dict, "optimizer": dict, "config": dict,
                    "inputs": dict}
@@ -92,7 +92,9 @@ class StepCheckpoints:
         for later in self.paths() if self.world.first else ():  # of an earlier continuation
             if int(later.stem[5:]) > content["step"]:
                 checkpoint.delete(later)
-        return TrainState.from_content(content)
+        state = TrainState.from_content(content)
+        state.rate_before = content["optimizer"]["param_groups"][0].get("lr", 0.0)
+        return state
 
     def _read(self, asked: str, config: SFTConfig, fingerprints: dict[str, str],
               allowed: list[str]) -> tuple[Path, dict]:
@@ -110,9 +112,11 @@ class StepCheckpoints:
                             f'{", ".join(FIXED_KEYS + PARTS)}')
         defaults = {f.name: getattr(SFTConfig(), f.name) for f in dataclasses.fields(SFTConfig)}
         refused = []
-        # An earlier version may lack keys: it did what is now their default.
+        # An earlier version may lack keys: it did what is now their default, and took no note of the media.
+        unnoted = {key: value for key, value in fingerprints.items() if key.endswith(MEDIA)}
+        trained = tuple(key for key in fingerprints if not key.endswith(VAL_MEDIA))
         for was, new, fixed in ((defaults | content["config"], now, FIXED_KEYS),
-                                (content["inputs"], fingerprints, tuple(fingerprints))):
+                                (unnoted | content["inputs"], fingerprints, trained)):
             for key in sorted(was.keys() | new.keys()):
                 old_value, new_value = (json.dumps(v.get(key), default=str) for v in (was, new))
                 if old_value != new_value:

@@ -36,7 +36,7 @@ def test_a_long_prompt_loses_its_start_but_never_its_answer_and_is_counted(toy, 
 def test_samples_that_cannot_be_cut_are_skipped_with_a_reason(toy, tmp_path):
     lines = [*GOOD, conversation("What?", "word " * 300)]
     out = train(toy, tmp_path / "a", **write(toy, tmp_path, lines), num_epochs=1, max_length=64)
-    assert rows(out, "epoch")[0]["skipped"] == {"text_only": {"its media and answer exceed max_length": 1}}
+    assert rows(out, "epoch")[0]["skipped"] == {"text_only": {"its answer alone exceeds max_length": 1}}
     with pytest.raises(UserError, match="its media exceed max_length"):
         train(toy, tmp_path / "b", num_epochs=1, max_length=16, data_mix={"image_audio_text": 1})
 

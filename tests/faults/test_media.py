@@ -96,9 +96,11 @@ def test_a_file_without_permission_is_skipped_and_named(toy, tmp_path_factory):
     shutil.copytree(toy.root / "data", data)
     (data / "image_text" / "train_1.png").chmod(0)
     train(toy, folder / "before", num_epochs=1)  # imports every module while that is still permitted
-    (folder / "out").mkdir()
-    (folder / "out").chmod(0o777)
-    config = toy.write(folder, data_dir=str(data), max_skipped=0.5)
+    for name in ("out", "features"):
+        (folder / name).mkdir()
+        (folder / name).chmod(0o777)
+    config = toy.write(folder, data_dir=str(data), max_skipped=0.5,
+                       feature_cache_dir=str(folder / "features"))
     log = folder.parent / "unreadable.log"
     log.touch()
     log.chmod(0o666)
