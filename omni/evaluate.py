@@ -117,7 +117,8 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         metrics = {name: value for name, value in figures.items() if isinstance(value, float)}
         first, *lines = metric_lines(metrics, figures.get("swapped"), figures["cut_answers"])
-        for line in [f"{len(answers):,} samples: val_loss={figures['val_loss']:.3f}, {first}", *lines]:
+        first = f", {first}" if "text_acc" in metrics else ""
+        for line in [f"{len(answers):,} samples: val_loss={figures['val_loss']:.3f}{first}", *lines]:
             print(line)
     if out is not None:
         checkpoint.save_text(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in answers))

@@ -61,8 +61,11 @@ def test_a_run_stops_at_the_figure_that_it_is_told_and_stays_stopped(toy, tmp_pa
 
 def test_a_finished_run_that_goes_on_says_both_learning_rates(toy, tmp_path, capsys):
     short = {"samples_per_epoch": 8, "num_epochs": 2, "warmup_steps": 1, "eval_samples": 1}
-    out = train(toy, tmp_path, **short)
+    out = train(toy, tmp_path, save_every_steps=1, keep_checkpoints=9, **short)
     last = rows(out, "step")[-1]["lr"]
+    capsys.readouterr()
+    train(toy, tmp_path, "--resume", str(out / "step_000003.pt"), **short)
+    assert "resumed at step 3 of 4\n" in capsys.readouterr().out
     train(toy, tmp_path, "--resume", **short)
     assert "resumed at step 4 of 4\n" in capsys.readouterr().out
     train(toy, tmp_path, "--resume", **{**short, "num_epochs": 4})

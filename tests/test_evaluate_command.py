@@ -9,6 +9,7 @@ from test_run import rows, train
 
 from omni.errors import UserError
 from omni.evaluate import main
+from omni.export import export
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,17 @@ def test_it_is_printed_as_after_an_epoch_from_any_format(toy, run, tmp_path, cap
     main(["--ckpt", str(run / "omni_best.pt"), "--data", str(table)])
     said = capsys.readouterr().out
     assert "2 samples: val_loss=" in said and "Image QA" in said and "media swapped" not in said
+
+
+def test_an_exported_folder_is_scored_as_the_file_that_it_was_made_of(toy, run, tmp_path, capsys):
+    export(str(run / "omni_final.pt"), tmp_path / "system")
+    found = []
+    for ckpt in (run / "omni_final.pt", tmp_path / "system"):
+        capsys.readouterr()
+        main(["--ckpt", str(ckpt), "--data", str(toy.root / "data" / "text_only" / "val.jsonl"), "--json"])
+        found.append(json.loads(capsys.readouterr().out))
+    assert {k: v for k, v in found[0].items() if k not in ("ckpt", "seconds")} == \
+        {k: v for k, v in found[1].items() if k not in ("ckpt", "seconds")}
 
 
 def test_what_cannot_be_scored_is_one_line_and_exit_code_2(toy, run, tmp_path, command, capsys):

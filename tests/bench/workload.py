@@ -60,7 +60,7 @@ class Workload:
 def build(config_path: str, device: torch.device, cached: bool, samples_a_source: int | None = 400,
           reader_class: type[MediaReader] = DecodedReader) -> Workload:
     """A workload of the first samples of each source (None: all), with `cached` features or raw media."""
-    config = load_config(config_path, SFTConfig)
+    config = load_config(config_path, SFTConfig, ["max_new_tokens=48"])  # as in the earlier figures
     model = load_for_training(config, device)
     mix = read_mix(config)
     for split in (mix.train, mix.val):
