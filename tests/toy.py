@@ -40,8 +40,8 @@ class Toy:
         """A config file in `folder` whose run goes to `folder/out`; returns its path."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "toy.json"
-        path.write_text(json.dumps({**self.config, "save_dir": str(folder / "out"), **changes}),
-                        encoding="utf-8")
+        places = {"save_dir": str(folder / "out"), "feature_cache_dir": str(folder / "features")}
+        path.write_text(json.dumps(self.config | places | changes), encoding="utf-8")
         return str(path)
 
     def model(self, **changes) -> OmniNetwork:

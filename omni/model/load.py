@@ -75,7 +75,7 @@ def _load_part(config: SFTConfig, key: str, name: str,
     changes = {field: getattr(config, own) for own, field in CHANGES.get(name, {}).items()
                if getattr(config, own) is not None}
     tokenizer = None
-    if path.is_dir():
+    if place and path.is_dir():
         if name == "thinker":
             part, tokenizer, line = pretrained.load_thinker(path)
         else:

@@ -82,3 +82,8 @@ def assert_same_run(out: Path, whole: Path, step: int) -> None:
 def next_try(out: Path) -> list[str]:
     """What a user passes next: --resume once there is a step checkpoint."""
     return ["--resume"] if list(out.glob("step_*.pt")) else []
+
+
+def made_by_pytest(folder: Path) -> list[Path]:
+    """The folders above `folder` that pytest made for this user alone."""
+    return [path for path in folder.parents if path.name.startswith(("pytest-", "popen-"))]
