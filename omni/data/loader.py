@@ -83,7 +83,8 @@ class StepDataset(Dataset):
         except MediaError as err:
             names = ", ".join(map(self.mix.name, draws))
             return UserError(f"a media file that was readable when the run began no longer is ({err}); it "
-                             f"is one of {names}. Repair it, then continue with --resume")
+                             f"is one of {names}. Repair it, then continue with --resume --allow-change "
+                             "data_mix, since the file is a new one")
 
     def _step(self, draws: list[Draw]) -> Step:
         largest = -(-len(draws) // self.world.size)  # samples of the rank that has the most
