@@ -66,8 +66,7 @@ class FeatureCache:
         self.root, self.folder, self.limit = root, root / encoder, limit
         self._maps: list[np.memmap] = []  # the shards' bytes
         self._paths: list[Path] = []
-        self._index = np.empty(0, RECORD)  # sorted by "high"
-        self._shard_of = np.empty(0, np.int64)  # of each record
+        self._sort(np.empty(0, RECORD), np.empty(0, np.int64))  # records, and the shard of each
         self._used: set[Path] = set()
         self._waiting: dict[Key, tuple[torch.Tensor, int]] = {}  # features that no shard holds yet
         self._waiting_bytes = 0
@@ -104,14 +103,18 @@ class FeatureCache:
             self._maps.append(content)
             self._paths.append(path)
         if len(tables) > 1:
-            index, shard_of = np.concatenate(tables), np.concatenate(numbers)
-            order = np.argsort(index["high"], kind="stable")
-            self._index, self._shard_of = index[order], shard_of[order]
+            self._sort(np.concatenate(tables), np.concatenate(numbers))
+
+    def _sort(self, index: np.ndarray, shard_of: np.ndarray) -> None:
+        """Take over records and their shards, for `find`."""
+        order = np.argsort(index["high"], kind="stable")
+        self._index, self._shard_of = index[order], shard_of[order]
+        self._high = np.ascontiguousarray(self._index["high"])  # a search in the records would copy it
 
     def find(self, key: Key) -> int | None:
         """The number of the record of a feature, until the next `refresh`; None if there is none."""
-        place = int(np.searchsorted(self._index["high"], np.uint64(key.high)))
-        while place < len(self._index) and self._index["high"][place] == key.high:
+        place = int(np.searchsorted(self._high, np.uint64(key.high)))
+        while place < len(self._high) and self._high[place] == key.high:
             if self._index["low"][place] == key.low:
                 return place
             place += 1
@@ -132,7 +135,7 @@ class FeatureCache:
             return True
         say(f"{path}: damaged, so its features are computed again")
         kept = self._shard_of != shard
-        self._index, self._shard_of = self._index[kept], self._shard_of[kept]
+        self._sort(self._index[kept], self._shard_of[kept])
         with contextlib.suppress(OSError):
             path.unlink()
         return False
