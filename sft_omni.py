@@ -15,10 +15,12 @@ from pathlib import Path
 import omni  # noqa: F401  # isort: skip  it sets what PyTorch reads when it is imported
 import torch
 
-from omni import checkpoint, distributed
-from omni.config import SFTConfig
-from omni.config_file import load_config
-from omni.console import command, open_streams, progress, say
+from omni.base import checkpoint, distributed
+from omni.base.config import SFTConfig
+from omni.base.config_file import load_config
+from omni.base.console import command, open_streams, progress, say
+from omni.base.device import autocast, choose_device, computes_in_bf16, gpu_memory_gb, peak_memory_gb
+from omni.base.errors import UserError
 from omni.data import skipped
 from omni.data.collate import Collator
 from omni.data.decoding import Decoder
@@ -27,8 +29,6 @@ from omni.data.loader import Schedule, StepDataset
 from omni.data.media_reader import MediaReader
 from omni.data.mixture import input_fingerprints, read_mix
 from omni.data.sampler import WeightedSampler
-from omni.device import autocast, choose_device, computes_in_bf16, gpu_memory_gb, peak_memory_gb
-from omni.errors import UserError
 from omni.eval.best import Best
 from omni.eval.evaluate import Evaluator, before_training
 from omni.eval.scores import cut_counts, epoch_lines, sample_counts, summarise

@@ -10,8 +10,8 @@ import argparse
 import time
 from pathlib import Path
 
-from omni.console import command, say
-from omni.errors import UserError
+from omni.base.console import command, say
+from omni.base.errors import UserError
 from omni.train.feature_cache import default_folder, shards
 
 

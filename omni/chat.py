@@ -17,17 +17,17 @@ from pathlib import Path
 
 import torch
 
-from omni import checkpoint
-from omni.config import SFTConfig, build
-from omni.console import command
+from omni.base import checkpoint
+from omni.base.config import SFTConfig, build
+from omni.base.console import command
+from omni.base.device import autocast, choose_device, computes_in_bf16
+from omni.base.errors import MediaError, UserError
 from omni.data import conversations
 from omni.data.batch import Batch
 from omni.data.collate import Collator
 from omni.data.media_reader import MediaReader
 from omni.data.question import question_parts, spelled_out, take_dragged, typed_path
 from omni.data.sample import AUDIO, IMAGE, Sample, flat
-from omni.device import autocast, choose_device, computes_in_bf16
-from omni.errors import MediaError, UserError
 from omni.eval.evaluate import Evaluator
 from omni.model import exported
 from omni.model.generate import Sampling, stream_tokens

@@ -12,13 +12,13 @@ import sys
 import time
 from pathlib import Path
 
-from omni import checkpoint
+from omni.base import checkpoint
+from omni.base.console import command
+from omni.base.errors import UserError
 from omni.chat import OmniModel, system_evaluator
-from omni.console import command
 from omni.data import manifest, skipped
 from omni.data.decoding import Decoder
 from omni.data.mixture import Mix
-from omni.errors import UserError
 from omni.eval.scores import cut_counts, metric_lines, sample_counts, summarise
 from omni.inspect import add_reading_options, columns_of
 from omni.train.features import unusable_media

@@ -10,9 +10,9 @@ are the whole system: `OmniModel.load(FOLDER)` and `python -m omni.chat --ckpt F
 import argparse
 from pathlib import Path
 
-from omni import checkpoint
-from omni.console import command, say
-from omni.errors import UserError
+from omni.base import checkpoint
+from omni.base.console import command, say
+from omni.base.errors import UserError
 from omni.model import exported
 
 README = """# {name}

@@ -9,16 +9,16 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from omni.config import SFTConfig
-from omni.config_file import COLUMNS, load_config
-from omni.console import command
+from omni.base.config import SFTConfig
+from omni.base.config_file import COLUMNS, load_config
+from omni.base.console import command
+from omni.base.errors import MediaError, UserError
 from omni.data import audio, image, manifest, skipped
 from omni.data.collate import Collator
 from omni.data.media_reader import MediaReader
 from omni.data.mixture import Mix
 from omni.data.sample import Sample
 from omni.data.tokenizer import audio_tokens, image_tokens
-from omni.errors import MediaError, UserError
 from omni.model.load import load
 
 BINS, BAR = 8, 40  # of the histogram: its number of rows, and the characters of its longest bar

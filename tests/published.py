@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from omni.errors import MediaError
+from omni.base.errors import MediaError
 
 
 def picture(color="red", form="PNG") -> bytes:

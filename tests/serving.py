@@ -11,8 +11,9 @@ from pathlib import Path
 
 from toy import Toy, briefly_trained
 
-from omni import OmniModel, checkpoint
-from omni.config import SFTConfig, build
+from omni import OmniModel
+from omni.base import checkpoint
+from omni.base.config import SFTConfig, build
 from omni.serve.about import About
 from omni.serve.decoders import Decoders
 from omni.serve.server import Server

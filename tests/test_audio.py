@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import DECODER_ERRORS, assert_refused
 
+from omni.base.config import AudioArch
+from omni.base.errors import UserError
 from omni.chat import NamingReader
-from omni.config import AudioArch
 from omni.data import audio
 from omni.data.collate import pad_mels
 from omni.data.media_reader import MediaReader
-from omni.errors import UserError
 from omni.model.audio_encoder import AudioEncoder
 
 

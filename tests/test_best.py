@@ -5,10 +5,10 @@ import json
 import pytest
 from test_run import rows, train
 
-from omni import checkpoint
-from omni.config import SFTConfig
+from omni.base import checkpoint
+from omni.base.config import SFTConfig
+from omni.base.errors import UserError
 from omni.data.sample import Sample
-from omni.errors import UserError
 from omni.eval.best import Best, metric_names
 
 HELD_OUT = {"a": [Sample(("user", "q", "assistant", "x"), (), ("1.wav",), "asr")],

@@ -14,11 +14,12 @@ import pytest
 import torch
 from conftest import ROOT, assert_user_error
 
-from omni import OmniModel, checkpoint
+from omni import OmniModel
+from omni.base import checkpoint
+from omni.base.config import SFTConfig, build
+from omni.base.errors import UserError
 from omni.chat import Chat, as_sample, system_evaluator
-from omni.config import SFTConfig, build
 from omni.data.question import question_parts, take_dragged, typed_path
-from omni.errors import UserError
 from omni.model.generate import Sampling
 
 

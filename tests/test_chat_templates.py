@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from omni.base.errors import UserError
 from omni.data.batch import IGNORE
 from omni.data.chat_templates import FAMILIES, OWN, ChatTemplate
 from omni.data.tokenizer import Tokenizer
-from omni.errors import UserError
 
 WEIGHTS = Path(os.environ.get("OMNI_WEIGHTS", "nowhere"))
 PUBLISHED = {"SmolLM2-135M-Instruct": 49152, "tokenizer-qwen3": 151936, "tokenizer-llama3_1": 128256}

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from omni import checkpoint
-from omni.config import VisionArch
-from omni.errors import UserError
+from omni.base import checkpoint
+from omni.base.config import VisionArch
+from omni.base.errors import UserError
 from omni.model.vision_encoder import VisionEncoder
 
 

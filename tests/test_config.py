@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, assert_user_error
 
-from omni.config import PretrainConfig, SFTConfig
-from omni.config_file import load_config, mix_entry, mix_reading, parse_json
-from omni.errors import UserError
+from omni.base.config import PretrainConfig, SFTConfig
+from omni.base.config_file import load_config, mix_entry, mix_reading, parse_json
+from omni.base.errors import UserError
 
 SPECIFIED = """{
   // Load pretrained checkpoints

@@ -7,7 +7,7 @@ import torch
 from reference import packed, padded_hidden, slices, unpacked
 from torch import nn
 
-from omni.config import ThinkerArch
+from omni.base.config import ThinkerArch
 from omni.data.packing import packed_layout
 from omni.model import cpu_block
 from omni.model.attention import DecodeLayout

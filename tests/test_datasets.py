@@ -5,10 +5,10 @@ import json
 import pytest
 from published import assistant, clip, picture, put, user, write
 
+from omni.base.errors import MediaError, UserError
 from omni.data import audio, image, manifest, media
 from omni.data.media import Piece
 from omni.data.sample import Sample
-from omni.errors import MediaError, UserError
 
 ASK = "<audio>Transcribe the audio."
 

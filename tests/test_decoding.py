@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-from omni import machine
-from omni.config import AudioArch, VisionArch
+from omni.base import machine
+from omni.base.config import AudioArch, VisionArch
+from omni.base.errors import MediaError, UserError
 from omni.data import decoding
 from omni.data.decoding import Decoder
 from omni.data.media_reader import MediaReader
-from omni.errors import MediaError, UserError
 
 ARCHS = VisionArch(image_size=32), AudioArch()
 

@@ -17,9 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from omni import device as device_module
-from omni import machine
-from omni.errors import UserError
+from omni.base import device as device_module
+from omni.base import machine
+from omni.base.errors import UserError
 from omni.model import attention, cpu_block
 from omni.model.generate import stream_tokens
 from omni.train import optim
@@ -31,7 +31,7 @@ MPS, GPU = torch.device("mps"), torch.device("cuda")
 
 def test_peak_memory_is_that_of_the_process_itself():
     ballast = np.ones(200_000_000)  # 1.6 GB in the parent process, which must not be counted
-    code = "from omni.device import peak_memory_gb; print(peak_memory_gb())"
+    code = "from omni.base.device import peak_memory_gb; print(peak_memory_gb())"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert 0.05 < float(found.stdout) < ballast.nbytes / 2 ** 30
 

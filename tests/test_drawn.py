@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from omni import checkpoint
+from omni.base import checkpoint
+from omni.base.distributed import World
+from omni.base.errors import UserError
 from omni.data import drawn, manifest
 from omni.data.decoding import Decoder
 from omni.data.drawn import DrawnDataset, checked_as_drawn
 from omni.data.loader import Schedule, StepDataset
 from omni.data.mixture import Mix
 from omni.data.sampler import WeightedSampler
-from omni.distributed import World
-from omni.errors import UserError
 from sft_omni import main
 
 SOURCES = ("image_text", "audio_text", "text_only")

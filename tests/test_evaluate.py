@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sft_omni
+from omni.base.distributed import ALONE, World
 from omni.data.sample import Sample, spread
-from omni.distributed import ALONE, World
 from omni.eval.evaluate import CONTINUED, EXAMPLES, Evaluator, media_of, swap_media
 from omni.eval.grading import WordErrors, correct, word_errors
 from omni.eval.scores import Counts, Score, cut_counts, epoch_lines, sample_counts, summarise

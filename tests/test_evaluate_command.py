@@ -7,7 +7,7 @@ import pytest
 from conftest import assert_user_error
 from test_run import rows, train
 
-from omni.errors import UserError
+from omni.base.errors import UserError
 from omni.evaluate import main
 from omni.export import export
 

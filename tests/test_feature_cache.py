@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni import checkpoint
+from omni.base import checkpoint
+from omni.base.errors import UserError
 from omni.data.decoding import Decoder
-from omni.errors import UserError
 from omni.train import feature_cache, features
 from omni.train.feature_cache import FeatureCache, Key, shards
 from omni.train.features import FeatureStore

@@ -4,8 +4,8 @@ import pytest
 from published import clip, picture, put, tar
 from test_datasets import read, transcripts
 
+from omni.base.errors import MediaError, UserError
 from omni.data import audio, manifest
-from omni.errors import MediaError, UserError
 
 
 @pytest.fixture

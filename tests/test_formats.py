@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import assistant, clip, picture, put, tar, user, write
 
+from omni.base.errors import UserError
 from omni.data import audio, image, manifest, media
 from omni.data.media import Piece
 from omni.data.sample import Sample
-from omni.errors import UserError
 
 
 @pytest.fixture

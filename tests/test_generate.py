@@ -5,7 +5,7 @@ import torch
 from reference import padded_hidden, unpacked
 from toy import briefly_trained
 
-from omni.config import ThinkerArch
+from omni.base.config import ThinkerArch
 from omni.data.batch import Batch
 from omni.data.collate import Collator
 from omni.data.sample import Sample

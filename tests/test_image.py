@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from published import DECODER_ERRORS, assert_refused
 
-from omni.config import VisionArch
+from omni.base.config import VisionArch
+from omni.base.errors import MediaError
 from omni.data import image
 from omni.data.media_reader import MediaReader
-from omni.errors import MediaError
 
 SIZE = 32
 ARCH = VisionArch(image_size=SIZE)

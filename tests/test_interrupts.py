@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from test_run import read, train
 
-from omni import checkpoint
+from omni.base import checkpoint
+from omni.base.errors import UserError
 from omni.data.media import Piece, file_of
-from omni.errors import UserError
 from omni.train import interrupts
 
 ONE = {"samples_per_epoch": 8, "num_epochs": 1, "eval_samples": 1}

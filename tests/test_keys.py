@@ -5,8 +5,8 @@ import json
 import pytest
 from published import assistant, clip, picture, put, tar, user, write
 
+from omni.base.errors import UserError
 from omni.data import audio, manifest
-from omni.errors import UserError
 
 
 @pytest.fixture

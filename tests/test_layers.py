@@ -7,7 +7,7 @@ import torch
 from reference import packed, unpacked
 from torch.nn import functional as F
 
-from omni.config import ThinkerArch
+from omni.base.config import ThinkerArch
 from omni.data.packing import packed_layout
 from omni.model.attention import FullLayout
 from omni.model.layers import Attention, RMSNorm, SwiGLU, apply_rope, rope_table

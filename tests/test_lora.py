@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from omni import checkpoint
+from omni.base import checkpoint
+from omni.base.config import PROJECTIONS, SFTConfig, build
+from omni.base.config_file import load_config
+from omni.base.errors import UserError
 from omni.chat import OmniModel
-from omni.config import PROJECTIONS, SFTConfig, build
-from omni.config_file import load_config
-from omni.errors import UserError
 from omni.model.load import load_for_training, load_system
 from omni.model.lora import LoRALinear, add_adapters, merged_state
 from omni.model.thinker import Thinker

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
+from omni.base.errors import UserError
 from omni.data import manifest
-from omni.errors import UserError
 
 
 @pytest.fixture

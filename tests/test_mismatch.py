@@ -4,8 +4,8 @@ import pytest
 import torch
 from test_run import read, rows, train
 
-from omni import checkpoint
-from omni.errors import UserError
+from omni.base import checkpoint
+from omni.base.errors import UserError
 
 
 def refused(call, *words: str) -> None:

@@ -4,10 +4,10 @@ import pytest
 from published import clip, picture, put, write
 
 import sft_omni
-from omni.config import SFTConfig, build
+from omni.base.config import SFTConfig, build
+from omni.base.errors import UserError
 from omni.data import manifest
 from omni.data.mixture import read_mix
-from omni.errors import UserError
 
 
 def conversations(count: int) -> list[dict]:

@@ -8,7 +8,7 @@ from reference import padded_hidden, rows, unpacked
 from torch.nn import functional as F
 from toy import briefly_trained
 
-from omni import checkpoint
+from omni.base import checkpoint
 from omni.data.batch import IGNORE
 from omni.data.decoding import Decoder
 from omni.model.load import load_system

@@ -13,13 +13,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from omni.config import AudioArch, SFTConfig, VisionArch
-from omni.config_file import load_config
+from omni.base.config import AudioArch, SFTConfig, VisionArch
+from omni.base.config_file import load_config
 from omni.data import manifest, media
 from omni.data.media_reader import MediaReader
 
 CODE = [ROOT / "sft_omni.py", *sorted([*(ROOT / "omni").rglob("*.py"), *(ROOT / "data").glob("*.py")])]
-# What Windows or macOS lacks. Only omni/machine.py may name it.
+# What Windows or macOS lacks. Only omni/base/machine.py may name it.
 MISSING = {"fcntl", "resource", "msvcrt", "fork", "register_at_fork", "alarm", "setitimer", "SIGALRM",
            "O_DIRECTORY", "posix_fadvise", "sched_getaffinity", "get_context", "setsid", "getuid", "uname",
            "sysconf", "mkfifo", "platform", "windll"}

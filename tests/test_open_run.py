@@ -13,10 +13,10 @@ import torch
 from conftest import ROOT, assert_user_error
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from omni import checkpoint
+from omni.base import checkpoint
+from omni.base.errors import UserError
 from omni.chat import OmniModel
 from omni.data.packing import packed_layout
-from omni.errors import UserError
 from omni.export import export
 from sft_omni import main
 
@@ -140,7 +140,7 @@ def test_weights_from_the_hub_are_read_from_its_cache(tmp_path, folders):
     shutil.copytree(folders["thinker_ckpt"], repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    code = ("from pathlib import Path; from omni import hub; from omni.model import pretrained\n"
+    code = ("from pathlib import Path; from omni.base import hub; from omni.model import pretrained\n"
             "folder = hub.locate('hf:someone/small')\n"
             "print(pretrained.load_thinker(folder)[2], hub.commit('hf:someone/small@main'))")
     env = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}

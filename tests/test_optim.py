@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from omni.config import SCHEDULES
+from omni.base.config import SCHEDULES
 from omni.train import optim
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from published import assistant, clip, picture, put, tar, user, write
 
 import sft_omni
+from omni.base.errors import MediaError, UserError
 from omni.data import image, manifest, media
 from omni.data.media import Piece
-from omni.errors import MediaError, UserError
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_inspect_shows_samples_lengths_and_problems(toy, folder, command):
 
 
 def test_inspect_shows_the_lengths_that_batches_have(toy, folder):
-    from omni.config import SFTConfig, build
+    from omni.base.config import SFTConfig, build
     from omni.inspect import SampleMeter
     (sample,) = manifest.read(write(folder, "m.jsonl", [
         {"messages": [user("<image>and <audio>"), assistant("yes")], "images": ["img/a.png"],

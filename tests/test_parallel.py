@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from omni.base.distributed import ALONE, World
 from omni.data.decoding import Decoder
-from omni.distributed import ALONE, World
 from omni.train.features import FeatureStore
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,7 +140,7 @@ LEAVING = """
 import os, sys
 sys.path.insert(0, {root!r})
 import sft_omni
-from omni import distributed
+from omni.base import distributed
 leave = distributed.leave
 distributed.leave = lambda code: (os.write(1, b"rank %d left: %d\\n" % (distributed.dist.get_rank(), code)),
                                   leave(code))
@@ -225,7 +225,7 @@ def test_two_machines(alone, toy, tmp_path):
 FORKS = """
 import multiprocessing
 import torch
-from omni import distributed
+from omni.base import distributed
 
 world = distributed.start(torch.device("cpu"))
 for number in range(100):

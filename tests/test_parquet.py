@@ -11,8 +11,8 @@ import pytest
 from published import clip, picture
 from test_run import assert_same_end, train
 
+from omni.base.errors import MediaError, UserError
 from omni.data import audio, image, manifest, media, parquet
-from omni.errors import MediaError, UserError
 
 HF = {"bytes": pa.binary(), "path": pa.string()}
 RED, BLUE, WAV = picture(), picture("blue", "JPEG"), clip()

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from published import picture, put, write
 
-from omni import paths
-from omni.config import SFTConfig, build
-from omni.config_file import load_config, mix_entry
+from omni.base import paths
+from omni.base.config import SFTConfig, build
+from omni.base.config_file import load_config, mix_entry
+from omni.base.errors import UserError
 from omni.data import manifest
 from omni.data.mixture import input_fingerprints, read_mix
 from omni.data.skipped import reason_counts
-from omni.errors import UserError
 
 
 def entry(image: str, answer: str = "red") -> dict:

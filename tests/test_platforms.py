@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT
 from test_run import rows, train
 
-from omni import machine
+from omni.base import machine
 from omni.data.decoding import Decoder
 from omni.train.feature_cache import FeatureCache, Key
 
@@ -35,14 +35,14 @@ def test_nothing_that_is_taken_away_is_left():
     code = """import os, signal
 for name in ("fcntl", "resource"):
     try:
-        __import__(name, {"__name__": "omni.machine"}); raise SystemExit(name)
+        __import__(name, {"__name__": "omni.base.machine"}); raise SystemExit(name)
     except ImportError: pass
 assert not hasattr(os, "fork") and not hasattr(signal, "SIGALRM")
 for path in ("/proc/self/statm", "/"):
     try:
         os.open(path, os.O_RDONLY); raise SystemExit(path)
     except OSError: pass
-from omni import machine
+from omni.base import machine
 from omni.data.decoding import Decoder
 from omni.train.feature_cache import FeatureCache, Key
 assert machine.children().get_start_method() == "spawn" and machine.peak_memory() == 0"""
@@ -66,7 +66,8 @@ def out(toy, tmp_path_factory, whole) -> Path:
     end = time.monotonic() + 240
     while not list(out.glob("step_*.pt")) and time.monotonic() < end and first.poll() is None:
         time.sleep(0.02)
-    second = laptop("-c", f"from omni import machine; machine.lock(open({str(out / 'run.lock')!r}, 'a+'))")
+    lock = f"from omni.base import machine; machine.lock(open({str(out / 'run.lock')!r}, 'a+'))"
+    second = laptop("-c", lock)
     assert "Error" in second.communicate(timeout=60)[1], "the folder of a run is locked"
     first.send_signal(signal.SIGKILL)
     said = first.communicate()
@@ -95,7 +96,7 @@ def test_chat_on_a_console_that_is_no_utf8(out, toy):
 
 @pytest.mark.parametrize("text", ["\u2192 \u03bcOmni \u4f60 \udcff"])
 def test_any_text_can_be_printed_on_a_console_that_is_no_utf8(text):
-    process = laptop("-c", f"""from omni.console import command, say
+    process = laptop("-c", f"""from omni.base.console import command, say
 command(lambda: (say({text!r}), print({text!r}), say("end")))""")
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and said.splitlines()[-1] == "end" and "\\u2192" in said, errors
@@ -104,7 +105,7 @@ command(lambda: (say({text!r}), print({text!r}), say("end")))""")
 def test_a_lock_is_held_until_its_process_ends(tmp_path):
     """Windows can't read what is locked, so the text that says who holds it must lie elsewhere."""
     path = tmp_path / "run.lock"
-    code = f"""from omni import machine
+    code = f"""from omni.base import machine
 from omni.data.decoding import Decoder
 from omni.train.feature_cache import FeatureCache, Key
 file = open({str(path)!r}, "a+", encoding="utf-8"); machine.lock(file)
@@ -121,11 +122,12 @@ file.truncate(0); file.write("held"); file.flush(); print("locked", flush=True);
 
 
 def test_a_process_that_hangs_with_the_interpreters_lock_is_ended():
-    code = "from omni import machine; import re; machine.end_after(0.3); re.match('(a+)+$', 'a' * 60 + 'b')"
+    code = ("from omni.base import machine; import re; machine.end_after(0.3); "
+            "re.match('(a+)+$', 'a' * 60 + 'b')")
     process = laptop("-c", code)
     process.communicate(timeout=20)
     assert process.returncode == 1
-    process = laptop("-c", "from omni import machine; import time\n"
+    process = laptop("-c", "from omni.base import machine; import time\n"
                            "machine.end_after(0.3); machine.end_after(0); time.sleep(1)")
     process.communicate(timeout=20)
     assert process.returncode == 0
@@ -186,7 +188,7 @@ def test_cached_features_are_mapped_again_by_a_spawned_process(tmp_path):
 
 
 SERVE = """
-from omni.config import VisionArch
+from omni.base.config import VisionArch
 from omni.data.media_reader import MediaReader
 from omni.serve.decoders import Decoders
 from omni.serve.protocol import ApiError, Medium

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from omni import checkpoint
-from omni.config import AudioArch, PretrainConfig, ThinkerArch, VisionArch, build
+from omni.base import checkpoint
+from omni.base.config import AudioArch, PretrainConfig, ThinkerArch, VisionArch, build
+from omni.base.errors import UserError
 from omni.data import image
-from omni.errors import UserError
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder

@@ -12,7 +12,7 @@ from conftest import assert_user_error
 from published import clip, picture, put
 
 import sft_omni
-from omni.errors import UserError
+from omni.base.errors import UserError
 from omni.eval.evaluate import Evaluator
 from omni.eval.scores import sample_counts
 from omni.report import run_report, sample_cards

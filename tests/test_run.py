@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, assert_user_error
 
 import sft_omni
-from omni import checkpoint
+from omni.base import checkpoint
 
 STEP_KEYS = {"event", "step", "epoch", "loss", "lr", "grad_norm", "samples_per_s", "tokens_per_s",
              "gpu_mem_gb"}

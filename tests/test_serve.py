@@ -19,8 +19,8 @@ from serving import head as request_head
 
 import sft_omni
 from omni import OmniModel
+from omni.base.errors import UserError
 from omni.data.question import media_part
-from omni.errors import UserError
 from omni.serve.__main__ import main as serve_main
 from omni.serve.about import about
 from omni.serve.protocol import StopText

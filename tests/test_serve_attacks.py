@@ -18,7 +18,7 @@ from PIL import Image
 from serving import clip, encoded, head, picture, post, question, raw, saved_system, serving, until
 
 from omni import OmniModel
-from omni.config import VisionArch
+from omni.base.config import VisionArch
 from omni.data.media_reader import MediaReader
 from omni.serve import connection, decoders, protocol
 from omni.serve.decoders import Decoders

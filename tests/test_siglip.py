@@ -17,12 +17,12 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from omni import checkpoint
-from omni.config import AudioArch, SiglipArch, ThinkerArch, VisionArch
+from omni.base import checkpoint
+from omni.base.config import AudioArch, SiglipArch, ThinkerArch, VisionArch
+from omni.base.errors import UserError
 from omni.data import image
 from omni.data.media_reader import MediaReader
 from omni.data.tokenizer import Tokenizer, image_tokens
-from omni.errors import UserError
 from omni.model.omni import OmniNetwork
 from omni.model.siglip import SiglipEncoder
 from omni.model.thinker import Thinker

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from published import put
 
+from omni.base.errors import UserError
 from omni.data import manifest, mixture
-from omni.errors import UserError
 
 LINES = "".join(json.dumps({"question": f"q{i}", "answer": "é"}) + "\n" for i in range(3))
 

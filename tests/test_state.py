@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from omni.config import SFTConfig
+from omni.base.config import SFTConfig
+from omni.base.distributed import World
+from omni.base.errors import MediaError
 from omni.data.decoding import Decoder
 from omni.data.mixture import Mix
-from omni.distributed import World
-from omni.errors import MediaError
 from omni.train import features
 from omni.train.features import FeatureStore, one_thread_less, unusable_media
 from omni.train.metrics import MetricsFile

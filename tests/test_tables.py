@@ -4,8 +4,8 @@ import pytest
 from published import clip, picture, put
 from test_datasets import read, transcripts
 
+from omni.base.errors import UserError
 from omni.data import manifest
-from omni.errors import UserError
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from published import picture, put
 from published import tar as write_tar
 
+from omni.base.errors import UserError
 from omni.data import manifest, media, tar
-from omni.errors import UserError
 
 NAMES = ("a.txt", "./b.jpg", "folder/c.txt", "é/ü.txt", "y" * 90 + "/" + "z" * 80, "a.txt",
          "x" * 99 + ".t", "l" * 200 + "/" + "m" * 200, "b.txt")

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import sft_omni
-from omni.errors import UserError
+from omni.base.errors import UserError
 
 FAKE = '''
 """Has the part of wandb's and trackio's API that is used, and keeps what it gets."""
@@ -99,7 +99,7 @@ def test_a_package_that_does_not_start_or_is_not_there_is_a_user_error(package, 
     package.FAIL.append("init")
     with pytest.raises(UserError, match=f'"track": {package.__name__} did not start .No API key'):
         train(toy, tmp_path, package)
-    monkeypatch.setattr("omni.config_file.find_spec", lambda name: None)
+    monkeypatch.setattr("omni.base.config_file.find_spec", lambda name: None)
     with pytest.raises(UserError, match=f"pip install {package.__name__}"):
         train(toy, tmp_path, package, thinker_ckpt="nowhere.pt")  # before anything is loaded
 

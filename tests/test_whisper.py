@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
-from omni import checkpoint
-from omni.config import VisionArch, WhisperArch
+from omni.base import checkpoint
+from omni.base.config import VisionArch, WhisperArch
+from omni.base.errors import MediaError
 from omni.data import audio, whisper_mel
 from omni.data.collate import pad_mels
 from omni.data.media_reader import MediaReader
 from omni.data.tokenizer import audio_tokens
-from omni.errors import MediaError
 from omni.model.whisper import WhisperEncoder
 
 SHAPE = {"num_mel_bins": 80, "d_model": 48, "encoder_layers": 3, "encoder_attention_heads": 4,

@@ -10,8 +10,8 @@ import soundfile
 import torch
 from PIL import Image, ImageDraw
 
-from omni import checkpoint
-from omni.config import AudioArch, SFTConfig, ThinkerArch, VisionArch, build
+from omni.base import checkpoint
+from omni.base.config import AudioArch, SFTConfig, ThinkerArch, VisionArch, build
 from omni.data import manifest
 from omni.data.collate import Collator
 from omni.data.media_reader import MediaReader

@@ -12,9 +12,9 @@ import torchaudio
 import torchaudio.functional as AF
 from torch.nn import functional as F
 
+from omni.base.errors import MediaError
 from omni.data import media
 from omni.data.batch import MEL_FRAMES_PER_SECOND, MELS
-from omni.errors import MediaError
 
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: 25 ms

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from omni.config_file import COLUMNS
+from omni.base.config_file import COLUMNS
+from omni.base.errors import UserError
 from omni.data.keys import RANK, role_of, says_medium, words
 from omni.data.media import Piece, is_audio, is_image, is_medium
-from omni.errors import UserError
 
 # What "columns" of a source may say of a key: a role of `omni.data.keys`, or its name there.
 MAPPED = {role: {"transcript": "words", "messages": "talk", "ignore": "nothing"}.get(role, role)

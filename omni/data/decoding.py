@@ -12,10 +12,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from omni import machine
+from omni.base import machine
+from omni.base.errors import MediaError, UserError
 from omni.data.media import only_media_errors
 from omni.data.media_reader import MediaReader
-from omni.errors import MediaError, UserError
 
 MEMORY = 2 * 2 ** 30  # bytes that a child may allocate for decoding
 AHEAD = 64  # decoded media that may wait in the queues of all children

@@ -7,14 +7,14 @@ from copy import copy
 
 import torch
 
-from omni.console import say
+from omni.base.console import say
+from omni.base.errors import MediaError, UserError
 from omni.data import skipped
 from omni.data.decoding import Decoder, Request
 from omni.data.loader import Step, StepDataset
 from omni.data.mixture import Mix
 from omni.data.sample import Sample
 from omni.data.sampler import Draw
-from omni.errors import MediaError, UserError
 
 MOST_FIRST = 50_000  # training media that are read before the first step, with "check_media": "auto"
 WINDOW = 64  # steps whose media are decoded in one go

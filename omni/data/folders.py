@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from omni.base.errors import UserError
+from omni.base.paths import local
 from omni.data.media import is_audio, is_image
 from omni.data.texts import lines_of
-from omni.errors import UserError
-from omni.paths import local
 
 Entries = Iterator[tuple[int, object]]
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}

@@ -9,14 +9,14 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from omni.base.errors import UserError
+from omni.base.paths import local
 from omni.data import folders, json_files, parquet, parquet_rows, tables, texts
 from omni.data.folders import TABLES
 from omni.data.json_files import Base64Finder
 from omni.data.media import Piece
 from omni.data.media_values import no_base64
 from omni.data.webdataset import shards
-from omni.errors import UserError
-from omni.paths import local
 
 
 @dataclass(frozen=True)

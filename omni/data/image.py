@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from omni.base.errors import MediaError
 from omni.data import media
-from omni.errors import MediaError
 
 MAX_PIXELS = 40_000_000  # checked in the header, before decoding
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM",  # no other decoder may run on users' files

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from omni.base.errors import UserError
 from omni.data import texts
 from omni.data.keys import role_of
 from omni.data.media import Piece, is_image, is_medium
 from omni.data.texts import MAX_LINE, lines_of
-from omni.errors import UserError
 
 Entries = Iterator[tuple[int, object]]
 MAX_JSON = 2 ** 31  # bytes of a file that is one JSON value, since it is parsed as a whole

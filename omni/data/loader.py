@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from omni import machine
+from omni.base import machine
+from omni.base.distributed import ALONE, World
+from omni.base.errors import MediaError, UserError
 from omni.data.batch import IGNORE, Batch
 from omni.data.collate import Collator
 from omni.data.mixture import Mix
 from omni.data.sample import Sample
 from omni.data.sampler import Draw, WeightedSampler
-from omni.distributed import ALONE, World
-from omni.errors import MediaError, UserError
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from omni.base.errors import UserError
+from omni.base.paths import named, shown
 from omni.data import folders, formats
 from omni.data.checks import Checker
 from omni.data.conversations import Converter
@@ -19,8 +21,6 @@ from omni.data.media import Piece
 from omni.data.paths import counted
 from omni.data.sample import Sample
 from omni.data.tasks import guess_tasks
-from omni.errors import UserError
-from omni.paths import named, shown
 
 SMALL = 200  # different samples: in a source with fewer, exactly the wanted share is held out
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from omni.base.errors import MediaError
 from omni.data import parquet
-from omni.errors import MediaError
 
 # Endings by which a file is known to be a medium. Some can't be decoded here: their samples are named, not
 # lost.

@@ -6,7 +6,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from omni.config import AudioArch, SiglipArch, VisionArch, WhisperArch
+from omni.base.config import AudioArch, SiglipArch, VisionArch, WhisperArch
 from omni.data import audio, image, media, whisper_mel
 
 

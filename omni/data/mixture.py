@@ -6,15 +6,15 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from omni import checkpoint, hub
-from omni.config import SFTConfig
-from omni.config_file import mix_entry, mix_reading
-from omni.console import say
+from omni.base import checkpoint, hub
+from omni.base.config import SFTConfig
+from omni.base.config_file import mix_entry, mix_reading
+from omni.base.console import say
+from omni.base.errors import UserError
 from omni.data import manifest
 from omni.data.media import file_of
 from omni.data.sample import Sample, spread
 from omni.data.sampler import Draw
-from omni.errors import UserError
 
 # Of shards above LARGE bytes, which hold media, only the END is hashed: reading all takes minutes.
 LARGE, END = 2 ** 28, 2 ** 22

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from omni.errors import MediaError, UserError
+from omni.base.errors import MediaError, UserError
 
 MAGIC = b"PAR1"
 BATCH, KEPT = 32 * 2 ** 20, 4

@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from omni.base.errors import MediaError, UserError
 from omni.data import parquet
 from omni.data.media import Piece, is_medium
 from omni.data.parquet import Leaf, kind
-from omni.errors import MediaError, UserError
 
 ROWS = 500  # read at a time
 # Beside the bytes of one medium, which is all that such a struct holds.

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from omni.base.paths import local
 from omni.data.media import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Piece, is_audio, is_image
-from omni.paths import local
 
 # Published tables name a file without its folder or its ending (Common Voice, LJSpeech, VQA).
 _FOLDERS = {"images": ("images", "image", "imgs", "img", "pictures", "photos", "data", "media", "train",

@@ -5,10 +5,10 @@ import re
 import shlex
 from urllib.parse import unquote, urlsplit
 
+from omni.base.errors import UserError
 from omni.data.media import is_audio, is_image
 from omni.data.sample import AUDIO, IMAGE
 from omni.data.tokenizer import split_placeholders
-from omni.errors import UserError
 
 # A word that may be a dragged file: in quotes, with escaped spaces, or as a URL.
 _DRAGGED = re.compile(r"""(?<!\S)('(?:[^']|'\\'')*'|"[^"]*"|(?:file://|~?/)(?:\\.|[^\s\\])*)(?!\S)""", re.I)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Collection
 from itertools import chain
 from pathlib import Path
 
+from omni.base.errors import UserError
+from omni.base.paths import shown
 from omni.data.collate import Collator
 from omni.data.mixture import Mix
 from omni.data.paths import counted
 from omni.data.sample import Sample
-from omni.errors import UserError
-from omni.paths import shown
 
 
 def row(source: str, split: str, sample: Sample, reason: str) -> dict:

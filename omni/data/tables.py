@@ -9,10 +9,10 @@ from itertools import islice
 from pathlib import Path
 from statistics import mean
 
+from omni.base.errors import UserError
 from omni.data.keys import role_of
 from omni.data.media import is_image, is_medium
 from omni.data.texts import lines_of
-from omni.errors import UserError
 
 Entries = Iterator[tuple[int, object]]
 _LOOKED_AT = 200  # rows from which a list's columns are told apart

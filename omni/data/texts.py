@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from omni.errors import UserError
+from omni.base.errors import UserError
 
 GZIP = b"\x1f\x8b"
 MAX_LINE = 64_000_000  # characters of one entry, base64 included

@@ -10,11 +10,11 @@ import torch
 from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from omni.config import AudioArch, SiglipArch, VisionArch, WhisperArch
+from omni.base.config import AudioArch, SiglipArch, VisionArch, WhisperArch
+from omni.base.errors import UserError
 from omni.data.batch import IGNORE, MEL_FRAMES_PER_SECOND
 from omni.data.chat_templates import OWN, ROLES, ChatTemplate
 from omni.data.sample import AUDIO, IMAGE
-from omni.errors import UserError
 
 PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 SPECIALS = (PAD, SYSTEM, USER, ASSISTANT, END, IMAGE, AUDIO)

@@ -10,10 +10,10 @@ from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import BinaryIO
 
+from omni.base.errors import UserError
 from omni.data import tar
 from omni.data.media import Piece, is_audio, is_image, is_medium
 from omni.data.tar import Member
-from omni.errors import UserError
 
 MAX_TEXT = 1_000_000  # bytes of a .txt or .json member
 TEXTS = ("txt", "text", "caption", "cls", "transcript", "lab", "json")

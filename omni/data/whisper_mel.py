@@ -5,9 +5,9 @@ from functools import lru_cache
 
 import torch
 
-from omni.config import WhisperArch
+from omni.base.config import WhisperArch
+from omni.base.errors import MediaError
 from omni.data.audio import HOP, SAMPLE_RATE, WINDOW
-from omni.errors import MediaError
 
 SILENCE = SAMPLE_RATE // 2  # samples that follow a clip: cut at its last sound, Whisper mishears the end
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from omni.config import SFTConfig
+from omni.base.config import SFTConfig
+from omni.base.errors import UserError
 from omni.data.sample import Sample
-from omni.errors import UserError
 from omni.eval.evaluate import media_of
 from omni.eval.grading import WordErrors, word_errors
 from omni.eval.scores import Counts, Score, lower_is_better, summarise

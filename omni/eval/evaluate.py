@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from omni import checkpoint
-from omni.console import QUIET
+from omni.base import checkpoint
+from omni.base.console import QUIET
+from omni.base.device import autocast
+from omni.base.distributed import ALONE, World
+from omni.base.errors import MediaError, UserError
 from omni.data.collate import Collator
 from omni.data.sample import Sample
-from omni.device import autocast
-from omni.distributed import ALONE, World
-from omni.errors import MediaError, UserError
 from omni.eval.grading import WordErrors, correct, word_distance, word_errors
 from omni.eval.scores import Counts, Media, Score, SetKey, pool, sample_counts, summarise
 from omni.model.generate import generate

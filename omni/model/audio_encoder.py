@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from omni.config import AudioArch
+from omni.base.config import AudioArch
 from omni.data.batch import MEL_FRAMES_PER_SECOND, MELS
 from omni.data.tokenizer import audio_tokens
 from omni.model.attention import FullLayout

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from omni import checkpoint
-from omni.config import ThinkerArch, build
+from omni.base import checkpoint
+from omni.base.config import ThinkerArch, build
+from omni.base.errors import UserError
 from omni.data.tokenizer import Tokenizer
-from omni.errors import UserError
 from omni.model.pretrained import read_file, read_json
 
 FORMAT = "micro-omni-folder-1"

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from omni import checkpoint, hub
-from omni.config import AudioArch, SFTConfig, SiglipArch, ThinkerArch, VisionArch, WhisperArch
-from omni.console import say
+from omni.base import checkpoint, hub
+from omni.base.config import AudioArch, SFTConfig, SiglipArch, ThinkerArch, VisionArch, WhisperArch
+from omni.base.console import say
+from omni.base.device import computes_in_bf16
+from omni.base.errors import UserError
 from omni.data.tokenizer import Tokenizer
-from omni.device import computes_in_bf16
-from omni.errors import UserError
 from omni.model import lora, pretrained
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.omni import OmniNetwork

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from omni import checkpoint
+from omni.base import checkpoint
 from omni.data.batch import Batch
 from omni.data.tokenizer import Tokenizer, image_tokens
 from omni.model.audio_encoder import AudioEncoder

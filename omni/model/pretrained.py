@@ -15,10 +15,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from omni import checkpoint
-from omni.config import ThinkerArch, build
+from omni.base import checkpoint
+from omni.base.config import ThinkerArch, build
+from omni.base.errors import UserError
 from omni.data.tokenizer import Tokenizer
-from omni.errors import UserError
 from omni.model.siglip import SiglipEncoder
 from omni.model.thinker import Thinker
 from omni.model.whisper import WhisperEncoder

@@ -1,6 +1,6 @@
 """Reads the config.json of published weights into our dataclasses. What isn't supported is refused."""
 
-from omni.config import checked
+from omni.base.config import checked
 
 
 def require(config: dict, **allowed) -> None:

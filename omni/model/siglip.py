@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from omni.config import SiglipArch
+from omni.base.config import SiglipArch
 from omni.data.tokenizer import patch_grid
 from omni.model.attention import FullLayout
 from omni.model.encoder_layer import EncoderLayer

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from omni.config import ThinkerArch
+from omni.base.config import ThinkerArch
 from omni.data.batch import PackedLayout
 from omni.model import cpu_block
 from omni.model.attention import DecodeLayout

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from omni.config import VisionArch
+from omni.base.config import VisionArch
 from omni.data.tokenizer import patch_grid
 from omni.model.attention import FullLayout
 from omni.model.layers import Block, RMSNorm, init_weights

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from omni.config import WhisperArch
+from omni.base.config import WhisperArch
 from omni.data.batch import MEL_FRAMES_PER_SECOND
 from omni.data.tokenizer import audio_tokens
 from omni.model.attention import FullLayout

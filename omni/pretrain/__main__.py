@@ -14,12 +14,12 @@ import time
 import torch
 from tqdm import tqdm
 
-from omni import checkpoint
-from omni.config import PretrainConfig
-from omni.config_file import load_config
-from omni.console import command
-from omni.device import autocast, choose_device
-from omni.errors import UserError
+from omni.base import checkpoint
+from omni.base.config import PretrainConfig
+from omni.base.config_file import load_config
+from omni.base.console import command
+from omni.base.device import autocast, choose_device
+from omni.base.errors import UserError
 from omni.pretrain.audio_encoder import AudioStage
 from omni.pretrain.thinker import ThinkerStage
 from omni.pretrain.vision_encoder import VisionStage

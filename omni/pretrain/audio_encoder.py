@@ -4,13 +4,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from omni import checkpoint
-from omni.config import AudioArch, PretrainConfig, build
+from omni.base import checkpoint
+from omni.base.config import AudioArch, PretrainConfig, build
+from omni.base.errors import UserError
 from omni.data import audio
 from omni.data.collate import pad_mels
 from omni.data.sample import Sample
 from omni.data.tokenizer import SpeechPieces
-from omni.errors import UserError
 from omni.eval.grading import WordErrors, normalise_words, word_errors
 from omni.model.audio_encoder import AudioEncoder
 from omni.pretrain.stage import Stage

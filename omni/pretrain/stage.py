@@ -7,10 +7,10 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from omni.config import PretrainConfig
+from omni.base.config import PretrainConfig
+from omni.base.errors import MediaError, UserError
 from omni.data import manifest
 from omni.data.sample import Sample
-from omni.errors import MediaError, UserError
 
 T = TypeVar("T")
 

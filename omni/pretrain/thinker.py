@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from omni import checkpoint
-from omni.config import PretrainConfig, ThinkerArch, build
+from omni.base import checkpoint
+from omni.base.config import PretrainConfig, ThinkerArch, build
 from omni.data.batch import IGNORE, Batch
 from omni.data.packing import pack
 from omni.data.sample import AUDIO, Sample

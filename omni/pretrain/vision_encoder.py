@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from omni import checkpoint
-from omni.config import PretrainConfig, ThinkerArch, VisionArch, build
+from omni.base import checkpoint
+from omni.base.config import PretrainConfig, ThinkerArch, VisionArch, build
+from omni.base.errors import UserError
 from omni.data import image
 from omni.data.collate import Collator
 from omni.data.media_reader import MediaReader
 from omni.data.sample import IMAGE, Sample, flat
 from omni.data.tokenizer import Tokenizer
-from omni.errors import UserError
 from omni.eval.grading import correct, normalise_words
 from omni.model.generate import generate
 from omni.model.omni import OmniNetwork

@@ -7,8 +7,8 @@
 import argparse
 from pathlib import Path
 
-from omni import checkpoint
-from omni.console import command
+from omni.base import checkpoint
+from omni.base.console import command
 from omni.report.compare import compare
 from omni.report.run_data import Run
 from omni.report.run_report import write

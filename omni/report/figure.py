@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from omni.base.console import command
 from omni.chat import OmniModel, system_evaluator
-from omni.console import command
 from omni.data import audio, image
 from omni.data.mixture import read_mix
 from omni.data.sample import AUDIO, IMAGE, Sample

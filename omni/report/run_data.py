@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omni.errors import UserError
+from omni.base.errors import UserError
 from omni.eval.scores import POOLED_METRICS
 
 Curve = list[tuple[float, float]]  # (x, y) of each point

@@ -8,7 +8,7 @@ import time
 from html import escape
 from pathlib import Path
 
-from omni import checkpoint
+from omni.base import checkpoint
 from omni.eval.scores import lower_is_better
 from omni.report.html import HtmlCell, chart, definitions, document, format_metric, table
 from omni.report.run_data import Run

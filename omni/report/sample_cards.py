@@ -6,9 +6,9 @@ from html import escape
 
 import soundfile
 
+from omni.base.errors import MediaError
 from omni.data import audio, image
 from omni.data.sample import AUDIO, IMAGE
-from omni.errors import MediaError
 
 SIDE = 320  # pixels of the longer side of a picture in a report, at most
 

@@ -8,9 +8,9 @@ The page is at http://127.0.0.1:8000/, the API at http://127.0.0.1:8000/v1. Ctrl
 import argparse
 import signal
 
+from omni.base.console import command, say
+from omni.base.errors import UserError
 from omni.chat import OmniModel
-from omni.console import command, say
-from omni.errors import UserError
 from omni.serve.about import about
 from omni.serve.decoders import Decoders
 from omni.serve.server import LOOPBACK, Server

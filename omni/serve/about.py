@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from omni.base.console import say
+from omni.base.errors import UserError
 from omni.chat import OmniModel
-from omni.console import say
 from omni.data import media
-from omni.errors import UserError
 from omni.report.html import format_metric
 from omni.report.run_data import Run
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from omni import machine
+from omni.base import machine
+from omni.base.errors import MediaError
 from omni.data.decoding import Decoder
 from omni.data.media_reader import MediaReader
-from omni.errors import MediaError
 from omni.serve.protocol import ApiError, Medium
 
 WORKERS = 2

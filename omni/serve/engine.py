@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import torch
 
+from omni.base.errors import UserError
 from omni.chat import OmniModel
 from omni.data.batch import Batch
-from omni.errors import UserError
 from omni.serve.decoders import Decoded
 from omni.serve.protocol import ApiError, ChatRequest, StopText
 

@@ -14,8 +14,8 @@ import uuid
 from importlib.resources import files
 from urllib.parse import urlsplit
 
+from omni.base.errors import MediaError
 from omni.chat import OmniModel
-from omni.errors import MediaError
 from omni.serve import protocol
 from omni.serve.about import About, read_medium
 from omni.serve.connection import LimitedHandler

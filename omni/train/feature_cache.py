@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from omni.console import say
-from omni.errors import UserError
+from omni.base.console import say
+from omni.base.errors import UserError
 
 SUFFIX = ".features"
 SHARD = 64 * 2 ** 20  # bytes of features after which a shard is written

@@ -10,17 +10,17 @@ from zlib import crc32
 import torch
 from torch import nn
 
-from omni import checkpoint
-from omni.config import SFTConfig
-from omni.console import progress, say
+from omni.base import checkpoint
+from omni.base.config import SFTConfig
+from omni.base.console import progress, say
+from omni.base.device import autocast, computes_in_bf16
+from omni.base.distributed import ALONE, World
+from omni.base.errors import MediaError
 from omni.data import media, skipped
 from omni.data.collate import pad_mels
 from omni.data.decoding import Decoder, Request
 from omni.data.mixture import Mix
 from omni.data.sample import Sample
-from omni.device import autocast, computes_in_bf16
-from omni.distributed import ALONE, World
-from omni.errors import MediaError
 from omni.model.omni import OmniNetwork
 from omni.train.feature_cache import FeatureCache, Key, default_folder
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from omni.console import say
+from omni.base.console import say
+from omni.base.errors import UserError
 from omni.data.batch import Batch
-from omni.errors import UserError
 from omni.train.metrics import MetricsFile
 from omni.train.state import TrainState
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from omni import checkpoint
-from omni.config import SFTConfig
-from omni.console import say
-from omni.distributed import ALONE, World
-from omni.errors import UserError
+from omni.base import checkpoint
+from omni.base.config import SFTConfig
+from omni.base.console import say
+from omni.base.distributed import ALONE, World
+from omni.base.errors import UserError
 from omni.train.track import Tracker
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from omni import distributed
-from omni.config import SCHEDULES, SFTConfig
-from omni.errors import UserError
+from omni.base import distributed
+from omni.base.config import SCHEDULES, SFTConfig
+from omni.base.errors import UserError
 
 DECAY = 0.2  # the share of a run's steps in which the rate of the schedule "wsd" goes down
 

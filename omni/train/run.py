@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from omni.config import SFTConfig
+from omni.base.config import SFTConfig
+from omni.base.distributed import World
 from omni.data.loader import StepDataset
-from omni.distributed import World
 from omni.model.omni import OmniNetwork
 from omni.train.interrupts import StopSignal
 from omni.train.metrics import MetricsFile

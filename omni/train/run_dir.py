@@ -7,10 +7,10 @@ import socket
 import time
 from pathlib import Path
 
-from omni import checkpoint, machine
-from omni.config import SFTConfig
-from omni.distributed import ALONE, World, gathered
-from omni.errors import UserError
+from omni.base import checkpoint, machine
+from omni.base.config import SFTConfig
+from omni.base.distributed import ALONE, World, gathered
+from omni.base.errors import UserError
 from omni.model.omni import OmniNetwork
 from omni.train.step_checkpoints import StepCheckpoints
 

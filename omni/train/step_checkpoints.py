@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from omni import checkpoint
-from omni.config import SFTConfig
-from omni.console import say
+from omni.base import checkpoint
+from omni.base.config import SFTConfig
+from omni.base.console import say
+from omni.base.distributed import World, gathered, sharded_like
+from omni.base.errors import UserError
 from omni.data.mixture import MEDIA, PARTS, VAL_MEDIA
-from omni.distributed import World, gathered, sharded_like
-from omni.errors import UserError
 from omni.model.omni import OmniNetwork
 from omni.train import optim
 from omni.train.state import TrainState

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import torch
 
-from omni import checkpoint
-from omni.config import SFTConfig
-from omni.console import say
+from omni.base import checkpoint
+from omni.base.config import SFTConfig
+from omni.base.console import say
+from omni.base.device import autocast, gpu_memory_gb, peak_memory_gb
+from omni.base.errors import UserError
 from omni.data import skipped
 from omni.data.collate import Collator
 from omni.data.decoding import Decoder
 from omni.data.loader import Schedule
 from omni.data.mixture import Mix
 from omni.data.sample import Sample
-from omni.device import autocast, gpu_memory_gb, peak_memory_gb
-from omni.errors import UserError
 from omni.model.omni import OmniNetwork
 from omni.train.features import unusable_media
 

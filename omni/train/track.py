@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from omni.console import say
+from omni.base.console import say
+from omni.base.errors import MediaError, UserError
 from omni.data import audio, image
-from omni.errors import MediaError, UserError
 
 PROJECT = "micro-omni"
 SAMPLES = 8  # of each held-out set and epoch

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from omni.config import SFTConfig, ThinkerArch
-from omni.config_file import load_config
+from omni.base.config import SFTConfig, ThinkerArch
+from omni.base.config_file import load_config
+from omni.base.device import gpu_memory_gb, peak_memory_gb
 from omni.data.batch import IGNORE
 from omni.data.loader import Step
 from omni.data.packing import pack
-from omni.device import gpu_memory_gb, peak_memory_gb
 from omni.model.load import load_for_training
 from omni.model.omni import OmniNetwork
 from omni.model.thinker import Thinker

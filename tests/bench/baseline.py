@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from omni.base.device import autocast
 from omni.data.batch import IGNORE
-from omni.device import autocast
 from tests.bench.padded import embed, hidden, pad
 from tests.bench.workload import Workload
 

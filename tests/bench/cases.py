@@ -20,12 +20,12 @@ import torch
 from tqdm import tqdm
 
 import sft_omni
-from omni import checkpoint
-from omni.config import SFTConfig
-from omni.config_file import load_config
+from omni.base import checkpoint
+from omni.base.config import SFTConfig
+from omni.base.config_file import load_config
+from omni.base.device import autocast
 from omni.data.batch import Batch
 from omni.data.media_reader import MediaReader
-from omni.device import autocast
 from omni.eval.evaluate import Evaluator
 from omni.model.load import load_system
 from omni.train import optim

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from omni.device import choose_device  # noqa: F401 - as a run chooses it
+from omni.base.device import choose_device  # noqa: F401 - as a run chooses it
 
 
 def describe(device: torch.device) -> str:

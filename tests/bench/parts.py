@@ -5,7 +5,7 @@ from unittest.mock import patch
 import torch
 from torch.autograd import Function
 
-from omni.config import PROJECTIONS, SiglipArch, ThinkerArch, WhisperArch
+from omni.base.config import PROJECTIONS, SiglipArch, ThinkerArch, WhisperArch
 from omni.data.packing import packed_layout
 from omni.model import lora
 from omni.model.layers import Block, rope_table

@@ -11,9 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from omni.base.device import peak_memory_gb
 from omni.data import manifest
 from omni.data.sampler import WeightedSampler
-from omni.device import peak_memory_gb
 
 
 def main() -> None:

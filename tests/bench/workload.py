@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from omni.config import SFTConfig
-from omni.config_file import load_config
+from omni.base.config import SFTConfig
+from omni.base.config_file import load_config
 from omni.data.collate import Collator
 from omni.data.decoding import Decoder
 from omni.data.loader import Schedule, StepDataset

@@ -12,7 +12,7 @@ import torch
 from test_run import assert_same
 
 import sft_omni
-from omni.errors import UserError
+from omni.base.errors import UserError
 
 # Measured values, which differ between runs that are otherwise the same.
 CLOCK = {"seconds", "samples_per_s", "tokens_per_s", "gpu_mem_gb", "main_mem_gb"}

@@ -10,7 +10,7 @@ from harness import start, wait
 from test_config import MALFORMED
 
 import sft_omni
-from omni.errors import UserError
+from omni.base.errors import UserError
 
 MORE = {  # config -> words in its error, in addition to test_config's MALFORMED
     "\ufeff": ["line 1"], "\ufeff[]": ["object"], "null": ["object"], '"text"': ["object"], "{": ["line 1"],

@@ -9,12 +9,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from omni import checkpoint
-from omni.config import AudioArch, SFTConfig, ThinkerArch, VisionArch
-from omni.config_file import load_config, mix_entry
+from omni.base import checkpoint
+from omni.base.config import AudioArch, SFTConfig, ThinkerArch, VisionArch
+from omni.base.config_file import load_config, mix_entry
+from omni.base.distributed import ALONE
+from omni.base.errors import UserError
 from omni.data import manifest
-from omni.distributed import ALONE
-from omni.errors import UserError
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder

@@ -11,8 +11,9 @@ import pytest
 import torch
 from test_run import train
 
-from omni import chat, checkpoint
-from omni.errors import UserError
+from omni import chat
+from omni.base import checkpoint
+from omni.base.errors import UserError
 
 
 class Evil:

@@ -8,8 +8,8 @@ import pytest
 from test_run import rows, train
 from toy import conversation
 
+from omni.base.errors import UserError
 from omni.data import manifest
-from omni.errors import UserError
 from omni.report import run_report
 from omni.train.metrics import MetricsFile
 

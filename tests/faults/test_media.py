@@ -17,11 +17,11 @@ from bad_media import IRREGULAR, PICTURES, RED, SOUND, SOUNDS
 from harness import assert_same_run, made_by_pytest, next_try, start, wait
 from test_run import rows, train
 
-from omni.config import AudioArch, VisionArch
+from omni.base.config import AudioArch, VisionArch
+from omni.base.errors import UserError
 from omni.data import audio, skipped
 from omni.data.decoding import THREAD, Decoder
 from omni.data.media_reader import MediaReader
-from omni.errors import UserError
 
 SIDE = 32
 ARCHS = VisionArch(image_size=SIDE), AudioArch()

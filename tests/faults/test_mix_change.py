@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_run import read, rows, train
 
-from omni.errors import UserError
+from omni.base.errors import UserError
 
 
 @pytest.fixture(scope="module")

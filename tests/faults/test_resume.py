@@ -10,7 +10,7 @@ from harness import assert_same_run, start, wait
 from test_kill import stepping, until
 from test_run import rows, train
 
-from omni.errors import UserError
+from omni.base.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import torch
 from harness import assert_same_run, made_by_pytest, start, wait
 from test_run import train
 
-from omni import checkpoint
-from omni.errors import UserError
+from omni.base import checkpoint
+from omni.base.errors import UserError
 
 SETTINGS = {"save_every_steps": 2, "keep_checkpoints": 2}
 

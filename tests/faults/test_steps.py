@@ -8,7 +8,7 @@ from harness import assert_same_run
 from test_run import assert_same, losses, read, rows, train
 
 import sft_omni
-from omni.errors import UserError
+from omni.base.errors import UserError
 from omni.model.omni import OmniNetwork
 
 NAN = float("nan")

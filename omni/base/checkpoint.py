@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from omni import machine
-from omni.config import build
-from omni.errors import UserError
+from omni.base import machine
+from omni.base.config import build
+from omni.base.errors import UserError
 
 FORMAT = "micro-omni-2"  # a torch.save archive, then a checksum of it
 CHECKSUM_MARK = b"sha256: "

@@ -12,7 +12,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 
-from omni.errors import UserError
+from omni.base.errors import UserError
 
 
 def _key(default=dataclasses.MISSING, *, low=None, high=None, above=None, choices=None, word=None,

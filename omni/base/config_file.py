@@ -5,9 +5,9 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from omni.config import ENCODERS, PROJECTIONS, SFTConfig, build
-from omni.errors import UserError
-from omni.paths import from_config
+from omni.base.config import ENCODERS, PROJECTIONS, SFTConfig, build
+from omni.base.errors import UserError
+from omni.base.paths import from_config
 
 
 def parse_json(text: str, where: str):

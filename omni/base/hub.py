@@ -4,8 +4,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-from omni.console import say
-from omni.errors import UserError
+from omni.base.console import say
+from omni.base.errors import UserError
 
 PREFIX = "hf:"
 SAFE_FILES = ["*.json", "*.safetensors", "*.jinja"]  # nothing that is unpickled or run

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from omni import distributed
-from omni.errors import UserError
+from omni.base import distributed
+from omni.base.errors import UserError
 
 QUIET = os.environ.get("RANK", "0") != "0"  # under torchrun only rank 0 prints
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from omni.errors import UserError
+from omni.base.errors import UserError
 
 _FILE = re.compile(r"file:(?://(?:localhost(?=/))?)?", re.I)
 _DRIVE = re.compile(r"/[A-Za-z]:[/\\]")  # what is left of file:///C:/x

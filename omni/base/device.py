@@ -5,8 +5,8 @@ import os
 
 import torch
 
-from omni import machine
-from omni.errors import UserError
+from omni.base import machine
+from omni.base.errors import UserError
 
 # oneDNN caches compiled code for each shape of a matrix product, by default for 1,024 shapes. With batches of
 # many lengths that takes a gigabyte. It reads this variable at the first product.

@@ -21,8 +21,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from omni import machine
-from omni.errors import UserError
+from omni.base import machine
+from omni.base.errors import UserError
 
 
 @dataclass(frozen=True)
