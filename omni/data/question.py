@@ -3,9 +3,9 @@
 import os
 import re
 import shlex
-from urllib.parse import unquote, urlsplit
 
 from omni.base.errors import UserError
+from omni.base.paths import local
 from omni.data.media import is_audio, is_image
 from omni.data.sample import AUDIO, IMAGE
 from omni.data.tokenizer import split_placeholders
@@ -41,15 +41,13 @@ def media_part(placeholder: str, path: str) -> dict:
 def typed_path(text: str) -> str:
     """The path that a user typed or dragged: as it is, in quotes, with escapes, with ~, or as file://."""
     text = text.strip()
-    if not os.path.exists(os.path.expanduser(text)):
+    if not os.path.exists(local(text)):
         try:
             words = shlex.split(text)
         except ValueError:  # a single quote, as in it's.png
             words = []
         text = words[0] if len(words) == 1 else text.strip("\"'")
-    if text.lower().startswith("file://"):
-        text = unquote(urlsplit(text).path)
-    return os.path.expanduser(text)
+    return local(text)
 
 
 def take_dragged(line: str) -> tuple[str, list[str], list[str]]:
