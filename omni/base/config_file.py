@@ -131,7 +131,7 @@ def check_parts(config: SFTConfig, given: dict, where: str) -> None:
 
 
 SOURCE_KEYS = ("weight", "train", "val", "image_folder", "media_dir", "question", "task", "columns")
-TASKS = ("text", "qa", "asr")  # as in omni.data.sample
+TASKS = ("text", "qa", "asr")  # omni.eval.grading says how the answers of each are graded
 # What "columns" of a source may say of a key: {"audio": "audio_filepath", "ignore": ["a", "b"]}.
 COLUMNS = ("image", "audio", "question", "answer", "system", "context", "transcript", "messages", "start",
            "end", "duration", "task", "group", "ignore")

@@ -63,8 +63,7 @@ class Checker:
             messages, images, audios = _trim(messages, images, audios, untrained)
             untrained = [i for i in untrained if i < len(messages)]
         transcript = entry.get("transcript", "")
-        task = entry.get("task") or self.task or (
-            guess_task(messages, images, audios, transcript) if images or audios else "text")
+        task = entry.get("task") or self.task or guess_task(messages, images, audios, transcript)
         objects = _objects(entry["objects"]) if "objects" in entry else ()
         return Sample(flat(messages), images, audios, task, entry.get("group", ""), transcript,
                       tuple(untrained), objects)

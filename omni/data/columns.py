@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from omni.base.config_file import COLUMNS
 from omni.base.errors import UserError
-from omni.data.keys import RANK, role_of, says_medium, words
+from omni.data.keys import RANK, role_of, says_medium, snake_case, words
 from omni.data.media import Piece, is_audio, is_image, is_medium
 
 # What "columns" of a source may say of a key: a role of `omni.data.keys`, or its name there.
@@ -43,8 +43,8 @@ PLAIN_ROLES = {"talk", "system", "image", "audio", "nothing"}
 class Columns:
     """The keys of one source. `mapping` is the source's "columns": {"audio": KEY or [KEY, ...], ...}."""
 
-    folder: Path
     mapping: dict[str, str | list[str]] = field(default_factory=dict)
+    folder: Path = Path()  # media paths in the entries are relative to it
     unread: Counter = field(default_factory=Counter)  # key -> entries in which its value wasn't read
     lost: dict[str, list] = field(default_factory=dict)  # key of an unread medium -> [entries, first, value]
 
@@ -91,9 +91,9 @@ class Columns:
         order = list(self.asked)
         for keys in roles.values():
             keys.sort(key=lambda key: (order.index(key) if key in self.asked else len(order),
-                                       RANK.get("_".join(words(key)), 0), "url" in words(key)))
+                                       RANK.get(snake_case(key), 0), "url" in words(key)))
         beside = tuple(key for role, keys in roles.items() for key in keys
-                       if role not in TALK_ROLES | {"talk"} and "_".join(words(key)) != "transcript"
+                       if role not in TALK_ROLES | {"talk"} and snake_case(key) != "transcript"
                        or role in ("image", "audio", "medium")) + tuple(roles.get("talk", ())[1:])
         return Plan({role: tuple(keys) for role, keys in roles.items()}, beside,
                     tuple(roles.get("nothing", ())) + tuple(roles.get("source", ())),

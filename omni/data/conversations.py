@@ -10,12 +10,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from omni.base.config_file import TASKS
 from omni.data import rows, turns
 from omni.data.columns import Columns, Plan
 from omni.data.keys import in_milliseconds
 from omni.data.media import Piece, is_audio, is_image
 from omni.data.media_values import media_paths, no_base64
-from omni.data.sample import TASKS
 
 OBJECT_MARKS = ("<ref-object>", "<bbox>")  # ms-swift's places for what `objects` hold
 TIMES = ("start", "end", "duration", "span")
@@ -27,9 +27,9 @@ class Converter:
     `question` is used by entries that have none. `notes` counts what was left out of entries that are used.
     """
 
-    def __init__(self, folder: Path, question: str = "", columns: dict | None = None):
+    def __init__(self, question: str = "", columns: dict | None = None):
         self.question, self.find_base64 = question, no_base64
-        self.columns = Columns(folder, columns or {})
+        self.columns = Columns(columns or {})
         self.notes: Counter = Counter()
 
     def turn_to(self, folder: Path, find_base64) -> None:
@@ -116,7 +116,7 @@ class Converter:
             for key in keys if len(numbered) == len(keys) else keys[:1]:
                 found.setdefault(many, []).extend(media_paths(entry[key], kind, self.find_base64))
                 read.append(key)
-        key = next((key for key in roles.get("medium", ())), None)
+        key = next(iter(roles.get("medium", ())), None)
         if key is None and "source" in roles and _is_medium_of(entry[roles["source"][0]]):
             key = roles["source"][0]
         if key is not None:
@@ -230,8 +230,9 @@ def _seconds(value, key: str) -> float:
     return number / 1000 if in_milliseconds(key) else number
 
 
-def convert(entry: dict) -> tuple[str, dict]:
-    """(the name of its shape, the converted entry) of one entry that is in no source, such as a chat."""
-    if not entry.get("messages"):
-        return "messages", {"messages": []}
-    return Converter(Path())(1, entry)[0]
+def convert(messages: list) -> dict:
+    """The converted entry of messages that are in no source, such as those of a chat."""
+    if not messages:
+        return {"messages": []}
+    ((_, converted),) = Converter()(1, {"messages": messages})
+    return converted

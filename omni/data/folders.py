@@ -9,15 +9,13 @@ from pathlib import Path
 from omni.base.errors import UserError
 from omni.base.paths import local
 from omni.data.media import is_audio, is_image
-from omni.data.texts import lines_of
+from omni.data.texts import MAX_TEXT, Entries, lines_of
 
-Entries = Iterator[tuple[int, object]]
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 PLAIN = {"images", "image", "img", "imgs", "pictures", "photos", "audio", "audios", "wav", "wavs", "clips",
          "data", "media", "files"}  # names of folders that say nothing about what they hold
 TABLES = (".tsv", ".csv", ".jsonl", ".ndjson", ".json")
 TEXTS = (".txt", ".lab", ".caption", ".json")
-MAX_TEXT = 1_000_000  # bytes of a text beside a medium
 
 
 def files_in(root: Path) -> list[str]:

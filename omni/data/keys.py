@@ -71,11 +71,15 @@ def words(key: str) -> tuple[str, ...]:
     return tuple(re.findall(r"[^\W_]+", key))
 
 
+def snake_case(key: str) -> str:
+    """"imagePath" and "Image-Path" -> "image_path"."""
+    return "_".join(words(key))
+
+
 @lru_cache(maxsize=4096)
 def role_of(key: str) -> str:
     """image, audio, video, medium, a role of TEXTS, start, end, duration, nothing or unknown."""
-    parts = words(key)
-    name = "_".join(parts)
+    parts, name = words(key), snake_case(key)
     if name in _ROLE:
         return _ROLE[name]
     if name == "voice":  # the name of a speaker

@@ -122,12 +122,11 @@ def read(path: str | list[str], name: str = "", allow_outside_paths: bool = Fals
     {"audio": KEY, "answer": KEY, ...}. A UserError too if a key that isn't read holds media. Relative paths
     of media are looked for in `media_dir`, or else beside the file that names them.
     """
-    asked = [key for keys in (columns or {}).values() for key in ([keys] if isinstance(keys, str) else keys)]
+    convert = Converter(question, columns)
     files = [file for place in named(path) for file in folders.shards(place)]
-    forms = [formats.recognise(file, question, asked, media_dir) for file in files]
+    forms = [formats.recognise(file, question, convert.columns.asked, media_dir) for file in files]
     folder = Path(os.path.commonpath([form.folder for form in forms]))
     source = Source(name or Path(files[0]).stem, files, [], unit=forms[0].unit, folder=folder)
-    convert = Converter(folder, question, columns)
     source.notes, source.unread = convert.notes, convert.columns.unread
     checkers, shapes = {}, Counter()
     gc.disable()  # no sample becomes garbage, and checking them all repeatedly takes 1/6 of the time
@@ -141,7 +140,6 @@ def read(path: str | list[str], name: str = "", allow_outside_paths: bool = Fals
             convert.turn_to(form.folder, form.find_base64)
             before = f"{Path(file).name}:" if len(files) > 1 else ""
             _read_entries(source, form, before, convert, checkers[form.folder, target], shapes)
-            source.notes.update(form.notes)
     except OSError as err:
         raise UserError(f"{file}: can't be read ({err.strerror or err})") from None
     finally:

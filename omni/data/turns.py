@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from omni.data.keys import role_of, words
+from omni.data.keys import role_of, snake_case
 from omni.data.media_values import media_path, media_paths
 from omni.data.sample import AUDIO, IMAGE
 
@@ -79,7 +79,7 @@ def _turn_keys(keys: tuple) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]
     role = next((key for key in ROLE_KEYS if key in keys), "role")
     content = next((key for key in CONTENT_KEYS if key in keys), "content")
     rest = [key for key in keys if key not in (role, content)]
-    flags = tuple(key for key in rest if "_".join(words(key)) in FLAGS)
+    flags = tuple(key for key in rest if snake_case(key) in FLAGS)
     return role, content, flags, tuple(key for key in rest if key not in flags
                                        and role_of(key) in ("image", "audio"))
 
