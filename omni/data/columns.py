@@ -1,7 +1,7 @@
-"""Accounts for every key of a source's entries: it is read, holds nothing to train on, or is named.
+"""Accounts for every key of a source's entries: it is read, holds nothing to train on, or is reported.
 
 A source is refused if a value that looks like an image, a clip or a video is not read: training would go on
-without the medium. The source's "columns" say what else a key is.
+without the medium. The source's "columns" override what its key means.
 """
 
 import difflib
@@ -25,7 +25,7 @@ MAX_NAME = 250  # characters of a value that may be a file's name
 
 
 class Plan(NamedTuple):
-    """What the keys of an entry are, for all entries that have values for the same keys."""
+    """What each key of an entry means; shared by all entries that have values for the same keys."""
 
     roles: dict[str, tuple[str, ...]]  # role -> keys, the preferred first
     beside_talk: tuple[str, ...]  # the keys that are not read if the entry is a conversation
@@ -116,7 +116,7 @@ class Columns:
                     self._lose(number, key, entry[key])
 
     def note_lost(self, number: int, entry: dict, plan: Plan, media: dict[str, list]) -> None:
-        """Note the media of an entry that can't be used: it may be because their keys are not known."""
+        """Note the media of a skipped entry: it may be skipped because the keys of its media are unknown."""
         read = [path for paths in media.values() for path in paths]
         for role in ("unknown", "medium", "nothing"):
             for key in plan.roles.get(role, ()):

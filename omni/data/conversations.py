@@ -7,7 +7,6 @@ from the network.
 """
 
 import json
-from collections import Counter
 from pathlib import Path
 
 from omni.base.config_file import TASKS
@@ -17,23 +16,22 @@ from omni.data.keys import in_milliseconds
 from omni.data.media import Piece, is_audio, is_image
 from omni.data.media_values import media_paths, no_base64
 
-OBJECT_MARKS = ("<ref-object>", "<bbox>")  # ms-swift's places for what `objects` hold
+OBJECT_MARKS = ("<ref-object>", "<bbox>")  # ms-swift's placeholders for `objects`
 TIMES = ("start", "end", "duration", "span")
 
 
 class Converter:
     """Converts the entries of one source, and accounts for their keys in `columns`.
 
-    `question` is used by entries that have none. `notes` counts what was left out of entries that are used.
+    `question` is used by entries that have none.
     """
 
     def __init__(self, question: str = "", columns: dict | None = None):
         self.question, self.find_base64 = question, no_base64
         self.columns = Columns(columns or {})
-        self.notes: Counter = Counter()
 
-    def turn_to(self, folder: Path, find_base64) -> None:
-        """The next entries are those of a file whose media are in `folder`.
+    def start_file(self, folder: Path, find_base64) -> None:
+        """Go on with the entries of another file, whose media are in `folder`.
 
         `find_base64(payload, name)` returns the `Piece` of the file that holds a base64 text.
         """
@@ -44,7 +42,7 @@ class Converter:
 
         A converted entry holds `messages` [(role, content), ...]; `untrained`, the indices of the answers
         that are not trained on; `images` and `audios`, lists of paths; `cut`, the (start, end) of its clip in
-        seconds; `task`, `group`, `transcript` and `objects`. Only plain text keeps its `text` instead of
+        seconds; `task`, `group`, `transcript` and `objects`. Plain text has `text` instead of
         `messages`.
         """
         if isinstance(entry, list) and len(entry) == 3 and all(isinstance(v, str) for v in entry[:2]):
@@ -155,7 +153,7 @@ class Converter:
         return name, turns.convert(value, media, self, system), [key]
 
     def _own(self, entry: dict, roles: dict) -> tuple[dict, list[str]]:
-        """(task, group, objects as our own manifests have them; keys of these that mean something else)."""
+        """(task, group, objects, transcript in our own form; keys of the first three in another form)."""
         own, odd = {}, []
         if "task" in roles:
             key = roles["task"][0]

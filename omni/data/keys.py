@@ -55,7 +55,7 @@ _TIME_WORDS = {"time", "sec", "secs", "second", "seconds", "s", "ms", "msec", "m
                "segment", "clip", "utterance"}
 _MILLISECONDS = {"ms", "msec", "milliseconds"}
 
-# The last or only word of keys that say something about an entry and hold none of its content.
+# The last or only word of keys that hold metadata and no content.
 _NOTHING = {"id", "ids", "idx", "index", "key", "uid", "uuid", "guid", "hash", "sha256", "md5", "len",
             "length", "size", "width", "height", "score", "scores", "rating", "votes", "count", "license",
             "licence", "url", "link", "date", "time", "created", "version", "split", "subset", "lang",

@@ -19,8 +19,8 @@ from pathlib import Path
 from omni.base.errors import MediaError
 from omni.data import parquet
 
-# Endings by which a file is known to be a medium. Some can't be decoded here: their samples are named, not
-# lost.
+# Endings by which a file is known to be a medium. Some can't be decoded here: their samples are skipped and
+# named.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm",
                   ".jfif", ".jpe", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ico", ".tga", ".svg")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd",

@@ -51,19 +51,19 @@ def convert(entry: dict, plan: Plan, media: dict, question: str) -> tuple[str, d
         if heard and is_words and (not question or name in SPOKEN):
             converted["task"] = "asr"
         if not question and heard:
-            # The clip of an "answer" holds its question itself.
+            # A clip with an "answer" is itself the question.
             asked = TRANSCRIBE if is_words else LISTEN if key in roles.get("label", ()) else ""
         else:
             asked = question or DESCRIBE
     if media and key in roles.get("label", ()):
-        converted["task"] = "qa"  # one of a few
+        converted["task"] = "qa"  # the answer is one of a few
     if heard and not asked:
         converted["task"] = "qa" if is_short(answer) else "text"  # a reply to the clip, not its words
     heard_words = entry[roles["words"][0]] if audios and "words" in roles else None
     if isinstance(heard_words, str) and key not in roles["words"]:
         converted["transcript"] = heard_words  # an answer beside the words of the clip
         read.append(roles["words"][0])
-    # The same text under another key is not left out.
+    # The same text under another key counts as read.
     read += [k for role in ("words", "answer") for k in roles.get(role, ()) if entry[k] == entry[key]]
     if pairs_of := _lists(entry, roles, key):
         return "questions and answers", {**converted, "messages": pairs(pairs_of)}, read

@@ -97,7 +97,7 @@ def _swallowed(values: list[str], count: int) -> bool:
 
 
 def _plain_rows(path: Path, delimiter: str, columns: list[str]) -> Entries:
-    """Rows in which a quote is a letter, except around a whole field whose other quotes are doubled.
+    """Rows in which a quote is a plain character, except around a whole field whose other quotes are doubled.
 
     So a stray quote can't swallow rows. A quoted field may have line ends if all of its row is well-formed.
     """

@@ -54,7 +54,8 @@ def guess_task(messages, images, audios, transcript: str = "") -> str:
 def guess_tasks(samples: list[Sample]) -> None:
     """Put a task in place of each "", by what the source's samples about clips have in common.
 
-    One question for all and ever new answers: transcripts, asked for in words that we don't know.
+    If many samples share a question and most answers differ, they are transcripts: the question asks for them
+    in words that we don't know.
     """
     open_ones = [i for i, sample in enumerate(samples) if not sample.task]
     if not open_ones:

@@ -16,7 +16,7 @@ from omni.data.tar import Member
 from omni.data.texts import MAX_TEXT, Entries
 
 TEXTS = ("txt", "text", "caption", "cls", "transcript", "lab", "json")
-_LOOKED_AT = 100  # samples from which it's seen whether a shard's samples have media
+_LOOKED_AT = 100  # first samples of a shard, which show whether its samples have media
 
 
 def entries(paths: list[Path]) -> Entries:
