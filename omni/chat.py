@@ -149,12 +149,12 @@ def as_sample(messages: list[dict]) -> Sample:
 
     A placeholder that is spelled in a text is text.
     """
-    entry = conversations.convert({"messages": messages})[1]
+    entry = conversations.convert(messages)
     for placeholder, key in ((IMAGE, "images"), (AUDIO, "audios")):
         spelled = sum(content.count(placeholder) for _, content in entry["messages"])
         if entry.get(key) and spelled > len(entry[key]):  # else the media would stand at the wrong ones
             messages = spelled_out(messages, placeholder)
-            entry = conversations.convert({"messages": messages})[1]
+            entry = conversations.convert(messages)
         alone = [content for _, content in entry["messages"] if content.strip() == placeholder]
         if alone and not entry.get(key):
             raise ValueError(f"{len(alone)} {placeholder} placeholders for 0 files")

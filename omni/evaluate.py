@@ -25,8 +25,9 @@ from omni.train.features import unusable_media
 
 
 def usable(source: manifest.Source, system: OmniModel) -> tuple[Mix, int]:
-    """The samples of a source that a run with the system's config would score, held out in a mix of their
-    own; and how many there were. Those that can't be used are in `Mix.skipped`.
+    """(a mix that holds out the usable samples of a source, the number of all its samples).
+
+    Usable as in a run with the system's config. The others are in `Mix.skipped`.
     """
     name, collate = source.name, system.collator()
     mix = Mix(train={name: []}, val={name: source.samples}, files={f"{name}.val": source.files})
@@ -40,7 +41,7 @@ def usable(source: manifest.Source, system: OmniModel) -> tuple[Mix, int]:
 
 
 def check(mix: Mix, total: int, source: manifest.Source, max_skipped: float) -> None:
-    """UserError if nothing is left to score, or a larger share than `max_skipped` can't be."""
+    """UserError if no sample is left to score, or more than the share `max_skipped` was skipped."""
     if not mix.val[source.name] or len(mix.skipped) > max_skipped * total:
         reasons = skipped.reason_counts(mix)[source.name].items()
         what = "; ".join(f"{count}x {reason}" for reason, count in reasons) or "it is empty"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from omni.base.config import SFTConfig
-from omni.base.config_file import COLUMNS, load_config
+from omni.base.config_file import COLUMNS, TASKS, load_config
 from omni.base.console import command
 from omni.base.errors import MediaError, UserError
 from omni.data import audio, image, manifest, skipped
@@ -142,7 +142,7 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """The options that say how a source is read."""
     parser.add_argument("--media-dir", default="", help="where the media are that the file names")
     parser.add_argument("--question", default="", help="the question of samples that have none")
-    parser.add_argument("--task", default="", choices=("text", "qa", "asr"),
+    parser.add_argument("--task", default="", choices=TASKS,
                         help="the task of samples that name none")
     parser.add_argument("--columns", default=[], action="append", metavar="ROLE=KEY",
                         help="what a key is, such as audio=audio_filepath or ignore=notes; may be repeated")

@@ -92,7 +92,7 @@ SOURCE_PATHS = ("train", "val", "image_folder", "media_dir")
 
 
 def _find_paths(values, config: str) -> None:
-    """Make input paths hold from the working folder or, where they are only there, from the config's own."""
+    """Resolve input paths from the working folder or, if they exist only there, from the config's folder."""
     mix = values.get("data_mix") if isinstance(values, dict) else None
     sources = [entry for entry in mix.values() if isinstance(entry, dict)] if isinstance(mix, dict) else []
     for holder, keys in ((values, INPUT_PATHS), *((source, SOURCE_PATHS) for source in sources)):
@@ -131,7 +131,7 @@ def check_parts(config: SFTConfig, given: dict, where: str) -> None:
 
 
 SOURCE_KEYS = ("weight", "train", "val", "image_folder", "media_dir", "question", "task", "columns")
-TASKS = ("text", "qa", "asr")  # as in omni.data.sample
+TASKS = ("text", "qa", "asr")  # omni.eval.grading says how the answers of each are graded
 # What "columns" of a source may say of a key: {"audio": "audio_filepath", "ignore": ["a", "b"]}.
 COLUMNS = ("image", "audio", "question", "answer", "system", "context", "transcript", "messages", "start",
            "end", "duration", "task", "group", "ignore")
@@ -218,7 +218,7 @@ def mix_entry(config: SFTConfig, name: str) -> tuple[float, str | list[str], str
 def mix_reading(config: SFTConfig, name: str) -> dict:
     """How the source `name` is read: `question`, `columns`, `task`, `media_dir` of `omni.data.manifest.read`.
 
-    A question and a task are those of samples that have none; "" for what the format or a guess says.
+    The question and the task are for samples that have none; "" leaves them to the format or to a guess.
     """
     entry = config.data_mix[name]
     entry = entry if isinstance(entry, dict) else {}

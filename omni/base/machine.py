@@ -22,7 +22,7 @@ except ImportError:  # Windows
     fcntl = resource = None
     import msvcrt
 
-LOCKED_BYTE = 2 ** 30  # on Windows: what is locked can't be read, so it lies behind the text
+LOCKED_BYTE = 2 ** 30  # on Windows a locked byte can't be read, so it is one behind the text
 IDLE = 30.0  # seconds
 OUT_OF_MEMORY = 77  # exit code of a process that went over `limit_memory`
 SPAWNED = 4  # children that "auto" starts at most where each needs a PyTorch of its own, some 0.25 GB
@@ -50,9 +50,9 @@ def before_fork(call: Callable[[], None]) -> None:
 
 
 def drop_inherited(keep) -> None:
-    """Close the files that a forked process inherited, but its standard streams and the pipe `keep`.
+    """Close the files that a forked process inherited, except its standard streams and the pipe `keep`.
 
-    It leaves the group of its terminal too, whose Ctrl-C is for the parent.
+    The process also leaves the terminal's process group, so that Ctrl-C reaches the parent alone.
     """
     if can_fork():
         empty = os.open(os.devnull, os.O_RDWR)
@@ -76,8 +76,8 @@ def most_children() -> int:
 def end_after(seconds: float) -> None:
     """End this process in `seconds` unless this is called again before; 0 cancels.
 
-    The thread that does it is no Python thread, so it works in a decoder that hangs and holds the lock of the
-    interpreter. It is there to end a child whose parent was killed.
+    It ends a child whose parent was killed. The timer is no Python thread, so it works even while a decoder
+    hangs and holds the interpreter's lock (GIL).
     """
     faulthandler.cancel_dump_traceback_later()
     if seconds:
@@ -92,7 +92,7 @@ def _nowhere():
 def lock(file) -> None:
     """Lock an open file until this process ends, however it ends. OSError if another process has locked it.
 
-    Its child processes don't inherit the lock (an flock would be), and they may outlive a run that is killed.
+    Child processes don't inherit this lock, as they would an flock: they may outlive a run that is killed.
     """
     if fcntl is not None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

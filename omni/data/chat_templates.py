@@ -1,7 +1,7 @@
 """Chat templates: how a conversation becomes one text with special tokens, for our own and for open weights.
 
-A folder of open weights has a Jinja text for this. It isn't executed: its family is recognised by the special
-tokens in it, and the families differ in little, so that `ChatTemplate` writes the same text.
+Open weights come with a Jinja template. It is never executed: its family is recognised by the special tokens
+in it, and `ChatTemplate` writes the same text as the template would.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import NamedTuple
 ROLES = ("system", "user", "assistant")
 _SPECIAL = re.compile(r"<\|[a-z_]+\|>")
 _KNOWLEDGE = re.compile(r"Cutting Knowledge Date: [\w ]+")  # Llama 3.1 and later
-_DATE = "Today Date: 26 Jul 2024"  # those templates' own default: with today's date no answer is repeatable
+_DATE = "Today Date: 26 Jul 2024"  # their default; with today's date no answer would be repeatable
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Family:
     end: str  # the special token that ends a turn
     after: str = ""
     first: str = ""  # the special token before all turns
-    strips: bool = False  # whether the content loses white space at both sides
+    strips: bool = False  # whether white space around the content is stripped
 
     def specials(self) -> list[str]:
         """Each special token once, first the one that opens the assistant's turn."""
@@ -44,7 +44,7 @@ FAMILIES = {
 class Turn(NamedTuple):
     index: int | None  # of the message; None for a system turn that the template adds
     role: str
-    given: str  # the text before the content that a prompt holds too, so it is never trained on
+    given: str  # text before the content; a prompt ends with it, so it is never trained on
     content: str
 
 
@@ -58,7 +58,7 @@ class ChatTemplate:
 
     family: str
     jinja: str
-    default_system: str | None = None  # the system turn of a talk that has none; None: no such turn
+    default_system: str | None = None  # the system turn of a conversation without one; None: no such turn
     preamble: str = ""  # stands before the content of the first system turn
     thinks: bool = False  # Qwen3: an empty block of thoughts stands before the answers to the last question
 

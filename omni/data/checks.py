@@ -14,13 +14,14 @@ from omni.data.tokenizer import split_placeholders
 MAX_TEXT = 1_000_000  # characters of a sample's messages
 # The roles that may follow each role; "" is the start.
 NEXT_ROLES = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user",)}
+_ORDER = "turns must go user, assistant, user, assistant, ..."
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Checker:
-    """Makes samples of one source's converted entries. `notes` counts turns that are left out.
+    """Makes samples of one source's converted entries. `notes` counts dropped turns.
 
-    `task` is the source's; samples that name none get it, or else a guess.
+    `task` is the source's; samples without one get it, or else a guess.
     """
 
     def __init__(self, folder: Path, allow_outside: bool, notes: Counter, task: str = "",
@@ -63,8 +64,7 @@ class Checker:
             messages, images, audios = _trim(messages, images, audios, untrained)
             untrained = [i for i in untrained if i < len(messages)]
         transcript = entry.get("transcript", "")
-        task = entry.get("task") or self.task or (
-            guess_task(messages, images, audios, transcript) if images or audios else "text")
+        task = entry.get("task") or self.task or guess_task(messages, images, audios, transcript)
         objects = _objects(entry["objects"]) if "objects" in entry else ()
         return Sample(flat(messages), images, audios, task, entry.get("group", ""), transcript,
                       tuple(untrained), objects)
@@ -81,7 +81,7 @@ class Checker:
                 if role == "assistant" and last in ("", "system"):
                     return self._checked(*self._without(messages, untrained, i))
                 raise ValueError("a system message that is not the first" if role == "system"
-                                 else "turns must go user, assistant, user, assistant, ...")
+                                 else _ORDER)
             if role == "assistant" and (not content or content.isspace()) and i not in untrained:
                 if i + 1 < len(messages):
                     self.notes["an answer is empty: it is not trained on"] += 1
@@ -89,8 +89,8 @@ class Checker:
             last = role
         if last != "assistant":
             if len(messages) < 3 or messages[-2][0] != "assistant":
-                raise ValueError("turns must go user, assistant, user, assistant, ...")
-            self.notes["a last question has no answer: it is left out"] += 1
+                raise ValueError(_ORDER)
+            self.notes["a last question has no answer: it is dropped"] += 1
         if untrained:
             answers = [content for role, content in messages if role == "assistant"]
             if len(answers) == len(untrained):
@@ -100,8 +100,8 @@ class Checker:
     def _without(self, messages: list, untrained: list[int], turn: int) -> tuple[list, list[int]]:
         """A conversation that the assistant begins, without its first turn."""
         if len(messages) < turn + 3:
-            raise ValueError("turns must go user, assistant, user, assistant, ...")
-        self.notes["the assistant begins: its first turn is left out"] += 1
+            raise ValueError(_ORDER)
+        self.notes["the assistant begins: its first turn is dropped"] += 1
         return messages[:turn] + messages[turn + 1:], [i - (i > turn) for i in untrained if i != turn]
 
     @staticmethod

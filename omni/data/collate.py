@@ -134,7 +134,7 @@ class Collator:
     def fit(self, ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
         """Cut the front of a prompt to fit `max_length`, but neither media nor the last answer.
 
-        A row of nothing else, such as a plain text, is cut behind what opens it. ValueError if it has media.
+        If there is nothing else, as in a plain text, it is cut behind what opens it: ValueError with media.
         """
         excess = len(ids) - self.max_length
         if excess <= 0:

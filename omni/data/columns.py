@@ -1,7 +1,7 @@
-"""Accounts for every key of a source's entries: it is read, holds nothing to train on, or is named.
+"""Accounts for every key of a source's entries: it is read, holds nothing to train on, or is reported.
 
 A source is refused if a value that looks like an image, a clip or a video is not read: training would go on
-without the medium. The source's "columns" say what else a key is.
+without the medium. The source's "columns" override what its key means.
 """
 
 import difflib
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from omni.base.config_file import COLUMNS
 from omni.base.errors import UserError
-from omni.data.keys import RANK, role_of, says_medium, words
+from omni.data.keys import RANK, role_of, says_medium, snake_case, words
 from omni.data.media import Piece, is_audio, is_image, is_medium
 
 # What "columns" of a source may say of a key: a role of `omni.data.keys`, or its name there.
@@ -25,7 +25,7 @@ MAX_NAME = 250  # characters of a value that may be a file's name
 
 
 class Plan(NamedTuple):
-    """What the keys of an entry are, for all entries that have values for the same keys."""
+    """What each key of an entry means; shared by all entries that have values for the same keys."""
 
     roles: dict[str, tuple[str, ...]]  # role -> keys, the preferred first
     beside_talk: tuple[str, ...]  # the keys that are not read if the entry is a conversation
@@ -43,8 +43,8 @@ PLAIN_ROLES = {"talk", "system", "image", "audio", "nothing"}
 class Columns:
     """The keys of one source. `mapping` is the source's "columns": {"audio": KEY or [KEY, ...], ...}."""
 
-    folder: Path
     mapping: dict[str, str | list[str]] = field(default_factory=dict)
+    folder: Path = Path()  # media paths in the entries are relative to it
     unread: Counter = field(default_factory=Counter)  # key -> entries in which its value wasn't read
     lost: dict[str, list] = field(default_factory=dict)  # key of an unread medium -> [entries, first, value]
 
@@ -91,9 +91,9 @@ class Columns:
         order = list(self.asked)
         for keys in roles.values():
             keys.sort(key=lambda key: (order.index(key) if key in self.asked else len(order),
-                                       RANK.get("_".join(words(key)), 0), "url" in words(key)))
+                                       RANK.get(snake_case(key), 0), "url" in words(key)))
         beside = tuple(key for role, keys in roles.items() for key in keys
-                       if role not in TALK_ROLES | {"talk"} and "_".join(words(key)) != "transcript"
+                       if role not in TALK_ROLES | {"talk"} and snake_case(key) != "transcript"
                        or role in ("image", "audio", "medium")) + tuple(roles.get("talk", ())[1:])
         return Plan({role: tuple(keys) for role, keys in roles.items()}, beside,
                     tuple(roles.get("nothing", ())) + tuple(roles.get("source", ())),
@@ -116,7 +116,7 @@ class Columns:
                     self._lose(number, key, entry[key])
 
     def note_lost(self, number: int, entry: dict, plan: Plan, media: dict[str, list]) -> None:
-        """Note the media of an entry that can't be used: it may be because their keys are not known."""
+        """Note the media of a skipped entry: it may be skipped because the keys of its media are unknown."""
         read = [path for paths in media.values() for path in paths]
         for role in ("unknown", "medium", "nothing"):
             for key in plan.roles.get(role, ()):

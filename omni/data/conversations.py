@@ -7,33 +7,31 @@ from the network.
 """
 
 import json
-from collections import Counter
 from pathlib import Path
 
+from omni.base.config_file import TASKS
 from omni.data import rows, turns
 from omni.data.columns import Columns, Plan
 from omni.data.keys import in_milliseconds
 from omni.data.media import Piece, is_audio, is_image
 from omni.data.media_values import media_paths, no_base64
-from omni.data.sample import TASKS
 
-OBJECT_MARKS = ("<ref-object>", "<bbox>")  # ms-swift's places for what `objects` hold
+OBJECT_MARKS = ("<ref-object>", "<bbox>")  # ms-swift's placeholders for `objects`
 TIMES = ("start", "end", "duration", "span")
 
 
 class Converter:
     """Converts the entries of one source, and accounts for their keys in `columns`.
 
-    `question` is used by entries that have none. `notes` counts what was left out of entries that are used.
+    `question` is used by entries that have none.
     """
 
-    def __init__(self, folder: Path, question: str = "", columns: dict | None = None):
+    def __init__(self, question: str = "", columns: dict | None = None):
         self.question, self.find_base64 = question, no_base64
-        self.columns = Columns(folder, columns or {})
-        self.notes: Counter = Counter()
+        self.columns = Columns(columns or {})
 
-    def turn_to(self, folder: Path, find_base64) -> None:
-        """The next entries are those of a file whose media are in `folder`.
+    def start_file(self, folder: Path, find_base64) -> None:
+        """Go on with the entries of another file, whose media are in `folder`.
 
         `find_base64(payload, name)` returns the `Piece` of the file that holds a base64 text.
         """
@@ -44,7 +42,7 @@ class Converter:
 
         A converted entry holds `messages` [(role, content), ...]; `untrained`, the indices of the answers
         that are not trained on; `images` and `audios`, lists of paths; `cut`, the (start, end) of its clip in
-        seconds; `task`, `group`, `transcript` and `objects`. Only plain text keeps its `text` instead of
+        seconds; `task`, `group`, `transcript` and `objects`. Plain text has `text` instead of
         `messages`.
         """
         if isinstance(entry, list) and len(entry) == 3 and all(isinstance(v, str) for v in entry[:2]):
@@ -116,7 +114,7 @@ class Converter:
             for key in keys if len(numbered) == len(keys) else keys[:1]:
                 found.setdefault(many, []).extend(media_paths(entry[key], kind, self.find_base64))
                 read.append(key)
-        key = next((key for key in roles.get("medium", ())), None)
+        key = next(iter(roles.get("medium", ())), None)
         if key is None and "source" in roles and _is_medium_of(entry[roles["source"][0]]):
             key = roles["source"][0]
         if key is not None:
@@ -155,7 +153,7 @@ class Converter:
         return name, turns.convert(value, media, self, system), [key]
 
     def _own(self, entry: dict, roles: dict) -> tuple[dict, list[str]]:
-        """(task, group, objects as our own manifests have them; keys of these that mean something else)."""
+        """(task, group, objects, transcript in our own form; keys of the first three in another form)."""
         own, odd = {}, []
         if "task" in roles:
             key = roles["task"][0]
@@ -230,8 +228,9 @@ def _seconds(value, key: str) -> float:
     return number / 1000 if in_milliseconds(key) else number
 
 
-def convert(entry: dict) -> tuple[str, dict]:
-    """(the name of its shape, the converted entry) of one entry that is in no source, such as a chat."""
-    if not entry.get("messages"):
-        return "messages", {"messages": []}
-    return Converter(Path())(1, entry)[0]
+def convert(messages: list) -> dict:
+    """The converted entry of messages that are in no source, such as those of a chat."""
+    if not messages:
+        return {"messages": []}
+    ((_, converted),) = Converter()(1, {"messages": messages})
+    return converted

@@ -176,7 +176,7 @@ def _receive(receiver, answers: queue.Queue) -> None:
 def _serve(reader: MediaReader, asked, asker, receiver, sender, timeout: float) -> None:
     """The child: sends an answer for each request, until all are sent or the run has ended.
 
-    It gets lists of requests from `asked`. `asker` and `receiver` are the ends of the run, not its own.
+    It gets lists of requests from `asked`. `asker` and `receiver` are the parent's ends of the two pipes.
     """
     asker.close()
     receiver.close()

@@ -76,7 +76,7 @@ class DrawnDataset(StepDataset):
                     media = [next(answers) for _ in self._requests(draw, sample)]
                     self._chosen[draw] = self._usable(draw, sample, media)
                 yield self._step(draws)
-            for _ in answers:  # nothing is left: lets the decoder end
+            for _ in answers:  # all are taken: this lets the decoder's generator finish
                 pass
 
     def all_skipped(self) -> list[dict]:

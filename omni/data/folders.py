@@ -9,15 +9,13 @@ from pathlib import Path
 from omni.base.errors import UserError
 from omni.base.paths import local
 from omni.data.media import is_audio, is_image
-from omni.data.texts import lines_of
+from omni.data.texts import MAX_TEXT, Entries, lines_of
 
-Entries = Iterator[tuple[int, object]]
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 PLAIN = {"images", "image", "img", "imgs", "pictures", "photos", "audio", "audios", "wav", "wavs", "clips",
          "data", "media", "files"}  # names of folders that say nothing about what they hold
 TABLES = (".tsv", ".csv", ".jsonl", ".ndjson", ".json")
 TEXTS = (".txt", ".lab", ".caption", ".json")
-MAX_TEXT = 1_000_000  # bytes of a text beside a medium
 
 
 def files_in(root: Path) -> list[str]:
@@ -34,7 +32,7 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def shards(path: str) -> list[str]:
-    """The files of a folder that is one set in several files, or of an index of shards; [path] for others.
+    """The shards in a folder, or those that an index lists; [path] if it is neither.
 
     UserError if a folder of Parquet files or nested shards holds several sets, such as splits.
     """
@@ -61,7 +59,7 @@ def shards(path: str) -> list[str]:
 
 
 def _index(path: Path) -> list[str]:
-    """The shards that an index of WebDataset's lists, {"shardlist": [{"url": ...}]}; [path] for others."""
+    """The shards in WebDataset's index {"shardlist": [{"url": ...}]}; [path] if it is another file."""
     value = _read(path)
     listed = value.get("shardlist") if isinstance(value, dict) else None
     if not isinstance(listed, list) or not listed or not all(
@@ -130,9 +128,9 @@ def _key_and_rest(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def pairs(files: list[str]) -> dict[str, tuple[list[str], list[str]]] | None:
-    """{name without ending: (media, texts)} where most media have a text of their name; None elsewhere.
+    """{name without ending: (media, texts)} if most media have a text of the same name, otherwise None.
 
-    The text is beside its medium, or in another folder if the names are different all through.
+    The text is in the folder of its medium or, if no name occurs twice, in any other.
     """
     media = [name for name in files if is_image(name) or is_audio(name)]
     texts = [name for name in files if name.lower().endswith(TEXTS)
@@ -194,7 +192,7 @@ def _read(path: Path) -> str | dict | ValueError:
 def class_folders(path: Path, files: list[str], question: str) -> tuple[str, Entries]:
     """(name, entries) of `class/*.jpg` or `class/*.wav`: the answer is the folder's name.
 
-    Folders of splits, and one that holds all others, are no classes. UserError if there are no classes.
+    A folder of a split, and one that holds all others, is not a class. UserError if there are no classes.
     """
     media = [name for name in files if is_image(name) or is_audio(name)]
     images = [name for name in media if is_image(name)]

@@ -4,19 +4,18 @@ A format yields `(number, entry)` for `omni.data.conversations`: the lines of a 
 images of a folder. Published formats are read as they are; nothing is converted on the disk.
 """
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from omni.base.errors import UserError
 from omni.base.paths import local
-from omni.data import folders, json_files, parquet, parquet_rows, tables, texts
+from omni.data import folders, json_files, parquet, parquet_rows, tables, texts, webdataset
 from omni.data.folders import TABLES
 from omni.data.json_files import Base64Finder
-from omni.data.media import Piece
+from omni.data.media import Piece, is_audio, is_image
 from omni.data.media_values import no_base64
-from omni.data.webdataset import shards
+from omni.data.texts import Entries
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,8 @@ class Format:
     name: str  # as it is printed
     unit: str  # what the entries' numbers count: line, entry, sample, image
     folder: Path  # absolute, without links
-    entries: Iterator[tuple[int, object]]  # a ValueError in place of an entry that can't be read
+    entries: Entries
     find_base64: Callable[[str, str], Piece] = no_base64  # (base64 text, name) -> its piece
-    notes: Counter = field(default_factory=Counter)  # what was left out -> how often, as it is read
 
 
 def recognise(path: str, question: str = "", asked: Collection[str] = (), media_dir: str = "") -> Format:
@@ -67,8 +65,7 @@ def _media_folder(path: Path, media_dir: str) -> Path:
 
 
 def _shards(name: str, folder: Path, paths: list[Path]) -> Format:
-    notes: Counter = Counter()
-    return Format(name, "sample", folder, shards(paths, notes), notes=notes)
+    return Format(name, "sample", folder, webdataset.entries(paths))
 
 
 def _folder(path: Path, question: str, asked: Collection[str], media_dir: str) -> Format:
@@ -94,7 +91,7 @@ def _folder(path: Path, question: str, asked: Collection[str], media_dir: str) -
                  and name.lower().removesuffix(".gz").endswith(TABLES)]:
         raise UserError(f"{path}: can't open this folder as a source: name the table to read: "
                         + ", ".join(named[:9]))
-    if any(folders.is_image(name) or folders.is_audio(name) for name in files):
+    if any(is_image(name) or is_audio(name) for name in files):
         name, entries = folders.class_folders(path, files, question)
         return Format(name, "image" if name.startswith("image") else "clip", root, entries)
     raise UserError(f"{path}: can't open this folder as a source: it holds none of metadata.csv (LJSpeech), "

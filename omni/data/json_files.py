@@ -5,7 +5,6 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Iterator
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -13,9 +12,8 @@ from omni.base.errors import UserError
 from omni.data import texts
 from omni.data.keys import role_of
 from omni.data.media import Piece, is_image, is_medium
-from omni.data.texts import MAX_LINE, lines_of
+from omni.data.texts import MAX_LINE, Entries, lines_of
 
-Entries = Iterator[tuple[int, object]]
 MAX_JSON = 2 ** 31  # bytes of a file that is one JSON value, since it is parsed as a whole
 # A base64 text in a JSON file: a whole string or the end of a data: URL. Texts under 16 characters hold no
 # medium, and indexing all short strings would be slow.

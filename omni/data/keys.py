@@ -55,7 +55,7 @@ _TIME_WORDS = {"time", "sec", "secs", "second", "seconds", "s", "ms", "msec", "m
                "segment", "clip", "utterance"}
 _MILLISECONDS = {"ms", "msec", "milliseconds"}
 
-# The last or only word of keys that say something about an entry and hold none of its content.
+# The last or only word of keys that hold metadata and no content.
 _NOTHING = {"id", "ids", "idx", "index", "key", "uid", "uuid", "guid", "hash", "sha256", "md5", "len",
             "length", "size", "width", "height", "score", "scores", "rating", "votes", "count", "license",
             "licence", "url", "link", "date", "time", "created", "version", "split", "subset", "lang",
@@ -71,11 +71,15 @@ def words(key: str) -> tuple[str, ...]:
     return tuple(re.findall(r"[^\W_]+", key))
 
 
+def snake_case(key: str) -> str:
+    """"imagePath" and "Image-Path" -> "image_path"."""
+    return "_".join(words(key))
+
+
 @lru_cache(maxsize=4096)
 def role_of(key: str) -> str:
     """image, audio, video, medium, a role of TEXTS, start, end, duration, nothing or unknown."""
-    parts = words(key)
-    name = "_".join(parts)
+    parts, name = words(key), snake_case(key)
     if name in _ROLE:
         return _ROLE[name]
     if name == "voice":  # the name of a speaker

@@ -38,7 +38,7 @@ class Source:
     kind: str = ""  # the format and the most common shapes of its entries
     folder: Path = Path()  # media paths in the source are relative to it
     unread: Counter = field(default_factory=Counter)  # key -> entries in which its value was not read
-    notes: Counter = field(default_factory=Counter)  # what was left out of samples -> how often
+    notes: Counter = field(default_factory=Counter)  # what was dropped from samples -> how often
 
     @property
     def path(self) -> str:
@@ -75,7 +75,7 @@ class Source:
         return counted(reason for _, reason in self.skipped)
 
     def lines(self) -> Iterator[str]:
-        """What of the entries is not trained on, though they are used: keys that aren't read, turns."""
+        """What is not trained on in entries that are used: keys that aren't read, dropped turns."""
         if self.unread:
             keys = ", ".join(f'"{key}" ({count:,})' for key, count in self.unread.most_common(12))
             more = f" and {len(self.unread) - 12:,} more" if len(self.unread) > 12 else ""
@@ -105,7 +105,7 @@ def _relative(path: str, folder: Path) -> str:
 
 
 def summary_line(sources: list[Source]) -> str:
-    """The formats that a source's files were recognised as; their total samples, media, skipped entries."""
+    """The formats of these files, and how many samples, media and skipped entries they have in total."""
     kinds = " and ".join(dict.fromkeys(source.kind for source in sources))
     samples = [sample for source in sources for sample in source.samples]
     media = {path for sample in samples for path in sample.images + sample.audios}
@@ -122,13 +122,12 @@ def read(path: str | list[str], name: str = "", allow_outside_paths: bool = Fals
     {"audio": KEY, "answer": KEY, ...}. A UserError too if a key that isn't read holds media. Relative paths
     of media are looked for in `media_dir`, or else beside the file that names them.
     """
-    asked = [key for keys in (columns or {}).values() for key in ([keys] if isinstance(keys, str) else keys)]
+    convert = Converter(question, columns)
     files = [file for place in named(path) for file in folders.shards(place)]
-    forms = [formats.recognise(file, question, asked, media_dir) for file in files]
+    forms = [formats.recognise(file, question, convert.columns.asked, media_dir) for file in files]
     folder = Path(os.path.commonpath([form.folder for form in forms]))
     source = Source(name or Path(files[0]).stem, files, [], unit=forms[0].unit, folder=folder)
-    convert = Converter(folder, question, columns)
-    source.notes, source.unread = convert.notes, convert.columns.unread
+    source.unread = convert.columns.unread
     checkers, shapes = {}, Counter()
     gc.disable()  # no sample becomes garbage, and checking them all repeatedly takes 1/6 of the time
     try:
@@ -138,10 +137,9 @@ def read(path: str | list[str], name: str = "", allow_outside_paths: bool = Fals
             if (form.folder, target) not in checkers:
                 checkers[form.folder, target] = Checker(form.folder, allow_outside_paths, source.notes,
                                                             task, target)
-            convert.turn_to(form.folder, form.find_base64)
+            convert.start_file(form.folder, form.find_base64)
             before = f"{Path(file).name}:" if len(files) > 1 else ""
             _read_entries(source, form, before, convert, checkers[form.folder, target], shapes)
-            source.notes.update(form.notes)
     except OSError as err:
         raise UserError(f"{file}: can't be read ({err.strerror or err})") from None
     finally:
@@ -156,7 +154,7 @@ def read(path: str | list[str], name: str = "", allow_outside_paths: bool = Fals
 
 def _read_entries(source: Source, form: formats.Format, before: str, convert: Converter, checker: Checker,
                   shapes: Counter) -> None:
-    """Add the samples of one file to `source`, and what is skipped under `before` and its number."""
+    """Add the samples of one file to `source`. A skipped entry is named by `before` and its number."""
     for number, entry in form.entries:
         number = f"{before}{number}" if before else number
         try:

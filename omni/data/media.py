@@ -19,8 +19,8 @@ from pathlib import Path
 from omni.base.errors import MediaError
 from omni.data import parquet
 
-# Endings by which a file is known to be a medium. Some can't be decoded here: their samples are named, not
-# lost.
+# Endings by which a file is known to be a medium. Some can't be decoded here: their samples are skipped and
+# named.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm",
                   ".jfif", ".jpe", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".ico", ".tga", ".svg")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd",
@@ -81,12 +81,17 @@ def only_media_errors(what: str, path: str | Path) -> Iterator[None]:
 
 def source(path: str | Path) -> str | io.BytesIO:
     """What a decoder opens: the path of a regular file, or the bytes of a piece; else a MediaError."""
-    piece = None if os.path.isfile(path) else _PIECE.fullmatch(str(path))
+    piece = _piece(path)
     if piece is not None and os.path.isfile(piece[1]):
         return io.BytesIO(_read(*piece.groups()))
     if not os.path.isfile(path):
         raise MediaError("not a regular file" if os.path.exists(path) else "no such file")
     return str(path)
+
+
+def _piece(path: str | Path) -> re.Match | None:
+    """The parts of a piece's name; None if it isn't one, or if there is a file of this name."""
+    return None if os.path.isfile(path) else _PIECE.fullmatch(str(path))
 
 
 def _read(path: str, offset: str, size: str, encoding: str | None, name: str) -> bytes:
@@ -130,9 +135,9 @@ def file_of(path: str) -> str:
     """The file that holds a medium: its own, or that of which it is a piece."""
     if not isinstance(path, Piece):
         return path
-    path = str(split_segment(path)[0])
-    piece = None if os.path.isfile(path) else _PIECE.fullmatch(path)
-    return piece[1] if piece else path
+    path, _, _ = split_segment(path)
+    piece = _piece(path)
+    return piece[1] if piece else str(path)
 
 
 def head(source: str | io.BytesIO, count: int) -> tuple[bytes, int]:

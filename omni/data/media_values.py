@@ -19,10 +19,8 @@ def media_paths(value, kind: str, find_base64) -> list[str]:
     """The paths of a key's value; `kind` is image or audio. ValueError if it holds something else."""
     if isinstance(value, dict) and value and all(_OWN_TAGS.fullmatch(key) for key in value):
         value = list(value.values())
-    if isinstance(value, list):
-        return [path for item in value for path in [media_path(item, kind, find_base64)] if path is not None]
-    path = media_path(value, kind, find_base64)
-    return [] if path is None else [path]
+    paths = [media_path(item, kind, find_base64) for item in (value if isinstance(value, list) else [value])]
+    return [path for path in paths if path is not None]
 
 
 def media_path(value, kind: str, find_base64) -> str | None:

@@ -18,7 +18,7 @@ from omni.data.sampler import Draw
 
 # Of shards above LARGE bytes, which hold media, only the END is hashed: reading all takes minutes.
 LARGE, END = 2 ** 28, 2 ** 22
-MEDIA, VAL_MEDIA = ".media", ".val.media"  # what the names of the fingerprints of media end with
+MEDIA, VAL_MEDIA = ".media", ".val.media"  # endings of the names of media fingerprints
 PARTS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "system_ckpt")
 
 
@@ -33,8 +33,8 @@ class Mix:
     files: dict[str, list[str]] = field(default_factory=dict)  # "NAME.train", "NAME.val" -> its files
     skipped: list[dict] = field(default_factory=list)  # per sample: source, split, line or media, reason
     cut: dict[str, int] = field(default_factory=dict)  # source -> number of samples whose prompt is cut
-    pieces: dict[str, tuple[int, int]] = field(default_factory=dict)  # -> long plain texts, their pieces
-    overlong: dict[str, list[int]] = field(default_factory=dict)  # -> tokens of samples above max_length
+    pieces: dict[str, tuple[int, int]] = field(default_factory=dict)  # source -> (long plain texts, pieces)
+    overlong: dict[str, list[int]] = field(default_factory=dict)  # source -> tokens of each longer sample
 
     def name(self, draw: Draw) -> str:
         """What a user finds a training sample by: its source, and its media or else its question."""
@@ -85,7 +85,7 @@ def read_mix(config: SFTConfig) -> Mix:
 
 
 def report_shared(name: str, mix: Mix) -> None:
-    """Print how many held-out samples share a medium with training or are in it as a text, if any do."""
+    """Print how many held-out samples share a medium with training, and how many texts are in it as well."""
     trained = {path for sample in mix.train[name] for path in sample.images + sample.audios}
     shared = sum(not trained.isdisjoint(sample.images + sample.audios) for sample in mix.val[name])
     if shared:
@@ -100,7 +100,7 @@ def report_shared(name: str, mix: Mix) -> None:
 
 
 def _fingerprint(files: list[str]) -> str:
-    """That of a file; of several, the hash of theirs."""
+    """The fingerprint of a file, or a hash of the fingerprints of several."""
     found = [_of_end(file) if file.lower().endswith((".parquet", ".tar")) and os.path.getsize(file) > LARGE
              else checkpoint.file_fingerprint(file) for file in files]
     digest = hashlib.sha256("\n".join(found).encode()).hexdigest()
@@ -108,7 +108,7 @@ def _fingerprint(files: list[str]) -> str:
 
 
 def _of_end(path: str) -> str:
-    """Size and hash of the end of a large file. A Parquet file's has the place of all that is before."""
+    """Size and hash of the end of a large file. The end of a Parquet file holds all offsets before it."""
     with open(path, "rb") as f:
         f.seek(-END, os.SEEK_END)
         digest = hashlib.sha256(f.read()).hexdigest()

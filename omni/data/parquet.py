@@ -103,7 +103,7 @@ def _column(path: str, number: int, _process: int) -> "_Column":
 
 
 class _Column:
-    """One column of bytes. `values` keeps the rows of a batch, and where the next ones follow it goes on."""
+    """One column of bytes. `values` keeps a batch of rows, and reads on from there for a later row."""
 
     def __init__(self, path: str, number: int):
         self.file = opened(path)

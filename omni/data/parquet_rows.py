@@ -1,6 +1,6 @@
 """Parquet files, such as Hugging Face's: the rows as entries, and bytes in them as pieces of the file.
 
-The columns of bytes are not read where the file's statistics say which rows have some.
+A column of bytes is not read if the file's statistics say which rows have some.
 """
 
 import json
@@ -13,7 +13,7 @@ from omni.data.media import Piece, is_medium
 from omni.data.parquet import Leaf, kind
 
 ROWS = 500  # read at a time
-# Beside the bytes of one medium, which is all that such a struct holds.
+# What else a struct may hold that is one medium.
 _BESIDE = {"path", "name", "file_name", "filename", "format", "sampling_rate", "mime_type"}
 _BYTES = {"bytes", "data", "content"}
 _STARTS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"BM": ".bmp", b"II*\0": ".tif",

@@ -40,8 +40,8 @@ def extract_tags(messages: Messages, folder: Path) -> tuple[Messages, dict[str, 
 def match(messages: Messages, mark: str, media: tuple[str, ...]) -> tuple[Messages, tuple[str, ...]]:
     """The messages with as many placeholders `mark` as there are `media`, and the media in their order.
 
-    If there are none, they are put before the first question. Without media the placeholders are text, as in
-    a question about HTML, unless a question begins with them: then its media are missing. ValueError if the
+    Without placeholders the media go before the first question. Without media a placeholder is text, as in a
+    question about HTML, unless a question begins with it: then its medium is missing. ValueError if the
     numbers differ.
     """
     found = _count(messages, mark)
@@ -84,7 +84,7 @@ def _other_spellings(messages: Messages, mark: str, media: tuple[str, ...], foun
     mentions = [number for _, content in messages for number in _OTHER[mark].findall(content)]
     if len(mentions) == found:
         return messages, media, found
-    if all(mentions):  # numbered: in any order, and again for a medium that was shown before
+    if all(mentions):  # numbered: in any order, and a medium may be named again
         numbers = [int(number) - (0 if "0" in {m.lstrip("0") or "0" for m in mentions} else 1)
                    for number in mentions]
         if {*numbers} != {*range(len(media))}:

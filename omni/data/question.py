@@ -68,7 +68,7 @@ def take_dragged(line: str) -> tuple[str, list[str], list[str]]:
 
 
 def spelled_out(messages: list[dict], placeholder: str) -> list[dict]:
-    """The messages with a `placeholder` that is spelled in a text no longer one: "<audio >"."""
+    """The messages, with each `placeholder` in their texts turned into plain text: "<audio >"."""
     text = f"{placeholder[:-1]} >"
 
     def changed(content):

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from omni.data.columns import Plan
-from omni.data.keys import SPOKEN, role_of, words
+from omni.data.keys import SPOKEN, role_of, snake_case
 from omni.data.tasks import TRANSLATE, is_short
 from omni.data.turns import pairs
 
@@ -28,7 +28,8 @@ def convert(entry: dict, plan: Plan, media: dict, question: str) -> tuple[str, d
     key = _answer_key(entry, roles, bool(media), asked, question)
     if key is None:
         if "question" in roles or images or audios or "answer" in roles:
-            raise ValueError("the answer is empty" if _names_answer(entry) else "no answer: " + _known(entry))
+            reason = "the answer is empty" if _has_empty_value(entry) else "no answer: " + _known(entry)
+            raise ValueError(reason)
         raise ValueError('no "messages" list, and no other known shape: ' + _known(entry))
     read.append(key)
     if not (images or audios) and not asked:
@@ -41,7 +42,7 @@ def convert(entry: dict, plan: Plan, media: dict, question: str) -> tuple[str, d
         asked, own = _joined(question, _text(entry[text], text)), True
         read.append(text)
 
-    name = "_".join(words(key))
+    name = snake_case(key)
     answer = _answer(entry, key, roles)
     converted = {**media, "untrained": []}
     heard = bool(audios) and not images
@@ -50,19 +51,19 @@ def convert(entry: dict, plan: Plan, media: dict, question: str) -> tuple[str, d
         if heard and is_words and (not question or name in SPOKEN):
             converted["task"] = "asr"
         if not question and heard:
-            # The clip of an "answer" holds its question itself.
+            # A clip with an "answer" is itself the question.
             asked = TRANSCRIBE if is_words else LISTEN if key in roles.get("label", ()) else ""
         else:
             asked = question or DESCRIBE
     if media and key in roles.get("label", ()):
-        converted["task"] = "qa"  # one of a few
+        converted["task"] = "qa"  # the answer is one of a few
     if heard and not asked:
         converted["task"] = "qa" if is_short(answer) else "text"  # a reply to the clip, not its words
     heard_words = entry[roles["words"][0]] if audios and "words" in roles else None
     if isinstance(heard_words, str) and key not in roles["words"]:
-        converted["transcript"] = entry[roles["words"][0]]  # an answer beside the words of the clip
+        converted["transcript"] = heard_words  # an answer beside the words of the clip
         read.append(roles["words"][0])
-    # The same text under another key is not left out.
+    # The same text under another key counts as read.
     read += [k for role in ("words", "answer") for k in roles.get(role, ()) if entry[k] == entry[key]]
     if pairs_of := _lists(entry, roles, key):
         return "questions and answers", {**converted, "messages": pairs(pairs_of)}, read
@@ -78,10 +79,10 @@ def convert(entry: dict, plan: Plan, media: dict, question: str) -> tuple[str, d
 
 
 def _main(roles: dict) -> str:
-    return "_".join(words(roles["question"][0])) if "question" in roles else ""
+    return snake_case(roles["question"][0]) if "question" in roles else ""
 
 
-def _names_answer(entry: dict) -> bool:
+def _has_empty_value(entry: dict) -> bool:
     return any(not value and value is not False for value in entry.values())
 
 
@@ -114,7 +115,7 @@ def _question(entry: dict, roles: dict, media: dict, read: list[str]) -> tuple[s
     for key in roles.get("input", ()):
         read.append(key)
         about.append(_text(entry[key], key))
-    if "source" in roles and "answer" in roles and "_".join(words(roles["answer"][0])) == "target" \
+    if "source" in roles and "answer" in roles and snake_case(roles["answer"][0]) == "target" \
             and not (media.get("images") or media.get("audios")):
         read.append(roles["source"][0])
         about.append(_text(entry[roles["source"][0]], "source"))
@@ -131,7 +132,7 @@ def _question(entry: dict, roles: dict, media: dict, read: list[str]) -> tuple[s
         if options:
             read.append(key)
             choices = [f"{chr(65 + i)}. {option}" for i, option in enumerate(options)]
-    return "\n".join(filter(None, texts + about + choices)), own
+    return _joined(*texts, *about, *choices), own
 
 
 def _joined(*texts: str) -> str:

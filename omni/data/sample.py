@@ -5,7 +5,6 @@ from itertools import chain
 from typing import NamedTuple
 
 IMAGE, AUDIO = "<image>", "<audio>"  # placeholders in a message's content, and special tokens
-TASKS = ("text", "qa", "asr")  # omni.eval.grading says how the answers of each are graded
 
 
 class Sample(NamedTuple):  # three times as fast to make as a frozen dataclass, and there may be millions
@@ -14,7 +13,7 @@ class Sample(NamedTuple):  # three times as fast to make as a frozen dataclass, 
     turns: tuple[str, ...]  # role, content, role, content, ...: smaller than a tuple for each message
     images: tuple[str, ...] = ()  # paths, in the order of their placeholders
     audios: tuple[str, ...] = ()
-    task: str = "text"  # one of TASKS
+    task: str = "text"  # one of omni.base.config_file.TASKS
     group: str = ""  # held-out samples of a named group are scored separately
     transcript: str = ""  # the words spoken in the clip, if the answer is something else
     untrained: tuple[int, ...] = ()  # indices of the assistant messages that are not trained on

@@ -39,8 +39,8 @@ def drop_unreadable(mix: Mix, bad: dict[str, str]) -> None:
 
 def drop_overlong(mix: Mix, collate: Collator, frames: dict[str, int],
                   splits: Collection[str] = ("train", "val")) -> None:
-    """Of `splits`: cut long plain texts into pieces, drop the samples that can't be cut to max_length, count
-    the others.
+    """Cut long plain texts of `splits` into pieces; of other long samples, drop those that can't be cut to
+    max_length and count the rest.
 
     `frames` is {path: mel frames of its longest take} of all clips.
     """

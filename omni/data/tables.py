@@ -3,7 +3,6 @@
 import csv
 import os
 import re
-from collections.abc import Iterator
 from difflib import SequenceMatcher
 from itertools import islice
 from pathlib import Path
@@ -12,9 +11,8 @@ from statistics import mean
 from omni.base.errors import UserError
 from omni.data.keys import role_of
 from omni.data.media import is_image, is_medium
-from omni.data.texts import lines_of
+from omni.data.texts import Entries, lines_of
 
-Entries = Iterator[tuple[int, object]]
 _LOOKED_AT = 200  # rows from which a list's columns are told apart
 _WIDEST = 8  # lines that a quoted field of a TSV may have
 
@@ -41,11 +39,10 @@ def recognise(path: Path, first: str, folder: Path, asked: set[str]) -> tuple[st
 
 
 def _is_header(columns: list[str], roles: set[str], folder: Path) -> bool:
-    """Whether a first line names columns: one that holds an answer, and no file."""
-    if roles & {"words", "answer", "label", "talk", "translation"}:
-        return not any(_names_file(c, folder) for c in columns)
-    # A medium's column too: its other columns are then named, as what "columns" must map.
-    return bool(roles & {"image", "audio", "medium"}) and not any(_names_file(c, folder) for c in columns)
+    """Whether a first line names columns: at least one that is known, and no file."""
+    # With a medium's column alone it is one too: the message then names the columns that could be the answer.
+    named = roles & {"words", "answer", "label", "talk", "translation", "image", "audio", "medium"}
+    return bool(named) and not any(_names_file(c, folder) for c in columns)
 
 
 def _names_file(text: str, folder: Path) -> bool:
@@ -100,7 +97,7 @@ def _swallowed(values: list[str], count: int) -> bool:
 
 
 def _plain_rows(path: Path, delimiter: str, columns: list[str]) -> Entries:
-    """Rows in which a quote is a letter, except around a whole field whose other quotes are doubled.
+    """Rows in which a quote is a plain character, except around a whole field whose other quotes are doubled.
 
     So a stray quote can't swallow rows. A quoted field may have line ends if all of its row is well-formed.
     """

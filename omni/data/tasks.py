@@ -20,7 +20,7 @@ _OTHER = re.compile(
     r"résum|resum|总结|總結|要約|요약|emotion|music|sound|classif", re.I)
 _MARKUP = re.compile(r"\n|\*\*|```|https?:")  # nobody says these
 SHORT = 12  # words of an answer that can be right or wrong as a whole
-SPOKEN = 110  # words that can be said within 30 s, the longest clip
+LONGEST_SPOKEN = 110  # words that can be said within 30 s, the longest clip
 
 
 def guess_task(messages, images, audios, transcript: str = "") -> str:
@@ -38,7 +38,7 @@ def guess_task(messages, images, audios, transcript: str = "") -> str:
     prompt = _prompt(messages)
     if transcript:
         return "asr" if _plain(transcript) == _plain(answer) else "qa" if short else "text"
-    if _words(answer) > SPOKEN or _MARKUP.search(answer):
+    if _words(answer) > LONGEST_SPOKEN or _MARKUP.search(answer):
         return "text"
     if TRANSLATE.search(prompt):
         return "text"
@@ -54,7 +54,8 @@ def guess_task(messages, images, audios, transcript: str = "") -> str:
 def guess_tasks(samples: list[Sample]) -> None:
     """Put a task in place of each "", by what the source's samples about clips have in common.
 
-    One question for all and ever new answers: transcripts, asked for in words that we don't know.
+    If many samples share a question and most answers differ, they are transcripts: the question asks for them
+    in words that we don't know.
     """
     open_ones = [i for i, sample in enumerate(samples) if not sample.task]
     if not open_ones:

@@ -42,5 +42,5 @@ def _cut(text: str, starts: list[int], first: int, take: int) -> int:
 
 
 def _with_space(text: str, start: int) -> int:
-    """`start`, or the space before it: some tokenizers leave it out of the place of a word."""
+    """`start`, or the space before it, which the offsets of some tokenizers exclude from a word."""
     return start - (text[start - 1] == " " and not text[start].isspace())

@@ -9,7 +9,9 @@ from typing import TextIO
 
 from omni.base.errors import UserError
 
+Entries = Iterator[tuple[int, object]]  # (number, entry); a ValueError for one that can't be read
 GZIP = b"\x1f\x8b"
+MAX_TEXT = 1_000_000  # bytes of a text beside a medium
 MAX_LINE = 64_000_000  # characters of one entry, base64 included
 
 

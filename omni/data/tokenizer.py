@@ -201,7 +201,7 @@ class Tokenizer:
         return [self._openings[role] + self.encode(self.template.given(role)) for role in ROLES]
 
     def most_tokens(self, turns: Sequence[str]) -> int:
-        """An upper bound, quickly found, of the tokens of a Sample's `turns` without its media.
+        """A quick upper bound of the tokens of a Sample's `turns` without its media.
 
         A token is at least one byte of text, but a normaliser such as NFC may treble the bytes of a text.
         """

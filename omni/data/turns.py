@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from omni.data.keys import role_of, words
+from omni.data.keys import role_of, snake_case
 from omni.data.media_values import media_path, media_paths
 from omni.data.sample import AUDIO, IMAGE
 
@@ -27,10 +27,11 @@ def pairs(questions_and_answers, system=None) -> list[tuple[str, str]]:
     return messages
 
 
-def convert(turns: list[dict], media: dict, source, system=None) -> dict:
+def convert(turns: list[dict], media: dict, converter, system=None) -> dict:
     """A conversation's `messages`, `untrained`, `images` and `audios`. ValueError if it can't be used.
 
-    A content is a text, or a list of typed parts that may hold media themselves. `source` is the Converter.
+    A content is a text, or a list of typed parts that may hold media themselves.
+    `converter` is the Converter of their source.
     """
     first = turns[0]
     for question, answer in PAIRS if "role" not in first and "from" not in first else ():
@@ -38,7 +39,7 @@ def convert(turns: list[dict], media: dict, source, system=None) -> dict:
             if not all(question in turn and answer in turn for turn in turns):
                 raise ValueError(f'a turn without "{question}" or "{answer}"')
             for turn in turns:
-                _account(turn, source, {question, answer})
+                _account(turn, converter, {question, answer})
             return {"messages": pairs([(turn[question], turn[answer]) for turn in turns], system),
                     "untrained": [], **media}
     found: dict[str, list] = {}
@@ -55,10 +56,10 @@ def convert(turns: list[dict], media: dict, source, system=None) -> dict:
         content = turn.get(content_key)
         if not isinstance(content, str):
             content = str(content) if isinstance(content, int | float) else \
-                _join_parts(content, found, source.find_base64)
+                _join_parts(content, found, converter.find_base64)
         if len(turn) > 2:
-            content = _with_own_media(turn, own_media, content, found, source.find_base64)
-            _account(turn, source, {role_key, content_key, *flags, *own_media})
+            content = _with_own_media(turn, own_media, content, found, converter.find_base64)
+            _account(turn, converter, {role_key, content_key, *flags, *own_media})
         trained = not flags or all([_trained(turn[key], key) for key in flags if turn[key] is not None])
         if role == "user" and messages and messages[-1][0] == "user":  # OpenAI's guide has two in a row
             messages[-1] = role, messages[-1][1] + "\n" + content
@@ -79,15 +80,15 @@ def _turn_keys(keys: tuple) -> tuple[str, str, tuple[str, ...], tuple[str, ...]]
     role = next((key for key in ROLE_KEYS if key in keys), "role")
     content = next((key for key in CONTENT_KEYS if key in keys), "content")
     rest = [key for key in keys if key not in (role, content)]
-    flags = tuple(key for key in rest if "_".join(words(key)) in FLAGS)
+    flags = tuple(key for key in rest if snake_case(key) in FLAGS)
     return role, content, flags, tuple(key for key in rest if key not in flags
                                        and role_of(key) in ("image", "audio"))
 
 
-def _account(turn: dict, source, read: set[str]) -> None:
+def _account(turn: dict, converter, read: set[str]) -> None:
     for key, value in turn.items():
         if key not in read and value and role_of(key) not in ("nothing", "source"):
-            source.columns.unread[f"{key} (of a turn)"] += 1
+            converter.columns.unread[f"{key} (of a turn)"] += 1
 
 
 def _with_own_media(turn: dict, keys: tuple[str, ...], content: str, found: dict, find_base64) -> str:

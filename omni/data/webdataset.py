@@ -4,7 +4,6 @@ Nothing is unpacked: a medium is a `Piece` of the shard, and is read from it whe
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -14,14 +13,14 @@ from omni.base.errors import UserError
 from omni.data import tar
 from omni.data.media import Piece, is_audio, is_image, is_medium
 from omni.data.tar import Member
+from omni.data.texts import MAX_TEXT, Entries
 
-MAX_TEXT = 1_000_000  # bytes of a .txt or .json member
 TEXTS = ("txt", "text", "caption", "cls", "transcript", "lab", "json")
-_LOOKED_AT = 100  # samples from which it's seen whether a shard's samples have media
+_LOOKED_AT = 100  # first samples of a shard, which show whether its samples have media
 
 
-def shards(paths: list[Path], notes: Counter) -> Iterator[tuple[int, object]]:
-    """(number from 1, entry) of each sample in order; a ValueError as the entry of one that can't be used."""
+def entries(paths: list[Path]) -> Entries:
+    """(number from 1, entry) of each sample of the shards in order; a ValueError for an unusable one."""
     number = 0
     for path in paths:
         resolved = str(path.resolve())

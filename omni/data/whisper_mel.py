@@ -9,7 +9,7 @@ from omni.base.config import WhisperArch
 from omni.base.errors import MediaError
 from omni.data.audio import HOP, SAMPLE_RATE, WINDOW
 
-SILENCE = SAMPLE_RATE // 2  # samples that follow a clip: cut at its last sound, Whisper mishears the end
+SILENCE = SAMPLE_RATE // 2  # samples added to a clip: Whisper mishears the end if sound stops with the clip
 
 
 def max_frames(arch: WhisperArch) -> int:

@@ -12,7 +12,7 @@ from omni.eval.scores import Counts, Score, lower_is_better, summarise
 
 
 class Best:
-    """Follows the figure `best_by` over the epochs, of which `add` gets each one's figures.
+    """Tracks the figure `best_by` from epoch to epoch; `add` gets the figures of each.
 
     UserError if the samples that are `held_out` have no such figure.
     """

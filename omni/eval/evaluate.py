@@ -47,7 +47,7 @@ class Evaluator:
         """The score of each held-out set: {(source, group, task): Score}, the same on all ranks.
 
         With `swapped`, only samples with media are scored, each with its own question and the media of
-        another sample, and those are left out for which there are no others. With `limit`, at most that many
+        another sample; those for which there are no other media are dropped. With `limit`, at most that many
         samples of a set are scored, evenly spaced. Every sample and its answer is added to `answers`, if
         given. UserError if a picture or clip can't be read any more.
         """
@@ -109,12 +109,12 @@ class Evaluator:
         return Score(key[2], by_media, (*(example for _, example in worst), *at_random))
 
     def _answer_length(self, samples: Sequence[Sample]) -> int:
-        """How many tokens an answer to one of these samples, a whole set, may have."""
+        """The most tokens that an answer may have; `samples` are a whole set."""
         if self.max_new_tokens is not None:
             return self.max_new_tokens
         encode = self.collate.tokenizer.encode
         longest = 1 + max((len(encode(s.answer)) for s in samples if _asks(s)), default=CONTINUED)
-        return longest + longest // 2  # the 1 is for what ends it
+        return longest + longest // 2  # the 1 is for the token that ends it
 
     def _token_counts(self, samples: Sequence[Sample]) -> Counts:
         """Loss and next-token accuracy of one batch."""
@@ -157,7 +157,7 @@ class _Graded:
 
     @property
     def wrongness(self) -> float:
-        """By which the worst answers are found."""
+        """How wrong the answer is; the report shows the worst ones."""
         return self.errors.rate if self.key[2] == "asr" else word_distance(self.answer, self.sample.answer)
 
     def example(self, why: str) -> dict:
@@ -181,18 +181,17 @@ def _graded(key: SetKey, sample: Sample, answer: str) -> _Graded:
 
 
 def swap_media(samples: Sequence[Sample]) -> list[Sample]:
-    """Each sample with the media of another that holds equally many images and equally many clips, but
-    others.
+    """Each sample with the media of another that has as many images and as many clips, none of them its own.
 
-    Samples for which there is no other are left out: their own media would say nothing.
+    Samples for which there is no such other are dropped: their own media would say nothing.
     """
     same_counts: dict[tuple[int, int], list[int]] = {}
     for i, sample in enumerate(samples):
         same_counts.setdefault((len(sample.images), len(sample.audios)), []).append(i)
     swapped = {}
     for numbers in same_counts.values():
-        # Sorted by media and moved on by the largest number of equal ones: so each medium is used as often as
-        # before, if none is in more than half of the samples.
+        # Sorted by media and shifted by the size of the largest group of equal ones, so that each medium is
+        # used as often as before if none is in more than half of the samples.
         numbers = sorted(numbers, key=lambda i: samples[i].images + samples[i].audios)
         equal = Counter(samples[i].images + samples[i].audios for i in numbers)
         step = max(len(numbers) // 2, max(equal.values()))

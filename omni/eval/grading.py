@@ -25,7 +25,7 @@ _ANSWERS = {code: " " for code in _PUNCTUATION if chr(code) not in "%&#@\uff05\u
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)*"
 _NUMBER = re.compile(r"((?:(?<![^\W_])(?<![.,)%])[-+])?"
                      rf"(?<![^\W_])(?:{_DIGITS}(?:/{_DIGITS})?|\.\d+)(?![^\W_]))")
-# Scripts that are written without spaces between words: a character is what is counted there.
+# Scripts that are written without spaces between words: there each character counts as a word.
 UNSPACED = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u3005-\u3007\u3040-\u30ff"
             "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff")
 _UNSPACED = re.compile(f"([{UNSPACED}])")
@@ -39,8 +39,8 @@ def _plain(text: str) -> str:
 def normalise_answer(text: str) -> str:
     """Lower case, no punctuation, no articles, number words as digits: as VQA does it (Antol et al. 2015).
 
-    Signs, points and symbols of numbers count, and an article goes only where a word follows it: "A" is an
-    answer.
+    Signs, decimal points and symbols such as % are kept. An article is removed only before another word:
+    "A" may be an answer.
     """
     parts = _NUMBER.split(_plain(text).translate(_MINUS))  # those of odd index are numbers
     parts = [part.lstrip("+").replace(",", "") if i % 2 else part.translate(_ANSWERS)
@@ -83,8 +83,8 @@ def word_distance(answer: str, reference: str) -> float:
 class WordErrors:
     """Word errors and reference words, summed over transcripts. Their ratio is the corpus word error rate.
 
-    In scripts without spaces between words the characters are the words: if most of them are, it is a
-    character error rate.
+    In scripts without spaces between words each character counts as a word; if most words are of this kind,
+    the ratio is a character error rate.
     """
 
     errors: int = 0

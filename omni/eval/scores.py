@@ -23,7 +23,7 @@ class Counts:
     correct_tokens: int = 0  # right argmax predictions, given the reference tokens before them
     correct_answers: int = 0  # generated answers that equal the reference
     word_errors: WordErrors = WordErrors()  # of generated transcripts
-    cut: int = 0  # generated answers that had not ended at the limit of their length
+    cut: int = 0  # generated answers that reached the limit of their length
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(**{name: value + getattr(other, name) for name, value in vars(self).items()})
@@ -54,13 +54,13 @@ class Score:
 
     @property
     def suffix(self) -> str:
-        """What ends its metric's name; cer, not wer, if the references are in a script without spaces."""
+        """The ending of its metric's name; cer, not wer, if the references are in a script without spaces."""
         by_character = self.task == "asr" and self.total.word_errors.by_character
         return "cer" if by_character else {"text": "acc", "qa": "qa", "asr": "wer"}[self.task]
 
 
 def lower_is_better(name: str) -> bool:
-    """Of a metric."""
+    """Whether the metric `name` is better if it is lower."""
     return name.endswith(("loss", "wer", "cer"))
 
 
@@ -90,7 +90,7 @@ def sample_counts(scores: dict[SetKey, Score]) -> dict[str, int]:
 def cut_counts(scores: dict[SetKey, Score]) -> dict[str, int]:
     """How many answers behind each metric were cut, if any were. Such answers may have been right."""
     return {name: counts.cut for name, (_, counts) in _metrics(scores).items()
-            if counts.cut and not name.endswith(("loss", "acc"))}  # these need no generated answers
+            if counts.cut}  # these need no generated answers
 
 
 def _metrics(scores: dict[SetKey, Score]) -> dict[str, tuple[float, Counts]]:
