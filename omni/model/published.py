@@ -4,10 +4,14 @@ from omni.base.config import checked
 
 
 def require(config: dict, **allowed) -> None:
-    """ValueError if a key of `config` that is in `allowed` has another value; keys may be absent."""
-    for key, value in allowed.items():
-        if key in config and config[key] != value:
-            raise ValueError(f'"{key}" is {_shown(config[key])}; only {_shown(value)} is supported')
+    """ValueError if a key of `config` has another value than `allowed` says, which may be a tuple of them.
+
+    Keys may be absent.
+    """
+    for key, values in allowed.items():
+        values = values if isinstance(values, tuple) else (values,)
+        if key in config and config[key] not in values:
+            raise ValueError(f'"{key}" is {_shown(config[key])}; only {_shown(values[0])} is supported')
 
 
 def arch_values(cls, config: dict, names: dict[str, str], needed: bool) -> dict:
