@@ -41,7 +41,8 @@ def write(content: dict, folder: Path) -> None:
         _save_tensors(folder / "projectors.safetensors", content["projectors"])
     except (OSError, SafetensorError) as err:  # the second if a disk is full
         reason = getattr(err, "strerror", None) or err
-        raise UserError(f"{folder}: can't be written ({reason}); make room or choose another folder") from None
+        raise UserError(f"{folder}: can't be written ({reason}); make room or choose another "
+                        "folder") from None
     dtype = state["model.embed_tokens.weight"].dtype
     _save_json(folder / THINKER / "config.json", thinker_config(arch, ends, tokenizer.pad, dtype))
     _save_json(folder / THINKER / "generation_config.json",
