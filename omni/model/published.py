@@ -15,9 +15,9 @@ def require(config: dict, **allowed) -> None:
 
 
 def arch_values(cls, config: dict, names: dict[str, str], needed: bool) -> dict:
-    """The values of `cls` that `config` holds under `names`: field -> key. ValueError names the key.
+    """{field of `cls`: value}; `names` has the key of each field in `config`. A ValueError names the key.
 
-    Without `needed` a key may be absent: the default of `cls` is that of the published config.
+    Unless `needed`, a key may be absent: the defaults of `cls` are those of the published config.
     """
     values = {}
     for field, key in names.items():
