@@ -57,7 +57,7 @@ class OmniModel(OmniNetwork):
         return model
 
     def _cast_once(self) -> None:
-        """Keep a large system's weights in the precision of its products: else each token casts them all."""
+        """Keep a large system's weights in bf16 if it computes in bf16. Else they are cast for each token."""
         if computes_in_bf16(next(self.parameters()).device, self.config.precision) and \
                 sum(p.numel() for p in self.thinker.parameters()) >= LARGE:
             self.requires_grad_(False)
@@ -77,7 +77,7 @@ class OmniModel(OmniNetwork):
         yield from self.answer(self.prompt(messages), **options)
 
     def prompt(self, messages: list[dict], reader=None) -> Batch:
-        """A conversation as a batch of one prompt, its media read by a reader of the class `reader`."""
+        """A conversation as a batch of one prompt. Its media are read by a reader of the class `reader`."""
         try:
             sample = as_sample(messages)
         except ValueError as err:
@@ -176,7 +176,7 @@ class Chat:
     def ask(self, question: str, images: list[str], audios: list[str]) -> None:
         """Print the answer as it is generated, or one JSON object. A question that fails is not kept.
 
-        An answer that is as long as it may be without an end is cut, which is said.
+        If an answer reaches its longest length before its end, that is printed or is in the object.
         """
         asked = [*self.messages, {"role": "user", "content": question_parts(question, images, audios)}]
         begun, first, pieces = time.time(), None, []
@@ -243,7 +243,8 @@ def converse(chat: Chat, images: list[str], audios: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m omni.chat", description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt", required=True, help="omni_final.pt or omni_best.pt of a run")
+    parser.add_argument("--ckpt", required=True,
+                        help="omni_final.pt or omni_best.pt of a run, or an exported folder")
     parser.add_argument("--image", action="append", default=[], metavar="PATH",
                         help="an image to ask about; may be repeated")
     parser.add_argument("--audio", action="append", default=[], metavar="PATH",
@@ -255,7 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--top-p", type=float, default=1.0,
                         help="sample from the likeliest tokens whose probabilities sum to this")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the sampling")
-    parser.add_argument("--max-new-tokens", type=int, 
+    parser.add_argument("--max-new-tokens", type=int,
                         help=f"longest answer (default: as in the run's config, else {LONGEST_ANSWER})")
     parser.add_argument("question", nargs="?",
                         help="without it and --audio, an interactive session starts")

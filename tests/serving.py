@@ -51,6 +51,7 @@ class Slow:
 
     def __init__(self, system: OmniModel, seconds: float = 0.01, piece: str = "x"):
         self.system, self.config, self.seconds, self.piece = system, system.config, seconds, piece
+        self.longest_answer = system.longest_answer
         self.begun: list[str] = []  # the last text of each prompt, in the order of their computation
         self.tokens = 0
 

@@ -95,8 +95,9 @@ def test_a_damaged_feature_is_noticed_before_it_is_used(tmp_path):
 
 def test_a_half_written_shard_is_never_read(tmp_path):
     (tmp_path / "enc").mkdir()
-    (tmp_path / "enc" / "abc.tmp").write_bytes(b"half")
-    assert filled(tmp_path, [1]).intact(key(1))
+    half = tmp_path / "enc" / "abc.tmp"
+    half.write_bytes(b"half")
+    assert filled(tmp_path, [1]).intact(key(1)) and half.exists(), "one that is read is dropped as damaged"
 
 
 def test_the_least_recently_used_shards_go_first(tmp_path):

@@ -181,7 +181,7 @@ def test_a_base_in_bf16_is_merged_in_fp32():
     layer = LoRALinear(base, 2, 1.0)
     torch.nn.init.normal_(layer.lora_B, 0, 1e-4)  # less than a step of bf16
     merged = layer.merged_weight()
-    assert merged.dtype == torch.float32 and (merged - layer.weight.float()).abs().max() > 0
+    assert merged.dtype == torch.float32 and (merged != layer.weight.float()).float().mean() > 0.99
 
 
 def test_adapters_leave_the_state_dict_names_of_the_base(toy):

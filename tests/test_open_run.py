@@ -11,6 +11,7 @@ import open_weights
 import pytest
 import torch
 from conftest import ROOT, assert_user_error
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from omni.base import checkpoint
@@ -119,6 +120,15 @@ def test_export_is_a_command_and_overwrites_nothing(exported, command):
     assert_user_error(command("-m", "omni.export", "--ckpt", final, "--out", folder), "is there already")
     done = command("-m", "omni.export", "--ckpt", "nowhere.pt", "--out", folder / "x")
     assert_user_error(done, "nowhere.pt")
+
+
+def test_a_disk_that_is_full_ends_an_export_in_one_line(exported, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("omni.model.exported.save_file", fails)
+    with pytest.raises(UserError, match="No space left on device.*make room"):
+        export(str(exported[0]), tmp_path / "system")
 
 
 @pytest.mark.parametrize("damage", ["omni.json", "projectors.safetensors", "thinker/model.safetensors"])

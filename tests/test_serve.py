@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -197,14 +196,15 @@ def test_what_it_is_and_held_out_samples_of_its_run(toy, tmp_path):
     assert about(system, ckpt).figures == []
 
 
-def test_the_command_serves_until_it_is_stopped(saved, media, command):
-    folders = set(Path(tempfile.gettempdir()).glob("omni-serve-*"))
+def test_the_command_serves_until_it_is_stopped(saved, media, command, tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "omni.serve", "--ckpt", saved, "--port", "0"], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                               env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
     try:
         first = process.stdout.readline() + process.stdout.readline()
         address = re.search(r"open (http://127\.0\.0\.1:\d+/) ", first)[1]
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert [*tmp_path.glob("omni-serve-*")]
         body, kind = json.dumps(question(picture(media[0]))).encode(), {"Content-Type": "application/json"}
         ask = urllib.request.Request(f"{address}v1/chat/completions", body, kind)
         with urllib.request.urlopen(ask, timeout=60) as response:
@@ -218,7 +218,7 @@ def test_the_command_serves_until_it_is_stopped(saved, media, command):
             process.kill()
         process.communicate()
     assert children and not any(os.path.exists(f"/proc/{child}") for child in children)
-    assert set(Path(tempfile.gettempdir()).glob("omni-serve-*")) == folders
+    assert not [*tmp_path.glob("omni-serve-*")]
 
 
 def test_a_server_that_others_could_reach_wants_a_token(command):

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from omni.base import checkpoint
@@ -23,7 +24,7 @@ PARTS = (THINKER, "audio_encoder", "vision_encoder")
 
 
 def write(content: dict, folder: Path) -> None:
-    """Write the `content` of an omni_final.pt to a new `folder`. omni.json comes last and makes it whole.
+    """Write the `content` of an omni_final.pt to a new `folder`. omni.json is written last.
 
     UserError if something can't be written.
     """
@@ -38,8 +39,9 @@ def write(content: dict, folder: Path) -> None:
         for name in PARTS[1:]:
             _save_tensors(folder / f"{name}.safetensors", content[name]["state"])
         _save_tensors(folder / "projectors.safetensors", content["projectors"])
-    except OSError as err:
-        raise UserError(f"{folder}: can't be written ({err.strerror or err}); make room or choose another "
+    except (OSError, SafetensorError) as err:  # the second if a disk is full
+        reason = getattr(err, "strerror", None) or err
+        raise UserError(f"{folder}: can't be written ({reason}); make room or choose another "
                         "folder") from None
     dtype = state["model.embed_tokens.weight"].dtype
     _save_json(folder / THINKER / "config.json", thinker_config(arch, ends, tokenizer.pad, dtype))
@@ -54,8 +56,9 @@ def write(content: dict, folder: Path) -> None:
 
 
 def read(folder: Path) -> dict:
-    """The content of an exported `folder`, as in the omni_final.pt that it was made of. UserError if it is no
-    such folder.
+    """The content of an exported `folder`: that of the omni_final.pt that it was made of.
+
+    UserError if it is no such folder.
     """
     content = read_json(folder / SYSTEM)
     if content.get("format") != FORMAT:

@@ -33,7 +33,7 @@ def rope_table(positions: torch.Tensor, head_dim: int, theta: float = 10000.0,
                scaling: dict | None = None) -> Rope:
     """cos and sin of rotary positions (Su et al. 2021): (..., T) -> two of (..., T, head_dim), float32.
 
-    `scaling` is that of Llama 3.1 for long contexts, with the keys of its config.json (ROPE_SCALING).
+    `scaling` is that of Llama 3.1 for long contexts, under the keys of its config.json.
     """
     even = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32)
     frequencies = theta ** (-even / head_dim)

@@ -111,7 +111,8 @@ def _build(content: dict, name: str, where: str, changes: dict | None = None,
            assign: bool = False) -> tuple[nn.Module, str]:
     """The part `name` in `content`, with `changes` of its arch, and the line about its tensors."""
     kinds = KINDS[name]
-    kind = content.get("arch_type", next(iter(kinds))) if isinstance(content, dict) else next(iter(kinds))
+    first = next(iter(kinds))
+    kind = content.get("arch_type", first) if isinstance(content, dict) else first
     if kind not in kinds:
         raise UserError(f"{where}: its {name} is of the unknown type {kind!r}; use a newer version")
     if changes:

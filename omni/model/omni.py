@@ -61,8 +61,8 @@ class OmniNetwork(nn.Module):
     def store_frozen(self, dtype: torch.dtype, lossy: bool) -> None:
         """Keep the matrices of frozen parts in `dtype`, in which they are computed anyway: half the memory.
 
-        Unless `lossy`, only those that stay the same: weights that were published in bf16 do. Embeddings
-        always have to, since they are looked up, not computed.
+        Unless `lossy`, only matrices that lose nothing by it, such as those that were published in bf16.
+        Embeddings must never lose anything, since they are looked up and not multiplied.
         """
         for module in self.modules():
             weight = getattr(module, "weight", None)

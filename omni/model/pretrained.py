@@ -1,7 +1,8 @@
 """Parts from folders of open weights, as they are published on the Hugging Face Hub.
 
 A folder has config.json, *.safetensors and, for a language model, tokenizer.json. Only JSON and safetensors
-are read, so nothing in a folder is run or unpickled. What a config asks for and isn't computed is refused.
+are read, so nothing in a folder is run or unpickled. A config that asks for something that isn't supported is
+refused.
 """
 
 import json
@@ -19,6 +20,7 @@ from omni.base import checkpoint
 from omni.base.config import ThinkerArch, build
 from omni.base.errors import UserError
 from omni.data.tokenizer import Tokenizer
+from omni.model.published import require
 from omni.model.siglip import SiglipEncoder
 from omni.model.thinker import Thinker
 from omni.model.whisper import WhisperEncoder
@@ -29,12 +31,12 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
-def load_thinker(folder: Path, **options: Any) -> tuple[Thinker, Tokenizer, str]:
-    """A language model, its tokenizer and the line about its tensors. `options` are those of `Thinker`."""
+def load_thinker(folder: Path) -> tuple[Thinker, Tokenizer, str]:
+    """A language model, its tokenizer and the line about its tensors."""
     config = read_json(folder / "config.json")
     arch = thinker_arch(config, folder / "config.json")
     state, unwanted = _thinker_state(read_tensors(folder), arch, folder)
-    thinker, line = _build(lambda: Thinker(arch, **options), state, unwanted, "thinker", folder)
+    thinker, line = _build(lambda: Thinker(arch), state, unwanted, "thinker", folder)
     generation = folder / "generation_config.json"
     ends = _ends(config) + (_ends(read_json(generation)) if generation.is_file() else [])
     return thinker, Tokenizer.from_folder(folder, arch.vocab_size, ends), line
@@ -64,7 +66,7 @@ def _load_encoder(folder: Path, name: str, kind: type, changes: dict, family: st
 
 def _build(make: Callable[[], nn.Module], state: State, unwanted: Sequence[str], name: str,
            folder: Path) -> tuple[nn.Module, str]:
-    """The part with its weights in fp32, and the line about its tensors. UserError if one doesn't fit."""
+    """The part with its weights in fp32, and the line about its tensors. UserError if they don't fit."""
     try:
         with torch.device("meta"):  # no memory is allocated and nothing is initialised
             part = make()
@@ -76,7 +78,7 @@ def _build(make: Callable[[], nn.Module], state: State, unwanted: Sequence[str],
 
 
 def _unwanted(names: Sequence[str]) -> str:
-    """What a file holds besides the part: a count for each beginning of a name."""
+    """What a file holds besides the part: the number of tensors for each beginning of a name."""
     groups = Counter(".".join(name.split(".")[:2]) for name in names)
     listed = ", ".join(f"{count} of {group}" if count > 1 else group
                        for group, count in sorted(groups.items()))
@@ -156,13 +158,14 @@ def thinker_arch(config: dict, where: str | Path) -> ThinkerArch:
     if kind not in ("llama", "qwen2", "qwen3"):
         raise UserError(f'{where}: "model_type" {kind!r} is not supported; llama (SmolLM2 too), qwen2 and '
                         "qwen3 are")
-    plain = {"hidden_act": ("silu",), "mlp_bias": (False, None), "use_sliding_window": (False, None),
-             "quantization_config": (None,), "partial_rotary_factor": (1, None)}
-    if kind != "qwen2":  # where it always has biases, on q, k and v
-        plain["attention_bias"] = (False, None)
-    for key, allowed in plain.items():
-        if config.get(key, allowed[0]) not in allowed:
-            raise UserError(f'{where}: "{key}" {json.dumps(config[key])[:80]} is not supported')
+    absent = (False, None)
+    try:
+        require(config, hidden_act="silu", mlp_bias=absent, use_sliding_window=absent,
+                quantization_config=None, partial_rotary_factor=(1, None))
+        if kind != "qwen2":  # which always has biases, on q, k and v
+            require(config, attention_bias=absent)
+    except ValueError as err:
+        raise UserError(f"{where}: {err}") from None
     if any(layer != "full_attention" for layer in config.get("layer_types") or ()):
         raise UserError(f'{where}: "layer_types" other than full_attention are not supported')
     theta, scaling = _rope(config, where)
@@ -203,9 +206,8 @@ def _rope(config: dict, where: str | Path) -> tuple[float, dict | None]:
 
 def _thinker_state(state: State, arch: ThinkerArch, folder: Path) -> tuple[State, list[str]]:
     """The Thinker's weights by its own names, and the names of those that it doesn't need."""
-    own = {name.removeprefix("model."): tensor for name, tensor in state.items()
-           if not name.endswith("rotary_emb.inv_freq")}  # computed here
-    unwanted = [name for name in state if name.endswith("rotary_emb.inv_freq")]
+    unwanted = [name for name in state if name.endswith("rotary_emb.inv_freq")]  # computed here
+    own = {name.removeprefix("model."): tensor for name, tensor in state.items() if name not in unwanted}
     if arch.tied_head and "lm_head.weight" in own:
         head, embedding = own.pop("lm_head.weight"), own.get("embed_tokens.weight")
         if embedding is None or not torch.equal(head, embedding):

@@ -4,16 +4,20 @@ from omni.base.config import checked
 
 
 def require(config: dict, **allowed) -> None:
-    """ValueError if a key of `config` that is in `allowed` has another value; keys may be absent."""
-    for key, value in allowed.items():
-        if key in config and config[key] != value:
-            raise ValueError(f'"{key}" is {_shown(config[key])}; only {_shown(value)} is supported')
+    """ValueError if a key of `config` has another value than `allowed` says, which may be a tuple of them.
+
+    Keys may be absent.
+    """
+    for key, values in allowed.items():
+        values = values if isinstance(values, tuple) else (values,)
+        if key in config and config[key] not in values:
+            raise ValueError(f'"{key}" is {_shown(config[key])}; only {_shown(values[0])} is supported')
 
 
 def arch_values(cls, config: dict, names: dict[str, str], needed: bool) -> dict:
-    """The values of `cls` that `config` holds under `names`: field -> key. ValueError names the key.
+    """{field of `cls`: value}; `names` has the key of each field in `config`. A ValueError names the key.
 
-    Without `needed` a key may be absent: the default of `cls` is that of the published config.
+    Unless `needed`, a key may be absent: the defaults of `cls` are those of the published config.
     """
     values = {}
     for field, key in names.items():

@@ -20,7 +20,8 @@ MIN_TOKEN = 16  # characters
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m omni.serve", description=__doc__.splitlines()[0])
-    parser.add_argument("--ckpt", required=True, help="omni_final.pt or omni_best.pt of a run")
+    parser.add_argument("--ckpt", required=True,
+                        help="omni_final.pt or omni_best.pt of a run, or an exported folder")
     parser.add_argument("--host", default="127.0.0.1",
                         help="address to listen on (default: 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0 is any free one")
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError for a port that is none, and for a server that others could reach without a token."""
+    """UserError for an impossible port, and for a server that other machines could reach without a token."""
     if not 0 <= args.port < 65_536:
         raise UserError(f"--port {args.port}: must be 0 to 65535")
     if args.token is not None and (len(args.token) < MIN_TOKEN or not args.token.isascii()

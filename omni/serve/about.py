@@ -19,7 +19,7 @@ KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".web
 
 @dataclass
 class About:
-    """The page's facts about a system. Of `samples` the browser gets all but the paths."""
+    """What the page shows of a system. The browser gets all of it but `paths`."""
 
     name: str
     parts: list[dict] = field(default_factory=list)
@@ -29,7 +29,7 @@ class About:
 
 
 def about(system: OmniModel, ckpt: str) -> About:
-    """The facts about a system; figures and samples if the output folder of its run is where `ckpt` is."""
+    """The facts about a system; with figures and samples if `ckpt` is in the output folder of its run."""
     path = Path(ckpt).resolve()
     folder = path if path.is_dir() else path.parent
     facts = About(folder.name or "omni", _parts(system))

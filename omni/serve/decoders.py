@@ -1,9 +1,9 @@
 """Decodes the media of requests in processes of their own, before the model sees them.
 
-A worker forks a child for each request, by `omni.data.decoding` with its limits of time and memory. It exists
-because forking is safe only where no other thread computes: it is started before the model is loaded, has one
-thread, holds no connection of a client, and is small, so that a fork is fast. Where there is no fork, its
-child waits for the next request.
+For each request a worker forks a child that decodes, with the limits of time and memory of
+`omni.data.decoding`. The server itself can't fork it, since that is safe only where no other thread computes.
+A worker is started before the model is loaded: it has one thread and no client's connection, and it is small,
+so that a fork is fast. On a platform without fork the child is kept for the next request.
 """
 
 import contextlib

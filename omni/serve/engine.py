@@ -54,7 +54,7 @@ class Engine:
 
     def __init__(self, system: OmniModel):
         self.system = system
-        self.default_length = min(system.config.max_new_tokens or MAX_NEW_TOKENS, MAX_NEW_TOKENS)
+        self.default_length = min(system.longest_answer, MAX_NEW_TOKENS)
         self.waiting: deque[Answer] = deque()
         self.changed = threading.Condition()
         self.closed = False
@@ -103,7 +103,7 @@ class Engine:
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 answer.pieces.put(ApiError(503, "not enough memory for this conversation; shorten it"))
-            except Exception:  # a fault of ours: the next request is not to suffer from it
+            except Exception:  # a fault of ours, which must not end the server
                 traceback.print_exc(file=sys.stderr)
                 answer.pieces.put(ApiError(500, "the answer failed; the server's terminal says why"))
 

@@ -79,7 +79,7 @@ class Server(socketserver.ThreadingTCPServer):
             return True
 
     def _drop_slowest(self, but: socket.socket | None = None) -> bool:
-        """End the connection that is waited for the longest, at least for a second."""
+        """End the connection whose client has let us wait the longest; False if none has for a second."""
         waited = [(since, c) for c, since in self.open.items() if since is not None and c is not but]
         since, slowest = min(waited, key=lambda pair: pair[0], default=(time.monotonic(), None))
         if slowest is None or time.monotonic() - since < 1:

@@ -1,7 +1,8 @@
-"""Features on the disk, found by what they were computed from. Runs and ranks share a folder at any time.
+"""Features on the disk, found by what they were computed from. Several runs and ranks may use it at once.
 
-A folder holds the features of one encoder in shards. A shard is written once, under a temporary name, and is
-never changed: the features end to end, a table of RECORDs, the number of these and a checksum of the table.
+A folder holds the features of one encoder, in files called shards. In a shard the features lie end to end,
+then come a table of RECORDs, the number of records and a checksum of the table. A shard is written under a
+temporary name and is never changed afterwards.
 """
 
 import contextlib
@@ -39,10 +40,10 @@ class Key(NamedTuple):
 
 
 def default_folder() -> Path:
-    """Where the system keeps what can be made again: $XDG_CACHE_HOME, or the platform's folder."""
-    home = Path.home()
-    places = {"nt": Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))}
-    cache = os.environ.get("XDG_CACHE_HOME") or places.get(os.name) or home / ".cache"
+    """In the user's cache folder: $XDG_CACHE_HOME, or that of the platform."""
+    local, home = os.environ.get("LOCALAPPDATA"), Path.home()
+    platform = local or home / "AppData" / "Local" if os.name == "nt" else home / ".cache"
+    cache = os.environ.get("XDG_CACHE_HOME") or platform
     return Path(cache) / "micro-omni" / "features"
 
 
@@ -85,7 +86,7 @@ class FeatureCache:
         self._maps = [np.memmap(path, np.uint8, "r") for path in self._paths]
 
     def refresh(self) -> None:
-        """Take note of shards that other processes wrote. A damaged one is deleted: it is made anew."""
+        """Add the shards that other processes wrote. A damaged one is deleted."""
         known = {*self._paths}
         tables = [self._index]
         numbers = [self._shard_of]
@@ -106,7 +107,7 @@ class FeatureCache:
             self._sort(np.concatenate(tables), np.concatenate(numbers))
 
     def _sort(self, index: np.ndarray, shard_of: np.ndarray) -> None:
-        """Take over records and their shards, for `find`."""
+        """Set the records and the shard of each, sorted for `find`."""
         order = np.argsort(index["high"], kind="stable")
         self._index, self._shard_of = index[order], shard_of[order]
         self._high = np.ascontiguousarray(self._index["high"])  # a search in the records would copy it
@@ -156,9 +157,6 @@ class FeatureCache:
 
     def size(self, key: Key) -> tuple[int, int]:
         """(bytes, frames) of a feature; `frames` is what `add` got. KeyError if it is not there."""
-        if key in self._waiting:
-            feature, frames = self._waiting[key]
-            return feature.nbytes, frames
         place = self.find(key)
         if place is None:
             raise KeyError(key)

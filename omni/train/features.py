@@ -46,17 +46,16 @@ def read_media(mix: Mix, features: "FeatureStore | None", decoder: Decoder, take
                 skipped.drop_unreadable(mix, bad)
 
 
-def unusable_media(samples: Iterable[Sample], takes: int, decoder: Decoder, what: str, world: World = ALONE,
-                   methods: Collection[str] = ("pixels", "mel")) -> dict[str, str]:
+def unusable_media(samples: Iterable[Sample], takes: int, decoder: Decoder, what: str,
+                   world: World = ALONE) -> dict[str, str]:
     """Read every medium of `samples` once; returns {path: reason} of those that can't be used.
 
-    `methods` are those of the reader: "pixels" for images, "mel" for clips. `takes` is the number of
-    augmented versions that training draws from (1: only the plain one). The longest of them is recorded in
-    `decoder.frames`, since a faster or slower take of a clip has another length.
+    `takes` is the number of augmented versions that training draws from (1: only the plain one). The longest
+    of them is recorded in `decoder.frames`, since a faster or slower take of a clip has another length.
     """
     requests = [("pixels", p, 0) for p in dict.fromkeys(p for s in samples for p in s.images)]
     requests += [("mel", p, 0) for p in dict.fromkeys(p for s in samples for p in s.audios)]
-    return _check([request for request in requests if request[0] in methods], takes, decoder, what, world)
+    return _check(requests, takes, decoder, what, world)
 
 
 def _check(requests: list[Request], takes: int, decoder: Decoder, what: str, world: World) -> dict[str, str]:
@@ -169,7 +168,10 @@ class FeatureStore:
         return _exchange(bad, self.decoder, self.world)
 
     def _encode_all(self, method: str, wanted: list[Medium], what: str) -> tuple[dict[str, str], list[str]]:
-        """Keep the features of `wanted`; returns {path: reason} if unusable, and paths beyond the limit."""
+        """Keep the features of `wanted`.
+
+        Returns {path: reason} of media that can't be used, and the paths that are beyond the limit.
+        """
         cache, bad = self.caches[ENCODER_OF[method]], {}
         groups = [wanted[i:i + GROUP] for i in range(0, len(wanted), GROUP)]
         if method == "pixels":
@@ -240,7 +242,7 @@ class FeatureStore:
                 "each step, which is slower")
 
     def _key(self, path: str, take: int) -> Key | None:
-        """What a take is found by: the medium's content and, if it is augmented, what its numbers depend on.
+        """A hash of the medium's bytes and, for an augmented take, of all that its augmentation depends on.
 
         None if the file can't be read.
         """

@@ -23,7 +23,7 @@ class MetricsFile:
     def __init__(self, folder: str | Path, world: World = ALONE, config: SFTConfig | None = None):
         self.path, self.world, self.config = Path(folder) / "metrics.jsonl", world, config
         self._resumed_at, self._tensorboard = 0, None  # the SummaryWriter, made with the first event
-        self._tracker: Tracker | None = None  # made when the run begins: by `rewind`
+        self._tracker: Tracker | None = None  # made by `rewind`, which knows where the run begins
 
     def add(self, event: str, **values) -> None:
         """Append one event and flush it to the disk. UserError if it can't be written."""

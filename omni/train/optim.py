@@ -11,14 +11,14 @@ from omni.base import distributed
 from omni.base.config import SCHEDULES, SFTConfig
 from omni.base.errors import UserError
 
-DECAY = 0.2  # the share of a run's steps in which the rate of the schedule "wsd" goes down
+DECAY = 0.2  # the share of a run's steps in which the rate of "wsd" falls
 
 
 def lr_factor(step: int, total: int, warmup: int, floor: float, schedule: str = "cosine") -> float:
     """Learning rate at `step` (from 0), relative to its peak: linear warm-up, then the schedule.
 
-    "cosine" goes to `floor`; "constant" stays at the peak; "wsd" does so and in the end goes to `floor` in a
-    line (warm-up, stable, decay).
+    "cosine" falls to `floor`; "constant" stays at the peak; "wsd" (warm-up, stable, decay) stays there too,
+    and falls linearly to `floor` in the last steps.
     """
     warmup = min(warmup, total // 2)  # a short run warms up for half of its steps at most
     if step < warmup:
@@ -39,9 +39,9 @@ def lr_factor_of(config: SFTConfig, step: int, total: int) -> float:
 
 def rate_jump(config: SFTConfig, optimizer: torch.optim.Optimizer, step: int, total: int,
               before: float) -> str:
-    """What a resume after `step` says if it goes on with another learning rate than `before`, else "".
+    """What a resume after `step` says if the learning rate jumps, else "".
 
-    `before` is the rate of the last step, of the optimizer's first group.
+    `before` is the rate that the optimizer's first group had in the last step.
     """
     if not 0 < step < total:
         return ""

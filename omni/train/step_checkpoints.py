@@ -38,7 +38,7 @@ class StepCheckpoints:
 
     def __init__(self, path: Path, world: World):
         self.path, self.world = path, world
-        self.frozen = ""  # hash of the weights that are not trained, which a step checkpoint names
+        self.frozen = ""  # hash of the weights that are not trained, kept in each step checkpoint
         self._saved_at = time.monotonic()
 
     def paths(self) -> list[Path]:
@@ -52,7 +52,7 @@ class StepCheckpoints:
                 or time.monotonic() - self._saved_at >= config.save_every_minutes * 60)
 
     def save(self, state: TrainState, model: OmniNetwork, optimizer: torch.optim.Optimizer,
-                  config: SFTConfig, fingerprints: dict[str, str]) -> None:
+             config: SFTConfig, fingerprints: dict[str, str]) -> None:
         """Write a step checkpoint; when it is verified, delete the oldest ones beyond keep_checkpoints.
 
         All ranks call it together. UserError if it can't be written.

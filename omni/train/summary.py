@@ -58,7 +58,7 @@ def frozen_line(model: OmniNetwork, before: str) -> str:
 
 
 def written_line(path: Path, seconds: float, evaluation: float) -> str:
-    """That the system is written, after `seconds`, of which `evaluation` were spent on it."""
+    """The last line of a run, which took `seconds`: `evaluation` of them for evaluation."""
     return (f"wrote {path} after {seconds / 60:.1f} minutes, {evaluation / 60:.1f} of them for evaluation; "
             f"peak memory {peak_memory_gb():.2f} GB")
 

@@ -17,9 +17,9 @@ COLUMNS = ["set", "question", "reference", "answer", "right", "image", "audio"]
 
 
 class Tracker:
-    """Passes the events of metrics.jsonl on to a tracking package. The two that are known have one API.
+    """Passes the events of metrics.jsonl on to wandb or trackio, which have the same API.
 
-    A package that fails later is named once and then left alone: no run ends for it.
+    If the package fails after its start, that is printed once and nothing more is sent. The run goes on.
     """
 
     def __init__(self, package: str, folder: Path, config: dict, resumed_at: int):
@@ -81,7 +81,7 @@ class Tracker:
 
 
 def _numbers(event: str, values: dict):
-    """("event/name", value) for each number of an event, also of those one level down."""
+    """("event/name", number) for each number of an event, ("event/name/key", number) inside its objects."""
     for name, value in values.items():
         inner = value.items() if isinstance(value, dict) and event != "answers" else ()
         for path, number in ((f"{event}/{name}", value), *((f"{event}/{name}/{key}", v) for key, v in inner)):

@@ -41,10 +41,7 @@ def activation_bytes(arch: ThinkerArch, trained: str) -> int:
     if trained != "full":
         block.requires_grad_(False)
     if trained == "LoRA":
-        for module in (block.self_attn, block.mlp):
-            for name, child in list(module.named_children()):
-                if name in PROJECTIONS:
-                    setattr(module, name, lora.LoRALinear(child, 16, 32.0))
+        lora.adapt_block(block, 16, 32.0, PROJECTIONS)
     tokens, kept = 64, {}
     weights = {p.data_ptr() for p in block.parameters()}
     copies = {tuple(p.shape) for p in block.parameters()}  # autocast's, which don't grow with the tokens
