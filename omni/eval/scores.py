@@ -90,7 +90,7 @@ def sample_counts(scores: dict[SetKey, Score]) -> dict[str, int]:
 def cut_counts(scores: dict[SetKey, Score]) -> dict[str, int]:
     """How many answers behind each metric were cut, if any were. Such answers may have been right."""
     return {name: counts.cut for name, (_, counts) in _metrics(scores).items()
-            if counts.cut}  # these need no generated answers
+            if counts.cut and not name.endswith(("loss", "acc"))}  # these need no generated answers
 
 
 def _metrics(scores: dict[SetKey, Score]) -> dict[str, tuple[float, Counts]]:
