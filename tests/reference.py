@@ -4,7 +4,8 @@ import math
 
 import torch
 
-from omni.data.batch import Batch, PackedLayout
+from omni.data.batch import Batch
+from omni.data.layout import PackedLayout
 from omni.model.layers import apply_rope, rope_table
 from omni.model.thinker import Thinker
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omni.data.batch import moved
-from omni.data.packing import packed_layout
+from omni.data.layout import packed_layout
 from omni.model import attention
 from omni.model.attention import DecodeLayout, FullLayout, attend
 

@@ -8,7 +8,7 @@ from reference import packed, padded_hidden, slices, unpacked
 from torch import nn
 
 from omni.base.config import ThinkerArch
-from omni.data.packing import packed_layout
+from omni.data.layout import packed_layout
 from omni.model import cpu_block
 from omni.model.attention import DecodeLayout
 from omni.model.cpu_plan import Plan
@@ -231,7 +231,7 @@ def test_a_fused_block_keeps_no_tensors_under_activation_checkpointing():
     x = torch.randn(len(layout.rows), WIDTH, dtype=torch.float64)
     before = live_bytes()
     states = model.hidden(x, layout)
-    shared = layout.groups[-1]
+    shared = layout.bins.groups[-1]
     one_block = 4 * shared.bins * shared.length ** 2 * 8  # bytes of its attention probabilities
     assert live_bytes() - before < one_block / 2
     states.sum().backward()

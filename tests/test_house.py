@@ -22,7 +22,7 @@ ALLOWED = {
     "serve": {"base", "data", "model", "report", "commands"},  # a page and an API for what omni.chat does
 }
 # What model may import from data: the batch, the samples, and the ids of the tokenizer.
-SHARED = {"omni.data.batch", "omni.data.sample", "omni.data.tokenizer"}
+SHARED = {"omni.data.batch", "omni.data.layout", "omni.data.sample", "omni.data.tokenizer"}
 
 
 def layer(module: str) -> str:

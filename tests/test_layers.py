@@ -8,7 +8,7 @@ from reference import packed, unpacked
 from torch.nn import functional as F
 
 from omni.base.config import ThinkerArch
-from omni.data.packing import packed_layout
+from omni.data.layout import packed_layout
 from omni.model.attention import FullLayout
 from omni.model.layers import Attention, RMSNorm, SwiGLU, apply_rope, rope_table
 from omni.model.thinker import Thinker

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from omni.base import checkpoint
 from omni.base.errors import UserError
 from omni.chat import OmniModel
-from omni.data.packing import packed_layout
+from omni.data.layout import packed_layout
 from omni.export import export
 from sft_omni import main
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from reference import rows, slices
 
 from omni.data.batch import IGNORE
-from omni.data.packing import BIN, bucket, pack, packed_layout, pad_index
+from omni.data.layout import BIN, bucket, packed_layout
+from omni.data.packing import pack, pad_index
 from omni.model.attention import gather
 
 LENGTHS = st.lists(st.one_of(st.integers(1, 60), st.integers(1, 300)), min_size=1, max_size=9)
@@ -18,6 +19,7 @@ PAD = 7
 @settings(deadline=None, max_examples=60)
 def test_every_token_has_its_slot_and_attends_to_its_own_past(lengths, padding):
     layout = packed_layout(lengths, padding)
+    bins = layout.bins
     tokens = [(row, place) for row, length in enumerate(lengths) for place in range(length)]
     N = len(tokens) + padding
     assert layout.rows.tolist() == [row for row, _ in tokens] + [len(lengths)] * padding
@@ -26,14 +28,14 @@ def test_every_token_has_its_slot_and_attends_to_its_own_past(lengths, padding):
     assert layout.cu_seqlens.dtype == torch.int32 and int(layout.cu_seqlens[-1]) == N
     assert layout.max_seqlen == max(*lengths, padding)
     # A token's slot holds that token; the padding shares the slot of its last token.
-    held = layout.token_of_slot[layout.slot_of_token].tolist()
+    held = bins.token_of_slot[bins.slot_of_token].tolist()
     assert held == [*range(len(tokens)), *[N - 1] * padding]
-    empty = torch.ones(len(layout.token_of_slot), dtype=torch.bool).index_fill(0, layout.slot_of_token, False)
-    assert (layout.token_of_slot[empty] == N - 1).all()
+    empty = torch.ones(len(bins.token_of_slot), dtype=torch.bool).index_fill(0, bins.slot_of_token, False)
+    assert (bins.token_of_slot[empty] == N - 1).all()
     begin = 0
-    for group in layout.groups:
+    for group in bins.groups:
         for start in range(begin, begin + group.bins * group.length, group.length):
-            inside, unused = (x[start:start + group.length].tolist() for x in (layout.token_of_slot, empty))
+            inside, unused = (x[start:start + group.length].tolist() for x in (bins.token_of_slot, empty))
             seen = torch.ones(group.length, group.length, dtype=torch.bool).tril() if group.mask is None \
                 else group.mask[(start - begin) // group.length, 0]
             for slot in (slot for slot in range(group.length) if not unused[slot]):
@@ -41,10 +43,10 @@ def test_every_token_has_its_slot_and_attends_to_its_own_past(lengths, padding):
                 token = inside[slot]
                 assert found == [*range(token - int(layout.positions[token]), token + 1)]
         begin += group.bins * group.length
-    assert begin == len(layout.token_of_slot)
-    for group in layout.groups[:-1]:  # those of long rows
+    assert begin == len(bins.token_of_slot)
+    for group in bins.groups[:-1]:  # those of long rows
         assert group.mask is None and group.length > BIN
-    shared, needed = layout.groups[-1], sum(n for n in [*lengths, 1] if n <= BIN)
+    shared, needed = bins.groups[-1], sum(n for n in [*lengths, 1] if n <= BIN)
     assert shared.length <= BIN and (shared.bins == 1 or shared.bins * shared.length < 2 * needed)
 
 
@@ -53,10 +55,11 @@ def test_every_token_has_its_slot_and_attends_to_its_own_past(lengths, padding):
 def test_gathering_equals_indexing(seed, lengths):
     torch.manual_seed(seed)
     layout = packed_layout(lengths, 3)
+    bins = layout.bins
     x = torch.randn(len(layout.positions), 3, requires_grad=True)
-    weight = torch.randn(len(layout.token_of_slot), 3)
-    weight[torch.ones(len(weight), dtype=torch.bool).index_fill(0, layout.slot_of_token, False)] = 0
-    gathered, indexed = gather(x, layout.token_of_slot, layout.slot_of_token), x[layout.token_of_slot]
+    weight = torch.randn(len(bins.token_of_slot), 3)
+    weight[torch.ones(len(weight), dtype=torch.bool).index_fill(0, bins.slot_of_token, False)] = 0
+    gathered, indexed = gather(x, bins.token_of_slot, bins.slot_of_token), x[bins.token_of_slot]
     assert torch.equal(gathered, indexed)
     true = len(layout.rows) - 3
     assert torch.equal(*(torch.autograd.grad((y * weight).sum(), x)[0][:true] for y in (gathered, indexed)))

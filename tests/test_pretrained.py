@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from omni.base.errors import UserError
-from omni.data.packing import packed_layout
+from omni.data.layout import packed_layout
 from omni.model import attention, cpu_block, pretrained
 from omni.model.attention import DecodeLayout
 from omni.model.thinker import Thinker

@@ -10,39 +10,11 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
 
+from omni.data.layout import PackedLayout
+
 IGNORE = -100  # label of a position that is not trained on
 MELS = 80  # mel bands that our own audio encoder reads
 MEL_FRAMES_PER_SECOND = 100
-
-
-@dataclass(frozen=True)
-class BinGroup:
-    """Bins of the same length. `mask` (bins, 1, length, length) is True where a query attends to a key.
-
-    Without a mask each bin holds a single row, from its first slot on, so causal attention is enough.
-    """
-
-    bins: int
-    length: int
-    mask: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class PackedLayout:
-    """Where the rows of N packed tokens lie. The last row is padding, so R is one more than the samples.
-
-    Where there is no attention kernel for packed rows, the rows are copied into bins, which form rectangles.
-    Short rows share a bin, a long row has its own. Each token has a slot in a bin. Empty slots hold the last
-    token, which is padding; all padding tokens share one slot.
-    """
-
-    positions: torch.Tensor  # (N,) int64: position of each token in its row; 0 in the padding
-    rows: torch.Tensor  # (N,) int64: row of each token
-    cu_seqlens: torch.Tensor  # (R + 1,) int32: where each row begins, and N
-    max_seqlen: int  # length of the longest row
-    groups: tuple[BinGroup, ...]
-    token_of_slot: torch.Tensor  # (slots,) int64, the slots of all groups end to end
-    slot_of_token: torch.Tensor  # (N,) int64
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from omni.data.batch import IGNORE, Batch
+from omni.data.layout import AUDIO_BUCKETS, IMAGE_BUCKETS, bucket
 from omni.data.media_reader import MediaReader
-from omni.data.packing import AUDIO_BUCKETS, IMAGE_BUCKETS, bucket, pack, pad_index
+from omni.data.packing import pack, pad_index
 from omni.data.sample import Sample
 from omni.data.text_pieces import LEAST, pieces
 from omni.data.tokenizer import Tokenizer

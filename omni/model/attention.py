@@ -14,7 +14,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
-from omni.data.batch import PackedLayout
+from omni.data.layout import PackedLayout
 
 MAX_SCORES = 2 ** 24  # attention scores that a CPU holds at once: 32 MB in bf16
 
@@ -79,13 +79,14 @@ def _packed_kernel(q, k, v, layout: PackedLayout) -> torch.Tensor:
 
 
 def _binned(q, k, v, layout: PackedLayout) -> torch.Tensor:
-    sizes = [group.bins * group.length for group in layout.groups]
-    parts = zip(*(gather(x, layout.token_of_slot, layout.slot_of_token).split(sizes) for x in (q, k, v)),
+    bins = layout.bins
+    sizes = [group.bins * group.length for group in bins.groups]
+    parts = zip(*(gather(x, bins.token_of_slot, bins.slot_of_token).split(sizes) for x in (q, k, v)),
                 strict=True)
     out = [attend_rectangle(*(x.unflatten(0, (group.bins, group.length)) for x in part), group.mask,
                             causal=group.mask is None).flatten(0, 1)
-           for part, group in zip(parts, layout.groups, strict=True)]
-    return gather(torch.cat(out), layout.slot_of_token, layout.token_of_slot)
+           for part, group in zip(parts, bins.groups, strict=True)]
+    return gather(torch.cat(out), bins.slot_of_token, bins.token_of_slot)
 
 
 def _decode(q, k, v, mask: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from omni.data.batch import PackedLayout
+from omni.data.layout import PackedLayout
 from omni.model.cpu_plan import BinnedHeads, Plan
 from omni.model.layers import Attention, Block, LayerCache, RMSNorm, Rope, SwiGLU
 
@@ -31,7 +31,7 @@ def fused(layers: Sequence[nn.Module], x: torch.Tensor, rope: Rope, layout: Pack
     weights or frozen weights (while gradients are on) can't be fused.
     """
     if not (x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-            and max(group.length for group in layout.groups) <= LONGEST
+            and max(group.length for group in layout.bins.groups) <= LONGEST
             and all(_is_plain(layer, x.dtype) for layer in layers)
             and _alike(layers)):
         return None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from omni.data.batch import PackedLayout
+from omni.data.layout import PackedLayout
 from omni.model.layers import Attention, Rope
 
 
@@ -80,8 +80,9 @@ class Plan:
         H, K, d = attention.heads, attention.kv_heads, attention.head_dim
         groups, rows_of_slots, query_rows_of_slots, head_of_row, query_of_row = [], [], [], [], []
         rows = query_rows = 0  # of the groups before
-        slots = layout.token_of_slot.split([group.bins * group.length for group in layout.groups])
-        for group, tokens in zip(layout.groups, slots, strict=True):
+        bins = layout.bins
+        slots = bins.token_of_slot.split([group.bins * group.length for group in bins.groups])
+        for group, tokens in zip(bins.groups, slots, strict=True):
             seen = torch.ones(1, 1, group.length, group.length, dtype=torch.bool).tril_() \
                 if group.mask is None else group.mask
             mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
@@ -96,7 +97,7 @@ class Plan:
                 head_of_row.append(binned.heads_of_rows(tokens * (H + 2 * K), first, heads))
                 rows += size
             rows_of_slots.append(torch.cat(parts, dim=1))
-        row_of_head, row_of_query = (torch.cat(table).index_select(0, layout.slot_of_token).flatten()
+        row_of_head, row_of_query = (torch.cat(table).index_select(0, bins.slot_of_token).flatten()
                                      for table in (rows_of_slots, query_rows_of_slots))
         rotations = torch.view_as_complex(torch.stack([table[:, None, :d // 2] for table in rope], dim=-1))
         scales = torch.tensor([d ** -0.5] * H + [1.0] * K, dtype=rope[0].dtype)[:, None]

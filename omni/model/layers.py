@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from omni.data.batch import PackedLayout
+from omni.data.layout import PackedLayout
 from omni.model.attention import DecodeLayout, Layout, attend
 
 Rope = tuple[torch.Tensor, torch.Tensor]  # cos and sin of `rope_table`

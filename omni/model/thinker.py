@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from omni.base.config import ThinkerArch
-from omni.data.batch import PackedLayout
+from omni.data.layout import PackedLayout
 from omni.model import cpu_block
 from omni.model.attention import DecodeLayout
 from omni.model.layers import Block, LayerCache, RMSNorm, Rope, init_weights, rope_table

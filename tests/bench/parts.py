@@ -6,7 +6,7 @@ import torch
 from torch.autograd import Function
 
 from omni.base.config import PROJECTIONS, SiglipArch, ThinkerArch, WhisperArch
-from omni.data.packing import packed_layout
+from omni.data.layout import packed_layout
 from omni.model import lora
 from omni.model.layers import Block, rope_table
 from omni.model.projector import Projector
