@@ -11,6 +11,7 @@ from omni.data.loader import StepDataset
 from omni.model.omni import OmniNetwork
 from omni.train.interrupts import StopSignal
 from omni.train.metrics import MetricsFile
+from omni.train.optim import Update
 from omni.train.run_dir import RunDir
 from omni.train.state import TrainState
 
@@ -25,6 +26,7 @@ class Run:
     model: OmniNetwork
     wrapped: nn.Module  # what is trained: the model itself, in DDP, or sharded by FSDP2
     optimizer: torch.optim.Optimizer
+    update: Update  # one step of the optimizer
     dataset: StepDataset
     metrics: MetricsFile
     run_dir: RunDir
