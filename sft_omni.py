@@ -33,6 +33,7 @@ from omni.data.sampler import WeightedSampler
 from omni.eval.best import Best
 from omni.eval.evaluate import Evaluator, before_training
 from omni.eval.scores import cut_counts, epoch_lines, sample_counts, summarise
+from omni.model import compiled
 from omni.model.load import load_for_training
 from omni.report import run_report
 from omni.train import graphs, optim
@@ -98,17 +99,16 @@ def main(arguments: list[str] | None = None) -> None:
     groups = [(model.thinker, config.learning_rate), (model.audio_projector, config.projector_learning_rate),
               (model.vision_projector, config.projector_learning_rate),
               *((encoder, config.encoder_learning_rate) for encoder in model.encoders())]  # if not frozen
-    bf16 = computes_in_bf16(device, config.precision)
-    wrapped = distributed.wrap(model, config.parallel, world, bf16)  # the model itself, in DDP, or in FSDP2
+    compiled.of_run(model.thinker, config, device, world)
+    wrapped = distributed.wrap(model, config.parallel, world, computes_in_bf16(device, config.precision))
     optimizer = optim.adamw(groups, config.weight_decay, model)
-    update = optim.Update(optimizer, config.grad_clip, config.max_bad_steps)
 
     # Resume
     run_dir.open(resume, args.overwrite, config)
     fingerprints = world.once_per_node(lambda: input_fingerprints(config, mix))
     metrics = MetricsFile(run_dir.path, world, config)
-    run = Run(config, device, world, model, wrapped, optimizer, update, dataset, metrics, run_dir, stop,
-              fingerprints)
+    update = optim.Update(optimizer, config.grad_clip, config.max_bad_steps)
+    run = Run(config, device, world, model, wrapped, update, dataset, metrics, run_dir, stop, fingerprints)
     state = TrainState()
     if resume:
         state = run_dir.steps.resume(args.resume, model, optimizer, config, fingerprints, args.allow_change)
@@ -163,7 +163,7 @@ def train_epoch(run: Run, state: TrainState, epoch: int,
     steps = prefetch(run.dataset.steps(state.step, end, config.num_workers), run.device, take.prepare)
     for number, step in enumerate(steps, state.step + 1):  # counted from 1
         factor = optim.lr_factor_of(config, number - 1, schedule.steps)
-        optim.set_lr(run.optimizer, factor)
+        optim.set_lr(run.update.optimizer, factor)
         counts = world.total(step.counts)  # (sources, 2) samples and answer tokens, over all ranks
         with explain_out_of_memory("raise gradient_accumulation_steps or lower max_length", step.batches,
                                    taken.save if world.size == 1 else None):  # saving needs all ranks

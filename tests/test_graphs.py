@@ -47,7 +47,7 @@ def training(toy, capsys):
                                  (model.vision_projector, 1e-2)], 0.01, model)
         update = optim.Update(optimizer, 1.0, 3)
         capsys.readouterr()
-        run = Run(config, CPU, ALONE, model.train(), model, optimizer, update, dataset, None, None, None, {})
+        run = Run(config, CPU, ALONE, model.train(), model, update, dataset, None, None, None, {})
         return run, partial(sft_omni.train_step, run)
     return make
 
@@ -150,7 +150,7 @@ def test_runs_by_graphs_are_equal_to_the_bit_wherever_they_begin(training):
     other, other_take = training()
     other.model.load_state_dict(run.model.state_dict())
     graphed = graphs.GraphedStep(other, other_take, sizes)
-    optim.restore(other.optimizer, deepcopy(optim.content(run.optimizer)), "here")
+    optim.restore(other.update.optimizer, deepcopy(optim.content(run.update.optimizer)), "here")
     for step in steps[9:]:
         for part in (whole, graphed):
             part([part.prepare(step.batches[0])], step.batches[0].answer_tokens)

@@ -103,7 +103,7 @@ class GraphedStep:
         self.graphs: dict[int, _Graph] = {}  # by the number of tokens
         self.taken, self.works = 0, True
         self.stream = torch.cuda.Stream(run.device) if run.device.type == "cuda" else None
-        optim.make_capturable(run.optimizer)
+        optim.make_capturable(run.update.optimizer)
 
     def prepare(self, batch: Batch) -> Batch:
         return self.sizes.fit(batch) or batch
@@ -152,13 +152,13 @@ class GraphedStep:
         say(f"CUDA graphs are not used: {problem}; steps are taken kernel by kernel")
         self.works = False
         self.graphs.clear()
-        self.run.optimizer.zero_grad(set_to_none=True)
+        self.run.update.optimizer.zero_grad(set_to_none=True)
         torch._foreach_copy_(changing, before)
         return self.take([batch], answer_tokens)
 
     def _changing(self) -> list[torch.Tensor]:
         """Every tensor that a step changes: weights, moments, and the count of bad steps."""
-        update, state = self.run.update, self.run.optimizer.state
+        update, state = self.run.update, self.run.update.optimizer.state
         return [*(p.data for p in update.params), *(x for p in update.params for x in state[p].values()),
                 update.bad]
 

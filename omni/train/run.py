@@ -25,8 +25,7 @@ class Run:
     world: World
     model: OmniNetwork
     wrapped: nn.Module  # what is trained: the model itself, in DDP, or sharded by FSDP2
-    optimizer: torch.optim.Optimizer
-    update: Update  # one step of the optimizer
+    update: Update  # the optimizer, and how its steps are taken
     dataset: StepDataset
     metrics: MetricsFile
     run_dir: RunDir
@@ -35,4 +34,4 @@ class Run:
 
     def save_step(self, state: TrainState) -> None:
         """Write a step checkpoint. All ranks call it together."""
-        self.run_dir.steps.save(state, self.model, self.optimizer, self.config, self.fingerprints)
+        self.run_dir.steps.save(state, self.model, self.update.optimizer, self.config, self.fingerprints)

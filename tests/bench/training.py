@@ -21,8 +21,7 @@ class Training:
     def __init__(self, w: Workload, device: torch.device):
         self.w, self.device, optimizer = w, device, w.optimizer()
         update = optim.Update(optimizer, w.config.grad_clip, w.config.max_bad_steps)
-        run = Run(w.config, device, ALONE, w.model, w.model, optimizer, update, w.dataset, None, None, None,
-                  {})
+        run = Run(w.config, device, ALONE, w.model, w.model, update, w.dataset, None, None, None, {})
         self.take = graphs.choose(run, partial(sft_omni.train_step, run))
         gc.freeze()  # as a run does
 
