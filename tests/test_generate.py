@@ -143,8 +143,25 @@ def test_decoders_for_moved_weights_are_dropped(model):
 
 
 def test_the_caches_that_are_kept_are_limited(model, monkeypatch):
-    monkeypatch.setattr(static_decode, "MAX_KEPT", 3 * static_decode.decoder_for(
+    monkeypatch.setattr(static_decode, "MAX_KEPT", 5 * static_decode.decoder_for(
         model.thinker, 8, 10, torch.zeros(1)).nbytes)
     for rows in (16, 24, 32):
         static_decode.decoder_for(model.thinker, rows, 10, torch.zeros(1))
-    assert [key[0] for key in model.thinker.static_decoders] == [32]
+    decoders = model.thinker.static_decoders
+    assert 32 in [key[0] for key in decoders] and len(decoders) < 4
+    assert sum(decoder.nbytes for decoder in decoders.values()) <= static_decode.MAX_KEPT
+    kept = [*model.thinker.static_decoders]
+    large = static_decode.decoder_for(model.thinker, 8, 4000, torch.zeros(1))
+    assert large.nbytes > static_decode.MAX_KEPT and [*model.thinker.static_decoders] == kept
+
+
+@pytest.mark.gpu
+def test_answers_by_graphs_equal_those_without_on_a_gpu(toy, model, mixed, monkeypatch):
+    briefly_trained(model, toy).cuda()
+    prompts = toy.collator(model)(mixed, prompts=True).to(torch.device("cuda"))
+    answers = []
+    for on in (False, True, True):
+        monkeypatch.setattr(static_decode, "worth_it", lambda _, on=on: on)
+        answers.append(generate(model, prompts, 12))
+    decoder, = model.thinker.static_decoders.values()
+    assert answers[0] == answers[1] == answers[2] and decoder.graph is not None

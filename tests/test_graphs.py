@@ -3,6 +3,7 @@
 On a CPU a captured step is the step itself on the graph's own batch, so all but the capture is tested here.
 """
 
+import json
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -236,3 +237,17 @@ def test_a_run_that_cannot_use_graphs_says_why(training, monkeypatch, capsys, ch
 def test_on_a_cpu_steps_are_taken_as_they_are_written(training, capsys):
     run, take = training()
     assert isinstance(graphs.choose(run, take), graphs.PlainStep) and capsys.readouterr().out == ""
+
+
+@pytest.mark.gpu
+def test_a_run_by_graphs_ends_near_a_run_without(toy, tmp_path, capsys):
+    losses = []
+    for graphs_on in (True, False):
+        sets = {"device": "cuda", "precision": "bf16", "cuda_graphs": graphs_on, "batch_size": 5,
+                "samples_per_epoch": 100}
+        sft_omni.main(["--config", toy.write(tmp_path / str(graphs_on), **sets)])
+        rows = (tmp_path / str(graphs_on) / "out" / "metrics.jsonl").read_text().splitlines()
+        losses.append([row["loss"] for row in map(json.loads, rows) if row["event"] == "epoch"])
+        said = capsys.readouterr().out
+        assert ("steps: CUDA graphs" in said) == graphs_on and "not used" not in said
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)

@@ -12,7 +12,7 @@ from omni.model.layers import LayerCache
 from omni.model.thinker import Thinker
 
 ROW_BUCKETS, LENGTH_BUCKETS = 8, 4  # sizes per octave
-MAX_KEPT = 2 ** 31  # bytes of caches that are kept for the next prompts
+MAX_KEPT = 2 ** 29  # bytes of caches that are kept for the next prompts: training needs the memory too
 
 
 def worth_it(device: torch.device) -> bool:
@@ -96,7 +96,9 @@ def decoder_for(thinker: Thinker, rows: int, length: int, like: torch.Tensor) ->
         del kept[other]
     if key not in kept:
         decoder = StaticDecoder(thinker, rows, length, like)
-        while kept and sum(other.nbytes for other in kept.values()) + decoder.nbytes > MAX_KEPT:
+        if decoder.nbytes > MAX_KEPT:
+            return decoder
+        while sum(other.nbytes for other in kept.values()) + decoder.nbytes > MAX_KEPT:
             del kept[next(iter(kept))]  # the oldest
         kept[key] = decoder
     return kept[key]

@@ -16,6 +16,7 @@ import torch
 
 from tests.bench import cases, machine
 from tests.bench.base import base
+from tests.bench.gpu import Gpu
 from tests.bench.parts import parts
 
 CASES = {"step": cases.step, "encode": cases.encode, "generate": cases.generate, "run": cases.run,
@@ -26,6 +27,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", choices=CASES,
                         help="a case (may be repeated); default: all")
+    parser.add_argument("--gpu", action="store_true",
+                        help="the report of a GPU in place of the cases: checks, then figures (8 minutes)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--config", default="configs/omni_sft_tiny.json", help="the config that is measured")
     parser.add_argument("--json", metavar="PATH", help="write the figures to this file too")
@@ -36,7 +39,9 @@ def main() -> None:
     print_figures("ceiling", ceiling)
     figures = {"machine": machine.describe(device), "ceiling": ceiling}
     bench = cases.Bench(args.config, device, ceiling)
-    for name in args.only or CASES:
+    if args.gpu:
+        figures |= Gpu(bench).run()
+    for name in () if args.gpu else args.only or CASES:
         figures[name] = CASES[name](bench)
         print_figures(name, figures[name])
     if args.json:
