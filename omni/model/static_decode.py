@@ -75,7 +75,7 @@ class StaticDecoder:
         graph, before = torch.cuda.CUDAGraph(), self.logits
         try:
             torch.cuda.synchronize()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step()
             self.graph = graph
         except RuntimeError as err:  # out of memory is one too

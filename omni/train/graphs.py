@@ -12,7 +12,9 @@ import torch
 
 from omni.base.console import say
 from omni.base.device import autocast
+from omni.base.errors import UserError
 from omni.data.batch import Batch, mapped, tensors_of
+from omni.data.loader import StepDataset
 from omni.data.static_batch import StaticSizes, has_media_to_encode
 from omni.model.attention import has_packed_kernel
 from omni.train import optim
@@ -29,18 +31,30 @@ def choose(run: Run, take: TakeStep) -> "GraphedStep | PlainStep":
     """How the run takes its steps; what was chosen is said."""
     reason = _obstacle(run)
     if reason is None:
-        last = min(SEEN, len(run.dataset))
-        batches = [run.dataset[number].batches[0] for number in range(last)]
-        if any(map(has_media_to_encode, batches)):
+        first = _first_batches(run.dataset)
+        if first is None:
             reason = "some media are encoded in the steps"
         else:
-            graphed = GraphedStep(run, take, StaticSizes(batches))
+            graphed = GraphedStep(run, take, StaticSizes(first))
             sizes = ", ".join(f"{size.tokens:,}" for size in graphed.sizes.sizes)
             say(f"steps: CUDA graphs for batches of up to {sizes} tokens")
             return graphed
     if run.device.type == "cuda":
         say(f"steps: kernel by kernel, without CUDA graphs, since {reason}")
     return PlainStep(take)
+
+
+def _first_batches(dataset: StepDataset) -> list[Batch] | None:
+    """Those of the run's first steps, also after a resume; None if some hold media to be encoded."""
+    batches = []
+    for number in range(min(SEEN, len(dataset))):
+        step = dataset[number]
+        if isinstance(step, UserError):
+            raise step
+        if has_media_to_encode(step.batches[0]):
+            return None
+        batches.append(step.batches[0])
+    return batches
 
 
 def _obstacle(run: Run) -> str | None:
@@ -171,7 +185,8 @@ def _captured(take: TakeStep, batch: Batch, answer_tokens: int, stream) -> _Grap
         return _Graph(batch, tokens, lambda new: take([_with_lengths(batch, new)], tokens))
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
+    # The thread that copies batches ahead may use the GPU meanwhile.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         figures = take([batch], tokens)
 
     def replay(_) -> torch.Tensor:
