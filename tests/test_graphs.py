@@ -16,6 +16,7 @@ from omni.base.config import SFTConfig, build
 from omni.base.distributed import ALONE
 from omni.data.batch import tensors_of
 from omni.data.decoding import Decoder
+from omni.data.drawn import DrawnDataset
 from omni.data.loader import Schedule, StepDataset
 from omni.data.mixture import read_mix
 from omni.data.sampler import WeightedSampler
@@ -232,6 +233,15 @@ def test_a_run_that_cannot_use_graphs_says_why(training, monkeypatch, capsys, ch
     monkeypatch.setattr(graphs, "_empty_heads", lambda run: None)
     assert isinstance(graphs.choose(run, take), graphs.PlainStep)
     assert reason.split("|")[-1] in capsys.readouterr().out
+
+
+def test_raw_media_and_media_that_are_checked_as_drawn_need_plain_steps(training, toy):
+    run, _ = training()
+    assert len(graphs._first_batches(run.dataset)) == 30
+    drawn = DrawnDataset(run.dataset, Decoder(run.dataset.collate.reader, 60.0), 0.5)
+    assert graphs._first_batches(drawn) is None
+    run.dataset.collate.features = None
+    assert graphs._first_batches(run.dataset) is None
 
 
 def test_on_a_cpu_steps_are_taken_as_they_are_written(training, capsys):

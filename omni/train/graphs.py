@@ -14,6 +14,7 @@ from omni.base.console import say
 from omni.base.device import autocast
 from omni.base.errors import UserError
 from omni.data.batch import Batch, mapped, tensors_of
+from omni.data.drawn import DrawnDataset
 from omni.data.loader import StepDataset
 from omni.data.static_batch import StaticSizes, has_media_to_encode
 from omni.model.attention import has_packed_kernel
@@ -47,6 +48,8 @@ def choose(run: Run, take: TakeStep) -> "GraphedStep | PlainStep":
 def _first_batches(dataset: StepDataset) -> list[Batch] | None:
     """Those of the run's first steps, also after a resume; None if some hold media to be encoded."""
     batches = []
+    if isinstance(dataset, DrawnDataset):
+        return None
     for number in range(min(SEEN, len(dataset))):
         step = dataset[number]
         if isinstance(step, UserError):
