@@ -30,7 +30,8 @@ def fused(layers: Sequence[nn.Module], x: torch.Tensor, rope: Rope, layout: Pack
     """For each block in `layers` a function with the same arguments and result; None if one can't be fused.
 
     x (N, D) is the input of the first block. Any weight may be frozen, any projection may have an adapter.
-    Blocks with other biases than Qwen2's, wrapped or replaced modules, hooks or sharded weights can't be fused.
+    Blocks with other biases than those of Qwen2, other wrapped or replaced modules, hooks or sharded weights
+    can't be fused.
     """
     if not (x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
             and max(group.length for group in layout.bins.groups) <= LONGEST
@@ -90,7 +91,10 @@ def normalise(x, weight, eps: float):
 
 
 def normalise_back(dy, kept, wanted: bool):
-    """The gradients of x, still to be multiplied by `scale`, and of the weight if `wanted`; overwrites `dy`."""
+    """The gradients of x, still to be multiplied by `scale`, and of the weight if `wanted`.
+
+    `dy` is overwritten.
+    """
     unit, scale, weight = kept
     dweight = (dy * unit).sum(0) if wanted else None
     dy.mul_(weight)
@@ -147,14 +151,15 @@ def joins(plan: Plan, projections: Sequence[tuple], scales: Sequence[float]) -> 
 
 def by_join(values: Sequence) -> list[Sequence]:
     """Values of the seven projections -> those of each of `joins`."""
-    return [values[:3 * PARTS], *(values[first:first + PARTS] for first in range(3 * PARTS, 7 * PARTS, PARTS))]
+    first = 3 * PARTS
+    return [values[:first], *(values[begin:begin + PARTS] for begin in range(first, 7 * PARTS, PARTS))]
 
 
 class _FusedBlock(Function):
     """`layers.Block` on x (N, D) -> (N, D), or only the rows `keep` (A,) of the result -> (A, D).
 
-    `tensors` are the `parts` of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj, and `scales`
-    those of their adapters. Gradients are computed only of what is trained.
+    `tensors` are the `parts` of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj, one after
+    another, and `scales` those of their adapters. Gradients are computed only of what is trained.
     """
 
     @staticmethod
@@ -199,8 +204,8 @@ class _FusedBlock(Function):
         ctx.plan, ctx.keep, ctx.N = plan, keep, N
         inputs = [read if reads_input(wanted) else None for read, wanted in
                   zip((y, mixed, z, z, gated), by_join(ctx.needs_input_grad[-7 * PARTS:]), strict=True)]
-        ctx.save_for_backward(*kept_in, *kept_qk, *kept_mid, *chain(*products), *inputs, low_qkv, low_o, low_gate,
-                              low_up, low_down, qkv, gate, up, activated, *attended)
+        ctx.save_for_backward(*kept_in, *kept_qk, *kept_mid, *chain(*products), *inputs, low_qkv, low_o,
+                              low_gate, low_up, low_down, qkv, gate, up, activated, *attended)
         return added.to(full).add_(x)
 
     @staticmethod

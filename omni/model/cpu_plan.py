@@ -113,7 +113,8 @@ class Plan:
         order[:(H + K) * d] = order[:(H + K) * d].view(-1, 2, d // 2).transpose(1, 2).flatten()
         scales = torch.tensor([d ** -0.5] * H + [1.0] * K, dtype=rope[0].dtype)[:, None]
         return cls(layout, dtype, eps, H, K, d, rotations, rotations.conj().resolve_conj(), scales,
-                   order, order.argsort(), tuple(groups), torch.cat(head_of_row), row_of_head, torch.cat(query_of_row), row_of_query)
+                   order, order.argsort(), tuple(groups), torch.cat(head_of_row), row_of_head,
+                   torch.cat(query_of_row), row_of_query)
 
     def by_group(self, x: torch.Tensor) -> list[tuple[torch.Tensor, BinnedHeads]]:
         """(rows, d) -> the rows of each group, with the group."""
