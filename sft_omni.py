@@ -19,9 +19,10 @@ from omni.base import checkpoint, distributed
 from omni.base.config import SFTConfig
 from omni.base.config_file import load_config
 from omni.base.console import command, open_streams, progress, say
-from omni.base.device import autocast, choose_device, computes_in_bf16, gpu_memory_gb, peak_memory_gb
+from omni.base.device import autocast, choose_device, computes_in_bf16
 from omni.base.errors import UserError
 from omni.data import skipped
+from omni.data.batch import Batch
 from omni.data.collate import Collator
 from omni.data.decoding import Decoder
 from omni.data.drawn import DrawnDataset, checked_as_drawn
@@ -32,16 +33,19 @@ from omni.data.sampler import WeightedSampler
 from omni.eval.best import Best
 from omni.eval.evaluate import Evaluator, before_training
 from omni.eval.scores import cut_counts, epoch_lines, sample_counts, summarise
+from omni.model import compiled
 from omni.model.load import load_for_training
 from omni.report import run_report
-from omni.train import optim
+from omni.train import graphs, optim
 from omni.train.features import FeatureStore, read_media
-from omni.train.interrupts import StopSignal, explain_out_of_memory, skip_bad_step
-from omni.train.metrics import MetricsFile, Throughput, show_step
+from omni.train.interrupts import StopSignal, explain_out_of_memory
+from omni.train.metrics import MetricsFile
+from omni.train.prefetch import prefetch
 from omni.train.run import Run
 from omni.train.run_dir import RunDir
 from omni.train.state import EpochTotals, TrainState
 from omni.train.summary import describe, dry_run, frozen_line, mix_lines, written_line
+from omni.train.taken import TakenSteps
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -95,15 +99,16 @@ def main(arguments: list[str] | None = None) -> None:
     groups = [(model.thinker, config.learning_rate), (model.audio_projector, config.projector_learning_rate),
               (model.vision_projector, config.projector_learning_rate),
               *((encoder, config.encoder_learning_rate) for encoder in model.encoders())]  # if not frozen
-    bf16 = computes_in_bf16(device, config.precision)
-    wrapped = distributed.wrap(model, config.parallel, world, bf16)  # the model itself, in DDP, or in FSDP2
+    compiled.of_run(model.thinker, config, device, world)
+    wrapped = distributed.wrap(model, config.parallel, world, computes_in_bf16(device, config.precision))
     optimizer = optim.adamw(groups, config.weight_decay, model)
 
     # Resume
     run_dir.open(resume, args.overwrite, config)
     fingerprints = world.once_per_node(lambda: input_fingerprints(config, mix))
     metrics = MetricsFile(run_dir.path, world, config)
-    run = Run(config, device, world, model, wrapped, optimizer, dataset, metrics, run_dir, stop, fingerprints)
+    update = optim.Update(optimizer, config.grad_clip, config.max_bad_steps)
+    run = Run(config, device, world, model, wrapped, update, dataset, metrics, run_dir, stop, fingerprints)
     state = TrainState()
     if resume:
         state = run_dir.steps.resume(args.resume, model, optimizer, config, fingerprints, args.allow_change)
@@ -114,6 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
         best.add(row["epoch"], row)
 
     # Epochs
+    take = graphs.choose(run, partial(train_step, run))
     gc.freeze()  # these objects live until the end, so the garbage collector need not scan them
     if state.step == 0:
         with explain_out_of_memory("lower eval_batch_size or max_new_tokens"):
@@ -125,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
             say(best.verdict)
             break
         with stop.deferred():
-            train_epoch(run, state, epoch)
+            train_epoch(run, state, epoch, take)
         if epoch + 1 not in [row["epoch"] for row in epochs_before]:
             begun = time.time()
             distributed.update_evaluation_copy(evaluated, model)
@@ -145,60 +151,54 @@ def main(arguments: list[str] | None = None) -> None:
     say(written_line(run_dir.path / "omni_final.pt", time.time() - started, evaluation_s))
 
 
-def train_epoch(run: Run, state: TrainState, epoch: int) -> None:
-    """Train from `state.step` to the end of `epoch` (counted from 0)."""
+def train_epoch(run: Run, state: TrainState, epoch: int,
+                take: graphs.PlainStep | graphs.GraphedStep) -> None:
+    """Train from `state.step` to the end of `epoch` (counted from 0). `take` does what `train_step` does."""
     config, world, schedule = run.config, run.world, run.dataset.schedule
     begin, end = epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch
-    trained = [p for p in run.wrapped.parameters() if p.requires_grad]
-    save = partial(run.save_step, state)
     run.wrapped.train()
-    throughput = Throughput()
+    taken = TakenSteps(run, state, epoch)
     bar = progress(total=schedule.steps_per_epoch, initial=state.step - begin,
                    desc=f"epoch {epoch + 1}/{config.num_epochs}", unit="step")
-    for step in run.dataset.steps(state.step, end, config.num_workers):
-        factor = optim.lr_factor_of(config, state.step, schedule.steps)
-        optim.set_lr(run.optimizer, factor)
-
-        # One step over all ranks: the loss summed over its answer tokens, divided by their number.
-        counts = world.total(step.counts)  # (sources, 2) samples and answer tokens
-        answer_tokens, step_loss = int(counts[:, 1].sum()), torch.zeros((), device=run.device)
+    steps = prefetch(run.dataset.steps(state.step, end, config.num_workers), run.device, take.prepare)
+    for number, step in enumerate(steps, state.step + 1):  # counted from 1
+        factor = optim.lr_factor_of(config, number - 1, schedule.steps)
+        optim.set_lr(run.update.optimizer, factor)
+        counts = world.total(step.counts)  # (sources, 2) samples and answer tokens, over all ranks
         with explain_out_of_memory("raise gradient_accumulation_steps or lower max_length", step.batches,
-                                   save if world.size == 1 else None):  # saving needs all ranks
-            for number, batch in enumerate(step.batches, 1):
-                with distributed.gradient_sync(run.wrapped, number == len(step.batches)):
-                    with autocast(run.device, config.precision):
-                        loss, _ = run.wrapped(batch.to(run.device))
-                    (loss * world.size / answer_tokens).backward()  # gradients are averaged over ranks
-                step_loss += loss.detach()
-            grad_norm = optim.clip(trained, config.grad_clip)
-            world.total(step_loss)
-            finite = bool(torch.isfinite(step_loss + grad_norm))
-            if finite:
-                run.optimizer.step()
-            run.optimizer.zero_grad(set_to_none=True)
+                                   taken.save if world.size == 1 else None):  # saving needs all ranks
+            taken.add(step, counts, take(step.batches, int(counts[:, 1].sum())))
+        bar.update()
 
         # Count, report, save, stop
-        if finite:
-            state.add_step(step_loss, dict(zip(run.dataset.mix.train, counts.tolist(), strict=True)))
-        else:
-            names = [run.dataset.mix.name(draw) for draw in step.draws]
-            skip_bad_step(state, names, epoch, config.max_bad_steps, run.metrics, save)
-        throughput.add(len(step.draws), answer_tokens)
-        bar.update()
-        if finite and state.step % config.log_every_steps == 0:
-            row = {"step": state.step, "epoch": epoch + 1, "loss": float(step_loss) / answer_tokens,
-                   "lr": config.learning_rate * factor, "grad_norm": float(grad_norm), **throughput.read(),
-                   "gpu_mem_gb": gpu_memory_gb(run.device), "main_mem_gb": peak_memory_gb()}
-            run.metrics.add("step", **row)
-            show_step(bar, row, schedule.steps, state.totals.mean_loss)
-        save_due, stopping = world.any(run.run_dir.steps.due(state.step, config), run.stop.requested)
-        if save_due or stopping or state.step == end:
-            save()
+        if run.update.waits:
+            taken.read()
+        if number % config.log_every_steps == 0:
+            taken.show(bar, factor)
+        save_due, stopping = world.any(run.run_dir.steps.due(number, config), run.stop.requested)
+        if save_due or stopping or number == end:
+            taken.save()
         if stopping:
             bar.close()
-            say(f"stopped at step {state.step:,}; continue with: --resume")
+            say(f"stopped at step {number:,}; continue with: --resume")
             sys.exit(130)
     bar.close()
+
+
+def train_step(run: Run, batches: list[Batch], answer_tokens: int | torch.Tensor) -> torch.Tensor:
+    """One step over all ranks: the loss summed over its answer tokens, divided by their number; the update.
+
+    Returns the figures of `optim.Update`, on the device. A CUDA graph may repeat this: nothing here reads a
+    tensor's value.
+    """
+    step_loss = torch.zeros((), device=run.device)
+    for number, batch in enumerate(batches, 1):
+        with distributed.gradient_sync(run.wrapped, number == len(batches)):
+            with autocast(run.device, run.config.precision):
+                loss, _ = run.wrapped(batch)
+            (loss * run.world.size / answer_tokens).backward()  # gradients are averaged over ranks
+        step_loss += loss.detach()
+    return run.update(run.world.total(step_loss))
 
 
 def evaluate_epoch(run: Run, state: TrainState, epoch: int, evaluator: Evaluator, best: Best,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from omni.data.batch import moved
+from omni.data.batch import mapped
 from omni.data.layout import packed_layout
 from omni.model import attention
 from omni.model.attention import DecodeLayout, FullLayout, attend
@@ -111,7 +111,7 @@ def test_packed_rows_on_a_gpu(lengths):
     layout, N = packed_layout(lengths, 40), sum(lengths) + 40
     q, k, v = (x.cuda().bfloat16().requires_grad_() for x in random((N, 4, 32), (N, 2, 32), (N, 2, 32)))
     assert attention.has_packed_kernel(q)
-    out = attend(q, k, v, moved(layout, torch.device("cuda")))
+    out = attend(q, k, v, mapped(layout, torch.Tensor.cuda))
     leaves = [x.detach().cpu().double().requires_grad_() for x in (q, k, v)]
     exact = attend(*leaves, layout)
     torch.testing.assert_close(out.cpu().double(), exact, rtol=2e-2, atol=2e-2)

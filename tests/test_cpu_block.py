@@ -214,7 +214,7 @@ def test_bf16_is_as_near_to_fp32_as_with_plain_blocks(monkeypatch):
 
 def live_bytes() -> int:
     gc.collect()
-    tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+    tensors = [x for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 

@@ -1,6 +1,7 @@
 """Generation in batches with a cache, against one row at a time with everything computed anew."""
 
 import foreign
+import pytest
 import torch
 from reference import padded_hidden, unpacked
 from toy import briefly_trained
@@ -9,9 +10,17 @@ from omni.base.config import ThinkerArch
 from omni.data.batch import Batch
 from omni.data.collate import Collator
 from omni.data.sample import Sample
-from omni.model.generate import Sampling, generate, stream_tokens
+from omni.model import static_decode
+from omni.model.generate import LOOK, Sampling, generate, stream_tokens
 from omni.model.omni import OmniNetwork
 from omni.model.thinker import Thinker
+
+
+@pytest.fixture(params=["rows are dropped", "static shapes"], autouse=True)
+def static(request, monkeypatch) -> bool:
+    """Both ways to decode; on a CPU static shapes are computed without a graph."""
+    monkeypatch.setattr(static_decode, "worth_it", lambda _: request.param == "static shapes")
+    return request.param == "static shapes"
 
 
 @torch.no_grad()
@@ -82,7 +91,7 @@ def test_an_embedding_that_stands_for_no_token_is_never_chosen():
         assert int(drawn.max()) < tokens
 
 
-def test_an_answer_ends_at_any_of_the_ends():
+def test_an_answer_ends_at_any_of_the_ends(static):
     model, prompts = open_weights()
     whole = torch.stack(list(stream_tokens(model, prompts, 20)), 1).tolist()
     assert all(len({*row}) > 4 for row in whole)
@@ -94,7 +103,8 @@ def test_an_answer_ends_at_any_of_the_ends():
     assert max(map(len, wanted[:2])) <= 3
     assert generate(model, prompts, 20) == wanted
     rows = torch.stack(list(stream_tokens(model, prompts, 20)), 1)
-    assert rows.shape[1] <= max(map(len, wanted)) + 1  # nothing is computed after the last end
+    # Nothing is computed after the last end, as soon as that is seen.
+    assert rows.shape[1] <= max(map(len, wanted)) + (LOOK if static else 1)
 
 
 def test_bf16_generation_starts_like_fp32(toy, model, mixed):
@@ -104,3 +114,37 @@ def test_bf16_generation_starts_like_fp32(toy, model, mixed):
         half = generate(model, batch, 6)
     full = generate(model, batch, 6)
     assert sum(a[:1] == b[:1] for a, b in zip(half, full, strict=True)) >= len(mixed) - 1
+
+
+def test_a_decoder_over_static_shapes_serves_other_prompts_and_newer_weights(toy, model, mixed, monkeypatch):
+    """What earlier prompts left in its cache doesn't show, even if it was not finite."""
+    collate = toy.collator(model)
+    prompts = [collate(samples, prompts=True) for samples in (mixed, mixed[:2], mixed[::-1])]
+    for _ in range(2):
+        monkeypatch.setattr(static_decode, "worth_it", lambda _: False)
+        wanted = [generate(model, batch, 9) for batch in prompts]
+        monkeypatch.setattr(static_decode, "worth_it", lambda _: True)
+        assert [generate(model, batch, 9) for batch in prompts] == wanted
+        decoders = [*model.thinker.static_decoders.values()]
+        assert len(decoders) <= 2 and all(decoder.graph is None for decoder in decoders)
+        for decoder in decoders:
+            for layer in decoder.cache:
+                layer.values.fill_(float("nan"))
+        briefly_trained(model, toy)  # in place
+
+
+def test_decoders_for_moved_weights_are_dropped(model):
+    def made(rows):
+        return static_decode.decoder_for(model.thinker, rows, 10, torch.zeros(1))
+    first = made(3)
+    assert made(4) is first and made(40) is not first and len(model.thinker.static_decoders) == 2
+    model.thinker.norm.weight.data = model.thinker.norm.weight.data.clone()
+    assert made(3) is not first and len(model.thinker.static_decoders) == 1
+
+
+def test_the_caches_that_are_kept_are_limited(model, monkeypatch):
+    monkeypatch.setattr(static_decode, "MAX_KEPT", 3 * static_decode.decoder_for(
+        model.thinker, 8, 10, torch.zeros(1)).nbytes)
+    for rows in (16, 24, 32):
+        static_decode.decoder_for(model.thinker, rows, 10, torch.zeros(1))
+    assert [key[0] for key in model.thinker.static_decoders] == [32]

@@ -8,6 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from omni.data.decoding import Decoder
 from omni.model import cpu_block
+from omni.model.static_decode import StaticDecoder
+from omni.train import optim
 from omni.train.features import FeatureStore
 
 # Operations that return a value to Python, or whose output size depends on values.
@@ -71,3 +73,27 @@ def test_a_step_reads_no_value_of_a_tensor(toy, monkeypatch, source, media, bloc
     with no_waiting():
         step(model, batch)
     assert model.thinker.norm.weight.grad is not None
+
+
+def test_an_update_for_a_gpu_reads_no_value_of_a_tensor(toy):
+    model = toy.model()
+    batch = toy.collator(model)(toy.samples("text_only")[:3])
+    update = optim.Update(optim.adamw([(model, 1e-3)], 0.01, model), 1.0, 3)
+    update.waits = False
+    before = model.thinker.norm.weight.detach().clone()
+    for _ in range(2):
+        loss, _ = model(batch)
+        loss.backward()
+        with no_waiting():
+            update(loss.detach())
+    assert not torch.equal(before, model.thinker.norm.weight)
+
+
+@torch.no_grad()
+def test_a_token_over_static_shapes_reads_no_value_of_a_tensor(model):
+    decoder = StaticDecoder(model.thinker, 3, 8, torch.zeros(1))
+    decoder.begin(torch.tensor([2, 1]))
+    with no_waiting():
+        first = decoder(torch.tensor([5, 6])).clone()
+        second = decoder(torch.tensor([5, 6]))
+    assert not torch.equal(first, second)

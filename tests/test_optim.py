@@ -76,16 +76,76 @@ def test_a_step_equals_plain_adamw():
     assert torch.allclose(fused.weight, plain.weight, atol=1e-7)
 
 
-@pytest.mark.parametrize("limit", [0.5, 1e3])
-def test_clipping_equals_that_of_torch_and_keeps_small_gradients(limit):
+def trained(limit: float, waits: bool, gradients, max_bad: int = 10, losses=None):
+    """Three weights after updates with these gradients, of which the third has none; and the figures."""
     torch.manual_seed(0)
-    ours, theirs = ([nn.Parameter(torch.zeros(3, 2)) for _ in range(3)] for _ in range(2))
-    for p, q in zip(ours[:2], theirs[:2], strict=True):  # the third has no gradient
-        p.grad = torch.randn(3, 2)
-        q.grad = p.grad.clone()
-    before = [p.grad.clone() for p in ours[:2]]
-    norm = optim.clip(ours, limit)
-    assert torch.equal(norm, torch.nn.utils.clip_grad_norm_(theirs, limit))
-    assert norm == pytest.approx(float(torch.stack(before).norm()))
-    assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours[:2], theirs[:2], strict=True))
-    assert torch.equal(ours[0].grad, before[0]) == (limit == 1e3) and ours[2].grad is None
+    params = nn.ParameterList([torch.randn(3, 2) for _ in range(3)])
+    update = optim.Update(optim.adamw([(params, 0.01)], 0.1, params), limit, max_bad)
+    update.waits = waits
+    figures = []
+    for number, (first, second) in enumerate(gradients):
+        params[0].grad, params[1].grad = first.clone(), second.clone()
+        figures.append(update(losses[number] if losses else torch.tensor(2.0)))
+        assert all(p.grad is None for p in params)
+    return [p.detach() for p in params], figures
+
+
+@pytest.mark.parametrize("limit", [0.5, 1e3])
+@pytest.mark.parametrize("waits", [True, False])
+def test_an_update_clips_as_torch_does(limit, waits):
+    gradients = [(torch.randn(3, 2), torch.randn(3, 2)) for _ in range(4)]
+    ours, figures = trained(limit, waits, gradients)
+    torch.manual_seed(0)
+    theirs = [nn.Parameter(torch.randn(3, 2)) for _ in range(3)]
+    reference = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1, betas=(0.9, 0.98), foreach=False)
+    for (first, second), found in zip(gradients, figures, strict=True):
+        theirs[0].grad, theirs[1].grad = first.clone(), second.clone()
+        norm = torch.nn.utils.clip_grad_norm_(theirs, limit)
+        reference.step()
+        torch.testing.assert_close(found, torch.tensor([2.0, float(norm), 1.0]))
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q.detach())
+    assert not torch.equal(ours[0], trained(limit, waits, [])[0][0])
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing(waits, bad):
+    """Neither the weights nor the moments nor their count of steps."""
+    good = [(torch.randn(3, 2), torch.randn(3, 2)) for _ in range(3)]
+    wrong = good[0] if bad == "loss" else (good[0][0], torch.full((3, 2), float("nan")))
+    losses = [torch.tensor(x) for x in (2.0, float("inf") if bad == "loss" else 2.0, 2.0, 2.0)]
+    with_bad, figures = trained(0.5, waits, [good[0], wrong, *good[1:]], losses=losses)
+    without, _ = trained(0.5, waits, good)
+    assert [float(f[2]) for f in figures] == [1, 0, 1, 1]
+    assert all(map(torch.equal, with_bad, without))
+
+
+def test_after_too_many_bad_steps_nothing_is_applied_any_more():
+    """The loop reads later that the run should have ended: the weights must be those of that moment."""
+    good = [(torch.randn(3, 2), torch.randn(3, 2)) for _ in range(4)]
+    wrong = torch.full((3, 2), float("nan")), torch.ones(3, 2)
+    _, figures = trained(0.5, False, [good[0], wrong, good[1], wrong, wrong, good[2]], max_bad=2)
+    assert [float(f[2]) for f in figures] == [1, 0, 1, 0, 0, 0]
+    kept, _ = trained(0.5, False, [good[0], wrong, good[1], wrong, wrong, good[2]], max_bad=2)
+    assert all(map(torch.equal, kept, trained(0.5, False, good[:2])[0]))
+
+
+def test_rates_on_the_device_train_as_numbers_do_and_are_numbers_in_a_checkpoint():
+    torch.manual_seed(0)
+    one, two = (nn.Linear(4, 4) for _ in range(2))
+    two.load_state_dict(one.state_dict())
+    optimizers = [optim.adamw([(module, 0.01)], 0.1, module) for module in (one, two)]
+    optim.make_capturable(optimizers[0])
+    rates = [group["lr"] for group in optimizers[0].param_groups]
+    for factor in (0.1, 0.7):
+        x = torch.randn(3, 4)
+        for module, optimizer in zip((one, two), optimizers, strict=True):
+            optim.set_lr(optimizer, factor)
+            optimizer.zero_grad()
+            module(x).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(one.weight, two.weight)
+    assert all(kept is group["lr"] for kept, group in zip(rates, optimizers[0].param_groups, strict=True))
+    found = [[group["lr"] for group in optim.content(optimizer)["param_groups"]] for optimizer in optimizers]
+    assert found[0] == pytest.approx(found[1]) and all(type(rate) is float for rate in found[0])

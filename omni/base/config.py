@@ -94,6 +94,8 @@ class SFTConfig:
     # "auto": as many processes decode media before training as there are cores, and none prepares batches
     num_workers: int | str = _key("auto", low=0, high=256, word="auto")
     parallel: str = _key("auto", choices=("auto", "ddp", "fsdp"))  # under torchrun; auto: ddp
+    compile: bool | str = _key("auto", choices=("auto", True, False))  # the blocks; auto: large ones on CUDA
+    cuda_graphs: bool | str = _key("auto", choices=("auto", True, False))  # of steps; auto: small Thinkers
     activation_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
     device: str = _key("auto", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = _key("auto", choices=("auto", "fp32", "bf16"))

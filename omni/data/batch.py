@@ -6,6 +6,7 @@ H heads, K key heads, d width of a head, M images, P patches per image, C clips,
 per clip. B is the number of rows of a padded tensor.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
@@ -54,15 +55,26 @@ class Batch:
         return f"{self.samples} samples, {len(self.ids)} tokens with padding"
 
     def to(self, device: torch.device) -> "Batch":
-        return moved(self, device)
+        return mapped(self, lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
+
+    def pinned(self) -> "Batch":
+        """In page-locked memory, from which a copy to a GPU runs beside other work."""
+        return mapped(self, torch.Tensor.pin_memory)
 
 
-def moved(value, device: torch.device):
-    """`value` with every tensor in it on `device`."""
+def mapped(value, change: Callable[[torch.Tensor], torch.Tensor]):
+    """`value` with every tensor in it changed."""
     if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=device.type == "cuda")
+        return change(value)
     if isinstance(value, tuple):
-        return tuple(moved(item, device) for item in value)
+        return tuple(mapped(item, change) for item in value)
     if is_dataclass(value):
-        return replace(value, **{f.name: moved(getattr(value, f.name), device) for f in fields(value)})
+        return replace(value, **{f.name: mapped(getattr(value, f.name), change) for f in fields(value)})
     return value
+
+
+def tensors_of(batch: Batch) -> list[torch.Tensor]:
+    """Every tensor of a batch, in the order of its fields."""
+    found: list[torch.Tensor] = []
+    mapped(batch, lambda tensor: found.append(tensor) or tensor)
+    return found

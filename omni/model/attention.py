@@ -62,17 +62,17 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout) ->
 
 def has_packed_kernel(q: torch.Tensor) -> bool:
     """Whether the kernel for packed rows takes queries like `q` (N, H, d)."""
-    return q.is_cuda and _compute_dtype(q) in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0
+    return q.is_cuda and compute_dtype(q) in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0
 
 
-def _compute_dtype(x: torch.Tensor) -> torch.dtype:
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype of products with `x`. Under autocast `x` may still be fp32, which norms return."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _packed_kernel(q, k, v, layout: PackedLayout) -> torch.Tensor:
-    dtype, starts = _compute_dtype(q), layout.cu_seqlens
+    dtype, starts = compute_dtype(q), layout.cu_seqlens
     longest = 1 << (layout.max_seqlen - 1).bit_length()  # few values: a captured graph serves many batches
     return varlen_attn(q.to(dtype), k.to(dtype), v.to(dtype), starts, starts, longest, longest,
                        window_size=(-1, 0)).flatten(1)  # causal

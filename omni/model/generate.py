@@ -7,6 +7,7 @@ from itertools import takewhile
 import torch
 
 from omni.data.batch import Batch
+from omni.model import static_decode
 from omni.model.attention import DecodeLayout
 from omni.model.layers import LayerCache
 from omni.model.omni import OmniNetwork
@@ -41,6 +42,7 @@ class Sampling:
 
 
 GREEDY = Sampling()
+LOOK = 8  # tokens after which it's looked at whether all answers have ended
 
 
 def generate(model: OmniNetwork, prompts: Batch, max_new_tokens: int) -> list[list[int]]:
@@ -56,16 +58,34 @@ def stream_tokens(model: OmniNetwork, prompts: Batch, max_new_tokens: int,
     """The next token of each prompt (B,), step by step, until every answer has ended or is at its limit.
 
     Prompts are processed once, then each step adds one token per row to the cache. `choose` maps logits
-    (rows, V) to tokens (rows,). When half of the rows have ended they are dropped, since they cost as much as
-    the others. A row that has ended yields an end token again. Embeddings that stand for no token are never
-    chosen.
+    (rows, V) to tokens (rows,). A row that has ended yields an end token again. Embeddings that stand for no
+    token are never chosen.
     """
-    thinker, end, ends, B = model.thinker, model.tokenizer.end, model.tokenizer.ends, prompts.samples
-    lengths = prompts.layout.cu_seqlens.diff()[:B].long()
-    all_ends = lengths.new_tensor(ends) if len(ends) > 1 else None
-    unfilled = model.tokenizer.unfilled(thinker.arch.vocab_size)
+    lengths = prompts.layout.cu_seqlens.diff()[:prompts.samples].long()
+    unfilled = model.tokenizer.unfilled(model.thinker.arch.vocab_size)
     unfilled = None if unfilled is None else unfilled.to(lengths.device)
-    longest = int(lengths.max())
+
+    def next_token(logits: torch.Tensor) -> torch.Tensor:
+        return choose(logits if unfilled is None else logits.masked_fill(unfilled, -math.inf))
+    decode = _static if static_decode.worth_it(lengths.device) else _dynamic
+    yield from decode(model, prompts, lengths, max_new_tokens, next_token, _Ends(model, lengths.device))
+
+
+class _Ends:
+    """Which rows have ended."""
+
+    def __init__(self, model: OmniNetwork, device: torch.device):
+        self.end, ends = model.tokenizer.end, model.tokenizer.ends
+        self.all = torch.tensor(ends, device=device) if len(ends) > 1 else None
+
+    def __call__(self, token: torch.Tensor) -> torch.Tensor:
+        """(B,) -> (B,) bool."""
+        return token == self.end if self.all is None else torch.isin(token, self.all)
+
+
+def _dynamic(model, prompts, lengths, max_new_tokens, next_token, ends) -> Iterator[torch.Tensor]:
+    """When half of the rows have ended they are dropped, since they cost as much as the others."""
+    thinker, B, longest = model.thinker, prompts.samples, int(lengths.max())
     embeds = model.embed(prompts)
     cache = thinker.new_cache(B + 1, longest + max_new_tokens, embeds)  # one more row for the padding
     hidden = thinker.hidden(embeds, prompts.layout, prompts.answers, cache)  # (B, D)
@@ -73,10 +93,9 @@ def stream_tokens(model: OmniNetwork, prompts: Batch, max_new_tokens: int,
     prompt_of_row = torch.arange(B, device=lengths.device)
     ended = torch.zeros(B, dtype=torch.bool, device=lengths.device)
     for step in range(max_new_tokens):
-        logits = thinker.logits(hidden)
-        token = choose(logits if unfilled is None else logits.masked_fill(unfilled, -math.inf))
-        yield lengths.new_full((B,), end).index_copy(0, prompt_of_row, token)
-        ended |= token == end if all_ends is None else torch.isin(token, all_ends)
+        token = next_token(thinker.logits(hidden))
+        yield lengths.new_full((B,), ends.end).index_copy(0, prompt_of_row, token)
+        ended |= ends(token)
         left = len(ended) - int(ended.sum())
         if not left:
             return
@@ -86,3 +105,22 @@ def stream_tokens(model: OmniNetwork, prompts: Batch, max_new_tokens: int,
             cache = [LayerCache(layer.keys[stay], layer.values[stay]) for layer in cache]
         layout = DecodeLayout(lengths + step, reach=longest + step + 1)
         hidden = thinker.decode(thinker.embed(token), cache, layout)
+
+
+def _static(model, prompts, lengths, max_new_tokens, next_token, ends) -> Iterator[torch.Tensor]:
+    """No row is dropped, and whether all have ended is looked at every few tokens: looking waits for the GPU.
+    """
+    thinker, B = model.thinker, prompts.samples
+    embeds = model.embed(prompts)
+    decoder = static_decode.decoder_for(thinker, B + 1, int(lengths.max()) + max_new_tokens, embeds)
+    decoder.begin(lengths)
+    logits = thinker.logits(thinker.hidden(embeds, prompts.layout, prompts.answers, decoder.cache))
+    ended = torch.zeros(B, dtype=torch.bool, device=lengths.device)
+    for step in range(max_new_tokens):
+        token = next_token(logits).masked_fill(ended, ends.end)
+        yield token
+        ended |= ends(token)
+        looks = B == 1 or (step + 1) % LOOK == 0  # an answer that is streamed is read anyway
+        if step + 1 == max_new_tokens or (looks and bool(ended.all())):
+            return
+        logits = decoder(token)

@@ -6,6 +6,7 @@ renaming.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -120,20 +121,14 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
 
-    def forward(self, x: torch.Tensor, rope: Rope | None, layout: Layout,
-                cache: LayerCache | None = None) -> torch.Tensor:
-        """x (N, width) in a packed layout, else (B, T, width) -> the same shape.
-
-        New keys and values are written to the `cache`.
-        """
+    def project(self, x: torch.Tensor, rope: Rope | None) -> tuple[torch.Tensor, ...]:
+        """(..., width) -> rotated queries (..., H, d), rotated keys and values (..., K, d)."""
         q = self.q_norm(self.q_proj(x).unflatten(-1, (self.heads, self.head_dim)))
         k = self.k_norm(self.k_proj(x).unflatten(-1, (self.kv_heads, self.head_dim)))
         v = self.v_proj(x).unflatten(-1, (self.kv_heads, self.head_dim))
         if rope is not None:
             q, k = apply_rope(q, rope), apply_rope(k, rope)
-        if cache is not None:
-            k, v = cache.update(k, v, layout)
-        return self.o_proj(attend(q, k, v, layout).to(x.dtype))
+        return q, k, v
 
 
 class SwiGLU(nn.Module):
@@ -159,14 +154,32 @@ class Block(nn.Module):
         self.self_attn = Attention(width, heads, kv_heads, head_dim, qk_norm, eps, qkv_bias)
         self.post_attention_layernorm = RMSNorm(width, eps)
         self.mlp = SwiGLU(width, mlp_width)
+        self.compiled: tuple[Callable, Callable] | None = None  # `begin` and `finish`, for training
 
     def forward(self, x: torch.Tensor, rope: Rope | None, layout: Layout, cache: LayerCache | None = None,
                 keep: torch.Tensor | None = None) -> torch.Tensor:
-        """As `Attention`. `keep` (A,) are packed tokens whose results alone are needed: -> (A, width)."""
-        mixed = self.self_attn(self.input_layernorm(x), rope, layout, cache)
+        """x (N, width) in a packed layout, else (B, T, width) -> the same shape.
+
+        New keys and values are written to the `cache`. `keep` (A,) are packed tokens whose results alone are
+        needed: -> (A, width).
+        """
+        compiled = self.compiled if torch.is_grad_enabled() else None  # it would be compiled again without
+        begin, finish = compiled or (self.begin, self.finish)
+        q, k, v = begin(x, rope)
+        if cache is not None:
+            k, v = cache.update(k, v, layout)
+        attended = attend(q, k, v, layout)
         if keep is not None:
-            x, mixed = x.index_select(0, keep), mixed.index_select(0, keep)
-        x = x + mixed
+            x, attended = x.index_select(0, keep), attended.index_select(0, keep)
+        return finish(x, attended)
+
+    def begin(self, x: torch.Tensor, rope: Rope | None) -> tuple[torch.Tensor, ...]:
+        """What comes before attention: queries, keys and values of x."""
+        return self.self_attn.project(self.input_layernorm(x), rope)
+
+    def finish(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """What comes after it, from the attention's output (..., H * d)."""
+        x = x + self.self_attn.o_proj(attended.to(x.dtype))
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

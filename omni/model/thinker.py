@@ -63,8 +63,12 @@ class Thinker(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., V)."""
-        weight = self.embed_tokens.weight if self.arch.tied_head else self.lm_head.weight
-        return F.linear(hidden, weight)
+        return F.linear(hidden, self.head_weight)
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """(V, D)."""
+        return self.embed_tokens.weight if self.arch.tied_head else self.lm_head.weight
 
     def new_cache(self, rows: int, length: int, like: torch.Tensor) -> list[LayerCache]:
         """An empty cache for `rows` rows of up to `length` tokens, with the device and dtype of `like`."""

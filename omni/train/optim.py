@@ -75,19 +75,65 @@ def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.M
     return torch.optim.AdamW(parameter_groups, betas=(0.9, 0.98), fused=True)
 
 
-def clip(params: list[nn.Parameter], limit: float) -> torch.Tensor:
-    """Scale the gradients so that their norm is at most `limit`; returns the norm they had before."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    if whole.is_cuda or whole > limit:  # multiplying by 1 on a GPU is faster than waiting for `whole`
-        torch.nn.utils.clip_grads_with_norm_(params, limit, norm)
-    return whole
+class Update:
+    """Clips the gradients to a norm of `limit` and applies them, unless loss or gradients are not finite.
+
+    Sharded gradients, and those on other devices than CUDA, are read to decide. With CUDA nothing waits for
+    the device: AdamW's kernel divides by `grad_scale` and does nothing where `found_inf` is 1. There `bad`
+    counts the skipped steps in a row, and after `max_bad` of them nothing is applied any more, as if the run
+    had ended at once.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, limit: float, max_bad: int):
+        self.optimizer, self.limit, self.max_bad = optimizer, limit, max_bad
+        self.params = [p for group in optimizer.param_groups for p in group["params"]]
+        device = self.params[0].device
+        self.waits = device.type != "cuda" or any(isinstance(p, DTensor) for p in self.params)
+        self.bad = torch.zeros((), device=device)
+
+    def __call__(self, loss: torch.Tensor) -> torch.Tensor:
+        """Update the weights and drop the gradients, whose step had this `loss`.
+
+        Returns (3,) on the device: the loss, the norm before clipping, and 1 if the step was applied.
+        """
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
+        whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        applied = torch.isfinite(loss + whole)
+        if self.waits:
+            if applied:
+                if whole > self.limit:
+                    torch.nn.utils.clip_grads_with_norm_(self.params, self.limit, norm)
+                self.optimizer.step()
+        else:
+            applied = applied & (self.bad < self.max_bad)
+            self.bad.add_(1).mul_(~applied)
+            self.optimizer.grad_scale = ((whole + 1e-6) / self.limit).clamp(min=1)
+            self.optimizer.found_inf = (~applied).float()
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return torch.stack((loss, whole.to(loss.dtype), applied.to(loss.dtype)))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group's learning rate to its peak times `factor`."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(group["peak_lr"] * factor)
+        else:
+            group["lr"] = group["peak_lr"] * factor
+
+
+def make_capturable(optimizer: torch.optim.Optimizer) -> None:
+    """Keep the learning rates on the device, where a CUDA graph reads them at each replay."""
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        group.update(capturable=True, lr=torch.tensor(float(group["lr"]), device=device))
+
+
+def content(optimizer: torch.optim.Optimizer) -> dict:
+    """Its state for a checkpoint; learning rates are numbers."""
+    state = optimizer.state_dict()
+    return {**state, "param_groups": [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]}
 
 
 def restore(optimizer: torch.optim.Optimizer, saved: dict, where: str | Path) -> None:

@@ -11,6 +11,7 @@ from omni.data.loader import StepDataset
 from omni.model.omni import OmniNetwork
 from omni.train.interrupts import StopSignal
 from omni.train.metrics import MetricsFile
+from omni.train.optim import Update
 from omni.train.run_dir import RunDir
 from omni.train.state import TrainState
 
@@ -24,7 +25,7 @@ class Run:
     world: World
     model: OmniNetwork
     wrapped: nn.Module  # what is trained: the model itself, in DDP, or sharded by FSDP2
-    optimizer: torch.optim.Optimizer
+    update: Update  # the optimizer, and how its steps are taken
     dataset: StepDataset
     metrics: MetricsFile
     run_dir: RunDir
@@ -33,4 +34,4 @@ class Run:
 
     def save_step(self, state: TrainState) -> None:
         """Write a step checkpoint. All ranks call it together."""
-        self.run_dir.steps.save(state, self.model, self.optimizer, self.config, self.fingerprints)
+        self.run_dir.steps.save(state, self.model, self.update.optimizer, self.config, self.fingerprints)

@@ -15,9 +15,9 @@ class EpochTotals:
     answer_tokens: int = 0
     by_source: dict[str, list[int]] = field(default_factory=dict)  # source -> [samples, answer tokens]
 
-    def add(self, loss: torch.Tensor, by_source: dict[str, list[int]]) -> None:
+    def add(self, loss: float, by_source: dict[str, list[int]]) -> None:
         """Add a step: its loss summed over answer tokens, and [samples, answer tokens] of each source."""
-        self.loss = self.loss + loss.cpu().double()  # on the CPU, because MPS has no float64
+        self.loss = self.loss + loss
         self.answer_tokens += sum(tokens for _, tokens in by_source.values())
         for name, counts in by_source.items():
             before = self.by_source.get(name, [0, 0])
@@ -65,7 +65,7 @@ class TrainState:
     rate_before: float = 0.0  # learning rate of the last step before a resume
     totals_before_bad: EpochTotals = field(default_factory=EpochTotals)  # at the first bad step in a row
 
-    def add_step(self, loss: torch.Tensor, by_source: dict[str, list[int]]) -> None:
+    def add_step(self, loss: float, by_source: dict[str, list[int]]) -> None:
         """Count a step that was applied; arguments as for `EpochTotals.add`."""
         self.step += 1
         self.bad_steps_in_a_row = 0

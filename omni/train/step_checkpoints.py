@@ -58,7 +58,7 @@ class StepCheckpoints:
         All ranks call it together. UserError if it can't be written.
         """
         content = {**state.content(), "model": gathered(trained_state(model)), "frozen": self.frozen,
-                   "inputs": fingerprints, "optimizer": gathered(optimizer.state_dict()),
+                   "inputs": fingerprints, "optimizer": gathered(optim.content(optimizer)),
                    "config": dataclasses.asdict(config)}
         self._saved_at = time.monotonic()
         if not self.world.first:

@@ -14,6 +14,7 @@ from omni.data.packing import pack
 from omni.model.load import load_for_training
 from omni.model.omni import OmniNetwork
 from omni.model.thinker import Thinker
+from tests.bench.training import Training
 from tests.bench.workload import Workload
 
 QWEN3_06B = ThinkerArch(vocab_size=151_936, width=1024, layers=28, heads=16, kv_heads=8, head_dim=128,
@@ -59,19 +60,19 @@ def base(bench) -> dict:
     A step has eight conversations on a GPU, and one on a CPU, where eight would take a minute.
     """
     from tests.bench.baseline import seconds_a_step
-    from tests.bench.cases import ROUNDS, flops, train
+    from tests.bench.cases import ROUNDS, flops
 
     rows, steps = (8, 10) if bench.device.type == "cuda" else (1, 3)
     w = build(bench.config_path, bench.device, rows, steps + 2)  # the first two are warm-up
     batches = [step.batches[0] for step in w.dataset]
     tokens = statistics.mean(int(b.layout.cu_seqlens[-2]) for b in batches)
-    figures = {"conversations a step": rows}
+    train, figures = Training(w, bench.device), {"conversations a step": rows}
     for name, on in (("with activation_checkpointing", True), ("without", False)):
         w.model.thinker.activation_checkpointing = on
-        figures[f"peak memory {name}, GB"] = peak_memory(bench.device, lambda: train(w, bench.device, 0, 2))
+        figures[f"peak memory {name}, GB"] = peak_memory(bench.device, lambda: train(0, 2))
     ours, trainer = [], []
     for _ in range(ROUNDS):
-        ours.append(statistics.median(train(w, bench.device, 0, steps + 2)[2:]))
+        ours.append(train.seconds_a_step(steps, 2))
         trainer.append(seconds_a_step(w, bench.device, steps))
     seconds = statistics.median(ours)
     work = statistics.mean(flops(w, batch) for batch in batches)

@@ -1,7 +1,6 @@
 """The cases of the benchmark; each returns {name: figure}."""
 
 import contextlib
-import gc
 import json
 import statistics
 import subprocess
@@ -12,7 +11,6 @@ from collections import Counter
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
 
@@ -28,12 +26,12 @@ from omni.data.batch import Batch
 from omni.data.media_reader import MediaReader
 from omni.eval.evaluate import Evaluator
 from omni.model.load import load_system
-from omni.train import optim
 from omni.train.features import FeatureStore
 from omni.train.run_dir import RunDir
 from omni.train.step_checkpoints import StepCheckpoints
 from tests.bench import machine, workload
 from tests.bench.padded import hidden
+from tests.bench.training import Training
 
 ROUNDS = 3
 
@@ -61,27 +59,6 @@ class Bench:
         return 1e12 * self.ceiling[f"matmul {'bfloat16' if bf16 else 'float32'}, TFLOP/s"]
 
 
-def train(w: workload.Workload, device: torch.device, first: int, count: int) -> list[float]:
-    """Train `count` steps from `first`, as the loop of `sft_omni.py` does; returns the seconds of each."""
-    ends = [time.perf_counter()]
-    trained = [p for p in w.model.parameters() if p.requires_grad]
-    optimizer = w.optimizer()
-    w.model.train()
-    gc.freeze()  # as a run does
-    for number in range(first, first + count):
-        step = w.dataset[number]
-        answer_tokens = int(step.counts[:, 1].sum())
-        for batch in step.batches:
-            with autocast(device, w.config.precision):
-                loss, _ = w.model(batch.to(device))
-            (loss / answer_tokens).backward()
-        if torch.isfinite(loss.detach() + optim.clip(trained, w.config.grad_clip)):  # waits for a GPU
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        ends.append(time.perf_counter())
-    return [end - start for start, end in pairwise(ends)]
-
-
 def flops(w: workload.Workload, batch: Batch) -> float:
     """FLOPs of a step, padding excluded: 6 per weight and token, attention, 6 per weight and logit."""
     thinker, arch = w.model.thinker, w.model.thinker.arch
@@ -102,9 +79,10 @@ def step(bench: Bench) -> dict:
     from tests.bench.baseline import seconds_a_step
 
     steps, warm = 20, 40  # after the warm-up, most batch sizes have occurred before
+    train = Training(bench.cached, bench.device)
     times: dict[str, list[float]] = {"ours": [], "trainer": [], "dense": []}
     for _ in range(ROUNDS):
-        times["ours"].append(statistics.median(train(bench.cached, bench.device, 0, steps + warm)[warm:]))
+        times["ours"].append(train.seconds_a_step(steps, warm))
         times["trainer"].append(seconds_a_step(bench.decoded, bench.device, steps, warm=warm))
         times["dense"].append(seconds_a_step(bench.decoded, bench.device, 3, dense=True, warm=1))
     ours, trainer, dense = (statistics.median(times[name]) for name in ("ours", "trainer", "dense"))
@@ -114,7 +92,7 @@ def step(bench: Bench) -> dict:
     busy = {}
     if bench.device.type == "cuda":
         busy["share of a step that the GPU is busy"] = machine.gpu_seconds(
-            lambda: train(bench.cached, bench.device, 0, steps)) / steps / ours
+            lambda: train(0, steps)) / steps / ours
     return {"ours, samples/s": size / ours, "(a) transformers.Trainer, samples/s": size / trainer,
             "(b) the same, 512 tokens and a dense mask, samples/s": size / dense,
             "(c) floor of counted flops at the ceiling, samples/s": size / floor,
@@ -125,9 +103,9 @@ def step(bench: Bench) -> dict:
 def encode(bench: Bench) -> dict:
     """Seconds of a step with cached features of frozen encoders, and of one that encodes its media."""
     steps = 20
-    work = {"with": lambda: train(bench.cached, bench.device, 0, steps),
-            "without": lambda: train(bench.decoded, bench.device, 0, steps)}
-    train(bench.decoded, bench.device, 0, steps)  # decodes the media, so that no timed step does
+    cached, decoded = (Training(w, bench.device) for w in (bench.cached, bench.decoded))
+    work = {"with": lambda: cached(0, steps), "without": lambda: decoded(0, steps)}
+    decoded(0, steps)  # decodes the media, so that no timed step does
     times = machine.median_seconds(work, bench.device, ROUNDS)
     lookups = machine.seconds(lambda: [bench.cached.dataset[n] for n in range(steps)], bench.device)
     return {"a step with features, s": times["with"] / steps,

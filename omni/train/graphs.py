@@ -1,0 +1,196 @@
+"""A training step as one CUDA graph: for a small model, starting kernels one by one takes most of the time.
+
+A graph repeats the same kernels on the same memory. So batches are padded to a few sizes (`StaticSizes`), one
+graph is captured for each, and a step copies its batch into the graph's own before it is replayed.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from omni.base.console import say
+from omni.base.device import autocast
+from omni.data.batch import Batch, mapped, tensors_of
+from omni.data.static_batch import StaticSizes, has_media_to_encode
+from omni.model.attention import has_packed_kernel
+from omni.train import optim
+from omni.train.run import Run
+
+TakeStep = Callable[[list[Batch], int | torch.Tensor], torch.Tensor]
+WARM_UP = 3  # plain steps before the first capture: they make what is made once, such as AdamW's moments
+SEEN = 32  # steps whose batches decide the sizes
+MAX_WEIGHTS = 200_000_000  # of the Thinker: a larger one keeps a GPU busy without graphs
+LOSS_TOLERANCE, NORM_TOLERANCE = 0.01, 0.05  # in bf16 the same step differs by less, if kernels differ
+
+
+def choose(run: Run, take: TakeStep) -> "GraphedStep | PlainStep":
+    """How the run takes its steps; what was chosen is said."""
+    reason = _obstacle(run)
+    if reason is None:
+        last = min(SEEN, len(run.dataset))
+        batches = [run.dataset[number].batches[0] for number in range(last)]
+        if any(map(has_media_to_encode, batches)):
+            reason = "some media are encoded in the steps"
+        else:
+            graphed = GraphedStep(run, take, StaticSizes(batches))
+            sizes = ", ".join(f"{size.tokens:,}" for size in graphed.sizes.sizes)
+            say(f"steps: CUDA graphs for batches of up to {sizes} tokens")
+            return graphed
+    if run.device.type == "cuda":
+        say(f"steps: kernel by kernel, without CUDA graphs, since {reason}")
+    return PlainStep(take)
+
+
+def _obstacle(run: Run) -> str | None:
+    """Why steps can't be graphs, or need not be."""
+    thinker, config = run.model.thinker, run.config
+    with autocast(run.device, config.precision):
+        kernel = has_packed_kernel(_empty_heads(run))
+    small = sum(p.numel() for p in thinker.parameters()) <= MAX_WEIGHTS
+    checks = ((run.device.type == "cuda", "there is no CUDA"),
+              (config.cuda_graphs, '"cuda_graphs" is false'),
+              (kernel, "attention needs bf16 for that"),
+              (run.world.size == 1, "there are several ranks"),
+              (config.gradient_accumulation_steps == 1, "gradients are accumulated"),
+              (config.frozen >= {"audio", "vision"}, "encoders are trained"),
+              (not config.activation_checkpointing, "activations are computed again"),
+              (small or config.cuda_graphs is True, "the Thinker is large enough to do without"))
+    return next((reason for holds, reason in checks if not holds), None)
+
+
+def _empty_heads(run: Run) -> torch.Tensor:
+    return torch.empty(0, run.model.thinker.arch.head_dim, device=run.device)
+
+
+class PlainStep:
+    """Steps as they are written."""
+
+    def __init__(self, take: TakeStep):
+        self.take = take
+
+    def prepare(self, batch: Batch) -> Batch:
+        return batch
+
+    def __call__(self, batches: list[Batch], answer_tokens: int) -> torch.Tensor:
+        return self.take(batches, answer_tokens)
+
+
+@dataclass
+class _Graph:
+    """A captured step with its own batch, which the next one is copied into."""
+
+    batch: Batch
+    answer_tokens: torch.Tensor
+    replay: Callable[[Batch], torch.Tensor]
+
+    def __call__(self, batch: Batch, answer_tokens: int) -> torch.Tensor:
+        torch._foreach_copy_(tensors_of(self.batch), tensors_of(batch))
+        self.answer_tokens.fill_(answer_tokens)
+        return self.replay(batch).clone()  # the next replay overwrites it
+
+
+class GraphedStep:
+    """Steps as graphs, one for each size. What fits in no size is taken plainly.
+
+    All steps run on one stream of their own: gradients remember the stream of their first backward pass, and
+    a graph can't be captured on another. The first graph is compared with the plain step on the same batch.
+    """
+
+    def __init__(self, run: Run, take: TakeStep, sizes: StaticSizes):
+        self.run, self.take, self.sizes = run, take, sizes
+        self.graphs: dict[int, _Graph] = {}  # by the number of tokens
+        self.taken, self.works = 0, True
+        self.stream = torch.cuda.Stream(run.device) if run.device.type == "cuda" else None
+        optim.make_capturable(run.update.optimizer)
+
+    def prepare(self, batch: Batch) -> Batch:
+        return self.sizes.fit(batch) or batch
+
+    def __call__(self, batches: list[Batch], answer_tokens: int) -> torch.Tensor:
+        batch, = batches
+        tokens, static = len(batch.ids), self.sizes.holds(batch)
+        self.taken += 1
+        with self._on_own_stream():
+            if not static or not self.works or self.taken <= WARM_UP:
+                return self.take(batches, answer_tokens)
+            if tokens not in self.graphs:
+                return self._first(batch, answer_tokens)
+            return self.graphs[tokens](batch, answer_tokens)
+
+    @contextlib.contextmanager
+    def _on_own_stream(self) -> Iterator[None]:
+        if self.stream is None:
+            yield
+            return
+        outer = torch.cuda.current_stream()
+        self.stream.wait_stream(outer)
+        with torch.cuda.stream(self.stream):
+            yield
+        outer.wait_stream(self.stream)
+
+    def _first(self, batch: Batch, answer_tokens: int) -> torch.Tensor:
+        """Take a step and capture its graph. If that fails, steps are taken plainly from now on."""
+        changing = self._changing()
+        before = [tensor.clone() for tensor in changing]
+        checked = bool(self.graphs)
+        wanted = None if checked else self.take([batch], answer_tokens)
+        if not checked:
+            torch._foreach_copy_(changing, before)
+        try:
+            graph = _captured(self.take, batch, answer_tokens, self.stream)
+            found = graph(batch, answer_tokens)
+            problem = None if checked else _difference(found, wanted)
+            if problem is None and bool(found[2]) and all(map(torch.equal, changing, before)):
+                problem = "it changes no weight"
+        except (RuntimeError, torch.OutOfMemoryError) as err:
+            found, problem = None, str(err).splitlines()[0]
+        if problem is None:
+            self.graphs[len(batch.ids)] = graph
+            return found
+        say(f"CUDA graphs are not used: {problem}; steps are taken kernel by kernel")
+        self.works = False
+        self.graphs.clear()
+        self.run.update.optimizer.zero_grad(set_to_none=True)
+        torch._foreach_copy_(changing, before)
+        return self.take([batch], answer_tokens)
+
+    def _changing(self) -> list[torch.Tensor]:
+        """Every tensor that a step changes: weights, moments, and the count of bad steps."""
+        update, state = self.run.update, self.run.update.optimizer.state
+        return [*(p.data for p in update.params), *(x for p in update.params for x in state[p].values()),
+                update.bad]
+
+
+def _captured(take: TakeStep, batch: Batch, answer_tokens: int, stream) -> _Graph:
+    """Capture a step; on a CPU, where there are no graphs, what repeats it is the step itself."""
+    batch = mapped(batch, torch.clone)
+    tokens = torch.full((), answer_tokens, dtype=torch.float32, device=batch.ids.device)
+    if stream is None:
+        return _Graph(batch, tokens, lambda new: take([_with_lengths(batch, new)], tokens))
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        figures = take([batch], tokens)
+
+    def replay(_) -> torch.Tensor:
+        graph.replay()
+        return figures
+    return _Graph(batch, tokens, replay)
+
+
+def _with_lengths(batch: Batch, new: Batch) -> Batch:
+    """The batch with the lengths of `new`, which a CPU makes bins from. All else is in the tensors."""
+    return replace(batch, layout=replace(batch.layout, lengths=new.layout.lengths))
+
+
+def _difference(found: torch.Tensor, wanted: torch.Tensor) -> str | None:
+    """What is wrong with the figures of a graph, compared with those of the plain step."""
+    if not (found.isfinite().all() or wanted.isfinite().all()):
+        return None
+    for name, ours, plain, tolerance in zip(("loss", "gradient norm"), found.tolist(), wanted.tolist(),
+                                            (LOSS_TOLERANCE, NORM_TOLERANCE), strict=False):
+        if not abs(ours - plain) <= tolerance * abs(plain):
+            return f"their {name} is {ours:.5g}, that of the plain step {plain:.5g}"
+    return None
