@@ -223,8 +223,9 @@ class _FusedBlock(Function):
         dgated, dlow_down = to_down.back(dadded)
         dup = dgated * activated
         dgate = torch.ops.aten.silu_backward(dgated.mul_(up), gate)
-        (dz, dlow_gate), (dz_up, dlow_up) = to_gate.back(dgate), to_up.back(dup)
-        dz, dnorm_mid = normalise_back(dz.add_(dz_up).to(full), kept_mid, wants_mid)
+        dz, dlow_gate = to_gate.back(dgate)
+        dz, dlow_up = to_up.back(dup, onto=dz)
+        dz, dnorm_mid = normalise_back(dz.to(full), kept_mid, wants_mid)
         dx = torch.addcmul(dout, dz, kept_mid[1])
 
         dmid = dx.to(dtype)

@@ -38,9 +38,9 @@ class Product(NamedTuple):
         low = x @ self.down.t()
         return y.addmm_(low, self.up.t()), low
 
-    def back(self, dy):
-        """The gradients of x and of x down^T."""
-        dx = dy @ self.weight
+    def back(self, dy, onto=None):
+        """The gradients of x, added to `onto` if that is given, and of x down^T."""
+        dx = dy @ self.weight if onto is None else onto.addmm_(dy, self.weight)
         if self.down is None:
             return dx, None
         dlow = dy @ self.up
@@ -97,7 +97,7 @@ class Join:
         if any(wanted[2::PARTS]):
             found[2::PARTS] = (dlow.t() @ x).split(self.ranks)
         if any(wanted[3::PARTS]):
-            blocks = zip(self._split(dy.t() @ low), self.scales, strict=True)
+            blocks = zip(self._split((low.t() @ dy).t()), self.scales, strict=True)
             found[3::PARTS] = [block.split(self.ranks, dim=1)[number] * scale
                                for number, (block, scale) in enumerate(blocks)]
         return [grad if want else None for grad, want in zip(found, wanted, strict=True)]
