@@ -7,6 +7,7 @@ hand. The residual stream and the norms stay in fp32 (or fp64); everything else 
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain, islice
 
 import torch
 from torch import nn
@@ -14,8 +15,9 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from omni.data.layout import PackedLayout
-from omni.model.cpu_plan import BinnedHeads, Plan
-from omni.model.layers import Attention, Block, LayerCache, RMSNorm, Rope, SwiGLU
+from omni.model.cpu_plan import BinnedHeads, Plan, products_dtype
+from omni.model.cpu_projection import PARTS, Join, Product, parts, reads_input
+from omni.model.layers import Attention, Block, LayerCache, LoRALinear, RMSNorm, Rope, SwiGLU
 
 MODULES = {"": Block, "input_layernorm": RMSNorm, "self_attn": Attention, "post_attention_layernorm": RMSNorm,
            "mlp": SwiGLU, **{f"self_attn.{name}_proj": nn.Linear for name in "qkvo"},
@@ -27,8 +29,9 @@ LONGEST = 1024  # slots of a bin; memory for the gradient grows with the square
 def fused(layers: Sequence[nn.Module], x: torch.Tensor, rope: Rope, layout: PackedLayout) -> list | None:
     """For each block in `layers` a function with the same arguments and result; None if one can't be fused.
 
-    x (N, D) is the input of the first block. Blocks with biases, wrapped or replaced modules, hooks, sharded
-    weights or frozen weights (while gradients are on) can't be fused.
+    x (N, D) is the input of the first block. Any weight may be frozen, any projection may have an adapter.
+    Blocks with other biases than those of Qwen2, other wrapped or replaced modules, hooks or sharded weights
+    can't be fused.
     """
     if not (x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
             and max(group.length for group in layout.bins.groups) <= LONGEST
@@ -40,15 +43,23 @@ def fused(layers: Sequence[nn.Module], x: torch.Tensor, rope: Rope, layout: Pack
 
 
 def _is_plain(layer: nn.Module, dtype: torch.dtype) -> bool:
-    """Whether a block consists of just what `_FusedBlock` computes, and all of its gradients are needed."""
+    """Whether a block consists of just what `_FusedBlock` computes. `dtype` is that of the residual stream.
+
+    Frozen matrices may be stored in the dtype of autocast.
+    """
     modules, weights = dict(layer.named_modules()), list(layer.parameters())
     norm = RMSNorm if type(layer) is Block and layer.self_attn.qk_norm else nn.Identity
-    return {name: type(module) for name, module in modules.items()} == MODULES | {
-        "self_attn.q_norm": norm, "self_attn.k_norm": norm} \
-        and all(module.bias is None for module in modules.values() if isinstance(module, nn.Linear)) \
+    if {name: nn.Linear if type(module) is LoRALinear else type(module) for name, module in modules.items()} \
+            != MODULES | {"self_attn.q_norm": norm, "self_attn.k_norm": norm}:
+        return False
+    linear = {name for name, module in modules.items() if isinstance(module, nn.Linear)}
+    biased = {name for name in linear if modules[name].bias is not None}
+    stored = products_dtype(dtype)
+    return biased in (set(), {f"self_attn.{name}_proj" for name in "qkv"}) \
         and not any(getattr(module, hooks) for module in modules.values() for hooks in HOOKS) \
-        and all(type(w) is nn.Parameter and w.dtype == dtype for w in weights) \
-        and (not torch.is_grad_enabled() or all(w.requires_grad for w in weights))
+        and all(type(w) is nn.Parameter for w in weights) \
+        and all(w.dtype == dtype or (w.dtype == stored and not w.requires_grad and w.dim() == 2)
+                for w in weights)
 
 
 def _alike(layers: Sequence[Block]) -> bool:
@@ -62,12 +73,14 @@ def _run(layer: Block, plan: Plan, x: torch.Tensor, rope: Rope, layout: PackedLa
          cache: LayerCache | None = None, keep: torch.Tensor | None = None) -> torch.Tensor:
     """As `Block.forward`. `rope` and `layout` are ignored: the plan was made of them."""
     attn, mlp = layer.self_attn, layer.mlp
-    norms = (attn.q_norm.weight, attn.k_norm.weight) if attn.qk_norm else (None, None)
+    qk_norms = (attn.q_norm.weight, attn.k_norm.weight) if attn.qk_norm else (None, None)
+    projections = (attn.q_proj, attn.k_proj, attn.v_proj, attn.o_proj, mlp.gate_proj, mlp.up_proj,
+                   mlp.down_proj)
     with torch.autocast("cpu", enabled=False):
         return _FusedBlock.apply(
-            x, plan, keep, cache, layer.input_layernorm.weight, attn.q_proj.weight, attn.k_proj.weight,
-            attn.v_proj.weight, *norms, attn.o_proj.weight, layer.post_attention_layernorm.weight,
-            mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
+            x, plan, keep, cache, [getattr(one, "scale", 1.0) for one in projections],
+            layer.input_layernorm.weight, *qk_norms, layer.post_attention_layernorm.weight,
+            *chain(*map(parts, projections)))
 
 
 def normalise(x, weight, eps: float):
@@ -77,13 +90,16 @@ def normalise(x, weight, eps: float):
     return unit * weight, (unit, scale, weight)
 
 
-def normalise_back(dy, kept):
-    """The gradients of x, still to be multiplied by `scale`, and of the weight; `dy` is overwritten."""
+def normalise_back(dy, kept, wanted: bool):
+    """The gradients of x, still to be multiplied by `scale`, and of the weight if `wanted`.
+
+    `dy` is overwritten.
+    """
     unit, scale, weight = kept
-    product = dy * unit
-    dweight = product.sum(0)
-    mean = product.mul_(weight).mean(-1, keepdim=True)
-    return dy.mul_(weight).addcmul_(unit, mean, value=-1), dweight
+    dweight = (dy * unit).sum(0) if wanted else None
+    dy.mul_(weight)
+    mean = (dy * unit).mean(-1, keepdim=True)
+    return dy.addcmul_(unit, mean, value=-1), dweight
 
 
 def interleave(x):
@@ -126,23 +142,39 @@ def attend_bins_back(dy, x, probabilities, heads: BinnedHeads, dx) -> None:
     torch.bmm(dscores.transpose(1, 2), q, out=dk)
 
 
-def qkv_weight(q_proj, k_proj, v_proj, d: int, dtype: torch.dtype):
-    """The three matrices (heads * d, D) as one ((H + 2 K) * d, D), cast. Queries and keys are interleaved."""
-    qk = interleave(torch.cat((q_proj, k_proj)).unflatten(0, (-1, d))).flatten(0, 1)
-    return torch.cat((qk.to(dtype), v_proj.to(dtype)))
+def joins(plan: Plan, projections: Sequence[tuple], scales: Sequence[float]) -> list[Join]:
+    """For queries, keys and values together, and for each of the other four projections."""
+    return [Join.of(projections[:3], scales[:3], plan.dtype, plan.order, plan.order_back),
+            *(Join.of([one], [scale], plan.dtype)
+              for one, scale in zip(projections[3:], scales[3:], strict=True))]
+
+
+def by_join(values: Sequence) -> list[Sequence]:
+    """Values of the seven projections -> those of each of `joins`."""
+    first = 3 * PARTS
+    return [values[:first], *(values[begin:begin + PARTS] for begin in range(first, 7 * PARTS, PARTS))]
 
 
 class _FusedBlock(Function):
-    """`layers.Block` on x (N, D) -> (N, D), or only the rows `keep` (A,) of the result -> (A, D)."""
+    """`layers.Block` on x (N, D) -> (N, D), or only the rows `keep` (A,) of the result -> (A, D).
+
+    `tensors` are the `parts` of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj and down_proj, one after
+    another, and `scales` those of their adapters. Gradients are computed only of what is trained.
+    """
 
     @staticmethod
-    def forward(ctx, x, plan: Plan, keep, cache, norm_in, q_proj, k_proj, v_proj, q_norm, k_norm, o_proj,
-                norm_mid, gate_proj, up_proj, down_proj):
+    def forward(ctx, x, plan: Plan, keep, cache, scales, norm_in, q_norm, k_norm, norm_mid, *tensors):
         N, H, K, d, full, dtype = len(x), plan.heads, plan.kv_heads, plan.head_dim, x.dtype, plan.dtype
+        projections = [tensors[first:first + PARTS] for first in range(0, len(tensors), PARTS)]
+        ctx.joins = joins(plan, projections, scales)
+        grouped = [projections[:3], *([one] for one in projections[3:])]
+        products = [join.product(group) for join, group in zip(ctx.joins, grouped, strict=True)]
+        to_qkv, to_o, to_gate, to_up, to_down = products
+
         y, kept_in = normalise(x, norm_in, plan.eps)
         y = y.to(dtype)
-        w_qkv = qkv_weight(q_proj, k_proj, v_proj, d, dtype)
-        qkv = (y @ w_qkv.t()).view(N, -1, d)
+        qkv, low_qkv = to_qkv(y)
+        qkv = qkv.view(N, -1, d)
         heads, kept_qk = qkv[:, :H + K].to(full), (None, None, None)
         if q_norm is None:
             heads = heads * plan.scales
@@ -159,37 +191,45 @@ class _FusedBlock(Function):
         mixed = mixed.view(N, -1)
         if keep is not None:
             x, mixed = x.index_select(0, keep), mixed.index_select(0, keep)
-        w_o, w_gate, w_up, w_down = (w.to(dtype) for w in (o_proj, gate_proj, up_proj, down_proj))
-        x = (mixed @ w_o.t()).to(full).add_(x)
+        added, low_o = to_o(mixed)
+        x = added.to(full).add_(x)
 
         z, kept_mid = normalise(x, norm_mid, plan.eps)
         z = z.to(dtype)
-        gate, up = z @ w_gate.t(), z @ w_up.t()
+        (gate, low_gate), (up, low_up) = to_gate(z), to_up(z)
         activated = F.silu(gate)
         gated = activated * up
+        added, low_down = to_down(gated)
+
         ctx.plan, ctx.keep, ctx.N = plan, keep, N
-        ctx.save_for_backward(*kept_in, *kept_qk, *kept_mid, y, qkv, mixed, z, gate, up, activated, gated,
-                              w_qkv, w_o, w_gate, w_up, w_down, *attended)
-        return (gated @ w_down.t()).to(full).add_(x)
+        inputs = [read if reads_input(wanted) else None for read, wanted in
+                  zip((y, mixed, z, z, gated), by_join(ctx.needs_input_grad[-7 * PARTS:]), strict=True)]
+        ctx.save_for_backward(*kept_in, *kept_qk, *kept_mid, *chain(*products), *inputs, low_qkv, low_o,
+                              low_gate, low_up, low_down, qkv, gate, up, activated, *attended)
+        return added.to(full).add_(x)
 
     @staticmethod
     def backward(ctx, dout):
-        saved = ctx.saved_tensors
-        kept_in, kept_qk, kept_mid = saved[:3], saved[3:6], saved[6:9]
-        y, qkv, mixed, z, gate, up, activated, gated, w_qkv, w_o, w_gate, w_up, w_down, *attended = saved[9:]
+        saved = iter(ctx.saved_tensors)
+        kept_in, kept_qk, kept_mid = (tuple(islice(saved, 3)) for _ in range(3))
+        to_qkv, to_o, to_gate, to_up, to_down = (Product(*islice(saved, PARTS)) for _ in range(5))
+        inputs, lows = tuple(islice(saved, 5)), tuple(islice(saved, 5))
+        qkv, gate, up, activated, *attended = saved
         plan, full, dtype = ctx.plan, dout.dtype, ctx.plan.dtype
         H, K, d = plan.heads, plan.kv_heads, plan.head_dim
+        wants_x, *_, wants_in, wants_q, wants_k, wants_mid = ctx.needs_input_grad[:9]
 
-        dy = dout.to(dtype)
-        ddown_proj, dgated = dy.t() @ gated, dy @ w_down
+        dadded = dout.to(dtype)
+        dgated, dlow_down = to_down.back(dadded)
         dup = dgated * activated
         dgate = torch.ops.aten.silu_backward(dgated.mul_(up), gate)
-        dgate_proj, dup_proj = dgate.t() @ z, dup.t() @ z
-        dz, dnorm_mid = normalise_back(torch.addmm(dgate @ w_gate, dup, w_up).to(full), kept_mid)
+        dz, dlow_gate = to_gate.back(dgate)
+        dz, dlow_up = to_up.back(dup, onto=dz)
+        dz, dnorm_mid = normalise_back(dz.to(full), kept_mid, wants_mid)
         dx = torch.addcmul(dout, dz, kept_mid[1])
 
-        dy = dx.to(dtype)
-        do_proj, dmixed = dy.t() @ mixed, dy @ w_o
+        dmid = dx.to(dtype)
+        dmixed, dlow_o = to_o.back(dmid)
         if ctx.keep is not None:  # a token that is kept more than once is padding, with gradients of 0
             dx, dmixed = (g.new_zeros(ctx.N, g.shape[1]).index_add_(0, ctx.keep, g) for g in (dx, dmixed))
         dmixed = dmixed.view(-1, d).index_select(0, plan.query_of_row)
@@ -204,15 +244,19 @@ class _FusedBlock(Function):
         if kept_qk[0] is None:
             dheads.mul_(plan.scales)
         else:
-            dheads, dweight = normalise_back(dheads, kept_qk)
+            dheads, dweight = normalise_back(dheads, kept_qk, wants_q or wants_k)
             dheads.mul_(kept_qk[1])
-            dq_norm, dk_norm = (dpart.sum(0) for dpart in deinterleave(dweight * plan.scales).split((H, K)))
+            if dweight is not None:
+                dq_norm, dk_norm = (part.sum(0) for part in deinterleave(dweight * plan.scales).split((H, K)))
         dqkv[:, :H + K] = dheads
         dqkv = dqkv.view(ctx.N, -1)
-        dqk_proj, dv_proj = (dqkv.t() @ y).split(((H + K) * d, K * d))
-        dq_proj, dk_proj = deinterleave(dqk_proj.view(H + K, d, -1)).flatten(0, 1).split((H * d, K * d))
-        dz, dnorm_in = normalise_back((dqkv @ w_qkv).to(full), kept_in)
-        dx = torch.addcmul(dx, dz, kept_in[1])
-        dweights = (dnorm_in, dq_proj, dk_proj, dv_proj, dq_norm, dk_norm, do_proj, dnorm_mid, dgate_proj,
-                    dup_proj, ddown_proj)
-        return dx, None, None, None, *(None if g is None else g.to(full) for g in dweights)
+        dy, dlow_qkv = to_qkv.back(dqkv)
+        dz, dnorm_in = normalise_back(dy.to(full), kept_in, wants_in)
+        dx = torch.addcmul(dx, dz, kept_in[1]) if wants_x else None
+
+        parts_of = zip(ctx.joins, (dqkv, dmid, dgate, dup, dadded), inputs, lows,
+                       (dlow_qkv, dlow_o, dlow_gate, dlow_up, dlow_down),
+                       by_join(ctx.needs_input_grad[-7 * PARTS:]), strict=True)
+        dtensors = chain(*(join.gradients(*of_join) for join, *of_join in parts_of))
+        dweights = (dnorm_in, dq_norm, dk_norm, dnorm_mid, *dtensors)
+        return dx, None, None, None, None, *(None if g is None else g.to(full) for g in dweights)

@@ -8,6 +8,11 @@ from omni.data.layout import PackedLayout
 from omni.model.layers import Attention, Rope
 
 
+def products_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of products in a block whose residual stream is in `dtype`: that of autocast, if it is on."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype
+
+
 @dataclass(frozen=True)
 class BinnedHeads:
     """The heads of a group of bins as rows: all queries, then all keys, then all values.
@@ -65,6 +70,8 @@ class Plan:
     rotations: torch.Tensor  # (N, 1, d / 2) complex
     rotations_back: torch.Tensor  # their inverse
     scales: torch.Tensor  # (H + K, 1): 1 / sqrt(d) of queries, 1 of keys
+    order: torch.Tensor  # ((H + 2 K) * d,): the row of the joined projections of each output, see `of`
+    order_back: torch.Tensor  # its inverse
     groups: tuple[BinnedHeads, ...]
     head_of_row: torch.Tensor  # (rows,)
     row_of_head: torch.Tensor  # (N * (H + 2 K),)
@@ -74,9 +81,11 @@ class Plan:
     @classmethod
     def of(cls, layout: PackedLayout, attention: Attention, eps: float, rope: Rope,
            dtype: torch.dtype) -> "Plan":
-        """`rope` is the rotary table of the tokens. Under autocast its dtype replaces `dtype`."""
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
+        """`rope` is the rotary table of the tokens, `dtype` that of the residual stream.
+
+        In each head of queries and keys dimension i is followed by i + d / 2, which rotates with it.
+        """
+        dtype = products_dtype(dtype)
         H, K, d = attention.heads, attention.kv_heads, attention.head_dim
         groups, rows_of_slots, query_rows_of_slots, head_of_row, query_of_row = [], [], [], [], []
         rows = query_rows = 0  # of the groups before
@@ -100,9 +109,12 @@ class Plan:
         row_of_head, row_of_query = (torch.cat(table).index_select(0, bins.slot_of_token).flatten()
                                      for table in (rows_of_slots, query_rows_of_slots))
         rotations = torch.view_as_complex(torch.stack([table[:, None, :d // 2] for table in rope], dim=-1))
+        order = torch.arange((H + 2 * K) * d)
+        order[:(H + K) * d] = order[:(H + K) * d].view(-1, 2, d // 2).transpose(1, 2).flatten()
         scales = torch.tensor([d ** -0.5] * H + [1.0] * K, dtype=rope[0].dtype)[:, None]
         return cls(layout, dtype, eps, H, K, d, rotations, rotations.conj().resolve_conj(), scales,
-                   tuple(groups), torch.cat(head_of_row), row_of_head, torch.cat(query_of_row), row_of_query)
+                   order, order.argsort(), tuple(groups), torch.cat(head_of_row), row_of_head,
+                   torch.cat(query_of_row), row_of_query)
 
     def by_group(self, x: torch.Tensor) -> list[tuple[torch.Tensor, BinnedHeads]]:
         """(rows, d) -> the rows of each group, with the group."""

@@ -1,4 +1,5 @@
-"""What the Thinker and both encoders are built of: RMSNorm, rotary positions, attention, SwiGLU, the block.
+"""What the Thinker and both encoders are built of: RMSNorm, rotary positions, attention, SwiGLU, the block;
+and a projection with an adapter.
 
 Names and mathematics follow Llama and Qwen3 as `transformers` writes them, so that their state dicts map by
 renaming.
@@ -58,6 +59,26 @@ def apply_rope(x: torch.Tensor, rope: Rope) -> torch.Tensor:
     cos, sin = (table[..., None, :].to(x.dtype) for table in rope)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class LoRALinear(nn.Linear):
+    """A frozen projection plus a trained one of low rank: W x + scale * B A x."""
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float):
+        super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
+        self.weight, self.bias = base.weight, base.bias
+        self.requires_grad_(False)
+        self.scale = alpha / rank
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank))  # begins as the base alone
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
+
+    def merged_weight(self) -> torch.Tensor:
+        """W + scale * B A, computed in fp32: a sum in bf16 would lose most of a small change."""
+        return self.weight.float() + self.scale * (self.lora_B.float() @ self.lora_A.float())
 
 
 @dataclass
