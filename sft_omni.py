@@ -38,7 +38,7 @@ from omni.model.load import load_for_training
 from omni.report import run_report
 from omni.train import graphs, optim
 from omni.train.features import FeatureStore, read_media
-from omni.train.interrupts import StopSignal, explain_out_of_memory
+from omni.train.interrupts import StopSignal, explain_out_of_memory, explained
 from omni.train.metrics import MetricsFile
 from omni.train.prefetch import prefetch
 from omni.train.run import Run
@@ -151,8 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     say(written_line(run_dir.path / "omni_final.pt", time.time() - started, evaluation_s))
 
 
-def train_epoch(run: Run, state: TrainState, epoch: int,
-                take: graphs.PlainStep | graphs.GraphedStep) -> None:
+def train_epoch(run: Run, state: TrainState, epoch: int, take: graphs.Taker) -> None:
     """Train from `state.step` to the end of `epoch` (counted from 0). `take` does what `train_step` does."""
     config, world, schedule = run.config, run.world, run.dataset.schedule
     begin, end = epoch * schedule.steps_per_epoch, (epoch + 1) * schedule.steps_per_epoch
@@ -160,7 +159,8 @@ def train_epoch(run: Run, state: TrainState, epoch: int,
     taken = TakenSteps(run, state, epoch)
     bar = progress(total=schedule.steps_per_epoch, initial=state.step - begin,
                    desc=f"epoch {epoch + 1}/{config.num_epochs}", unit="step")
-    steps = prefetch(run.dataset.steps(state.step, end, config.num_workers), run.device, take.prepare)
+    steps = explained(prefetch(run.dataset.steps(state.step, end, config.num_workers), run.device,
+                               take.prepare), "lower batch_size or max_length")
     for number, step in enumerate(steps, state.step + 1):  # counted from 1
         factor = optim.lr_factor_of(config, number - 1, schedule.steps)
         optim.set_lr(run.update.optimizer, factor)

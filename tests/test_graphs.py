@@ -175,7 +175,8 @@ def test_a_graph_that_gives_another_loss_is_not_used(training, monkeypatch, caps
     assert len(lines) == 1 and "CUDA graphs are not used: their loss is" in lines[0]
     monkeypatch.undo()
     plain_run, plain = training()
-    wanted = [plain([sizes.fit(batch)], batch.answer_tokens) for batch in batches_of(plain_run, 8)]
+    wanted = [plain([sizes.fit(batch)], torch.tensor(float(batch.answer_tokens)))
+              for batch in batches_of(plain_run, 8)]
     torch.testing.assert_close(found, torch.stack(wanted))
 
 

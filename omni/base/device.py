@@ -28,6 +28,8 @@ def choose_device(name: str) -> torch.device:
         raise UserError(f'"device" is {name}, but {reason}; use "auto" or "cpu"')
     if name == "cuda":
         torch.set_float32_matmul_precision("high")
+        # cuDNN's attention plans anew for each shape, which takes longer than a run of small batches.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     elif name == "cpu":
         machine.keep_freed_memory()
     return torch.device(name)

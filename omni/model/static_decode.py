@@ -75,7 +75,9 @@ class StaticDecoder:
         graph, before = torch.cuda.CUDAGraph(), self.logits
         try:
             torch.cuda.synchronize()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # The outer block restores the stream where the capture fails.
+            with torch.cuda.stream(torch.cuda.current_stream()), \
+                    torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step()
             self.graph = graph
         except RuntimeError as err:  # out of memory is one too

@@ -225,9 +225,11 @@ class FeatureStore:
         with autocast(self.device, self.precision):
             if method == "pixels":
                 features = self.model.encode_images(torch.stack(list(group.values())).to(self.device))
+                features = features.to("cpu", torch.float16)  # at once: each copy waits for a GPU
             else:
                 mels, lengths = pad_mels(list(group.values()))
                 features, lengths = self.model.encode_audio(mels.to(self.device), lengths.to(self.device))
+                features = features.to("cpu", torch.float16)
                 features = [row[:length] for row, length in zip(features, lengths.tolist(), strict=True)]
         return dict(zip(group, features, strict=True))
 

@@ -28,7 +28,7 @@ MAX_WEIGHTS = 200_000_000  # of the Thinker: a larger one keeps a GPU busy witho
 LOSS_TOLERANCE, NORM_TOLERANCE = 0.01, 0.05  # in bf16 the same step differs by less, if kernels differ
 
 
-def choose(run: Run, take: TakeStep) -> "GraphedStep | PlainStep":
+def choose(run: Run, take: TakeStep) -> "Taker":
     """How the run takes its steps; what was chosen is said."""
     reason = _obstacle(run)
     if reason is None:
@@ -102,9 +102,15 @@ class _Graph:
     answer_tokens: torch.Tensor
     replay: Callable[[Batch], torch.Tensor]
 
-    def __call__(self, batch: Batch, answer_tokens: int) -> torch.Tensor:
-        torch._foreach_copy_(tensors_of(self.batch), tensors_of(batch))
-        self.answer_tokens.fill_(answer_tokens)
+    def __call__(self, batch: Batch, answer_tokens: torch.Tensor) -> torch.Tensor:
+        by_dtype: dict[torch.dtype, tuple[list, list]] = {}  # a copy of many tensors takes one dtype
+        for own, new in zip(tensors_of(self.batch), tensors_of(batch), strict=True):
+            pair = by_dtype.setdefault(own.dtype, ([], []))
+            pair[0].append(own)
+            pair[1].append(new)
+        for own, new in by_dtype.values():
+            torch._foreach_copy_(own, new)
+        self.answer_tokens.copy_(answer_tokens)
         return self.replay(batch).clone()  # the next replay overwrites it
 
 
@@ -112,14 +118,16 @@ class GraphedStep:
     """Steps as graphs, one for each size. What fits in no size is taken plainly.
 
     All steps run on one stream of their own: gradients remember the stream of their first backward pass, and
-    a graph can't be captured on another. The first graph is compared with the plain step on the same batch.
+    a graph can't be captured on another. Each graph is compared with the plain step on the same batch. They
+    share their memory, since only one is replayed at a time.
     """
 
     def __init__(self, run: Run, take: TakeStep, sizes: StaticSizes):
         self.run, self.take, self.sizes = run, take, sizes
         self.graphs: dict[int, _Graph] = {}  # by the number of tokens
         self.taken, self.works = 0, True
-        self.stream = torch.cuda.Stream(run.device) if run.device.type == "cuda" else None
+        self.stream = torch.cuda.Stream() if run.device.type == "cuda" else None
+        self.pool = torch.cuda.graph_pool_handle() if self.stream else None
         optim.make_capturable(run.update.optimizer)
 
     def prepare(self, batch: Batch) -> Batch:
@@ -130,11 +138,13 @@ class GraphedStep:
         tokens, static = len(batch.ids), self.sizes.holds(batch)
         self.taken += 1
         with self._on_own_stream():
+            # A tensor also for plain steps: a GPU divides by a number with other bits.
+            count = torch.full((), answer_tokens, dtype=torch.float32, device=batch.ids.device)
             if not static or not self.works or self.taken <= WARM_UP:
-                return self.take(batches, answer_tokens)
+                return self.take(batches, count)
             if tokens not in self.graphs:
-                return self._first(batch, answer_tokens)
-            return self.graphs[tokens](batch, answer_tokens)
+                return self._first(batch, count)
+            return self.graphs[tokens](batch, count)
 
     @contextlib.contextmanager
     def _on_own_stream(self) -> Iterator[None]:
@@ -143,22 +153,22 @@ class GraphedStep:
             return
         outer = torch.cuda.current_stream()
         self.stream.wait_stream(outer)
-        with torch.cuda.stream(self.stream):
-            yield
-        outer.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:
+            outer.wait_stream(self.stream)
 
-    def _first(self, batch: Batch, answer_tokens: int) -> torch.Tensor:
+    def _first(self, batch: Batch, answer_tokens: torch.Tensor) -> torch.Tensor:
         """Take a step and capture its graph. If that fails, steps are taken plainly from now on."""
         changing = self._changing()
         before = [tensor.clone() for tensor in changing]
-        checked = bool(self.graphs)
-        wanted = None if checked else self.take([batch], answer_tokens)
-        if not checked:
-            torch._foreach_copy_(changing, before)
+        wanted = self.take([batch], answer_tokens)  # also makes what the first step of a size makes
+        torch._foreach_copy_(changing, before)
         try:
-            graph = _captured(self.take, batch, answer_tokens, self.stream)
+            graph = _captured(self.take, batch, answer_tokens, self.stream, self.pool)
             found = graph(batch, answer_tokens)
-            problem = None if checked else _difference(found, wanted)
+            problem = _difference(found, wanted)
             if problem is None and bool(found[2]) and all(map(torch.equal, changing, before)):
                 problem = "it changes no weight"
         except (RuntimeError, torch.OutOfMemoryError) as err:
@@ -166,7 +176,8 @@ class GraphedStep:
         if problem is None:
             self.graphs[len(batch.ids)] = graph
             return found
-        say(f"CUDA graphs are not used: {problem}; steps are taken kernel by kernel")
+        say(f"CUDA graphs are not used: {problem}; steps are taken kernel by kernel, as with "
+            '"cuda_graphs": false')
         self.works = False
         self.graphs.clear()
         self.run.update.optimizer.zero_grad(set_to_none=True)
@@ -180,16 +191,16 @@ class GraphedStep:
                 update.bad]
 
 
-def _captured(take: TakeStep, batch: Batch, answer_tokens: int, stream) -> _Graph:
+def _captured(take: TakeStep, batch: Batch, answer_tokens: torch.Tensor, stream, pool) -> _Graph:
     """Capture a step; on a CPU, where there are no graphs, what repeats it is the step itself."""
     batch = mapped(batch, torch.clone)
-    tokens = torch.full((), answer_tokens, dtype=torch.float32, device=batch.ids.device)
+    tokens = answer_tokens.clone()
     if stream is None:
         return _Graph(batch, tokens, lambda new: take([_with_lengths(batch, new)], tokens))
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
     # The thread that copies batches ahead may use the GPU meanwhile.
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
         figures = take([batch], tokens)
 
     def replay(_) -> torch.Tensor:
@@ -212,3 +223,6 @@ def _difference(found: torch.Tensor, wanted: torch.Tensor) -> str | None:
         if not abs(ours - plain) <= tolerance * abs(plain):
             return f"their {name} is {ours:.5g}, that of the plain step {plain:.5g}"
     return None
+
+
+Taker = PlainStep | GraphedStep

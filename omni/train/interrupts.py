@@ -10,6 +10,7 @@ import torch
 from omni.base.console import say
 from omni.base.errors import UserError
 from omni.data.batch import Batch
+from omni.data.loader import Step
 from omni.train.metrics import MetricsFile
 from omni.train.state import TrainState
 
@@ -64,12 +65,23 @@ def skip_bad_step(state: TrainState, samples: list[str], epoch: int, max_in_a_ro
                         "or raise max_bad_steps, then --resume")
 
 
+def explained(steps: Iterator[Step], remedy: str) -> Iterator[Step]:
+    """The same steps; a GPU that is too full for their batches is explained."""
+    while True:
+        with explain_out_of_memory(remedy, where="batches that are copied ahead"):
+            step = next(steps, None)
+        if step is None:
+            return
+        yield step
+
+
 @contextlib.contextmanager
 def explain_out_of_memory(remedy: str, batches: Iterable[Batch] = (),
-                          save: Callable[[], None] | None = None) -> Iterator[None]:
+                          save: Callable[[], None] | None = None,
+                          where: str = "evaluation") -> Iterator[None]:
     """Turn a GPU's out-of-memory error into a UserError with the shapes of `batches` and the `remedy`.
 
-    Without `batches` the message says that it happened in evaluation. `save`, if given, is called first.
+    Without `batches` the message says that it happened in `where`. `save`, if given, is called first.
     """
     try:
         yield
@@ -79,6 +91,6 @@ def explain_out_of_memory(remedy: str, batches: Iterable[Batch] = (),
         if save is not None:
             save()
         shapes = ", ".join(batch.summary for batch in batches)
-        where = f"a step of {shapes}" if shapes else "evaluation"
+        where = f"a step of {shapes}" if shapes else where
         raise UserError(f"out of GPU memory in {where}: {remedy}, then continue from the last checkpoint "
                         "with --resume") from None

@@ -1,5 +1,6 @@
 """Training batches on their device before they are needed."""
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -33,12 +34,18 @@ def prefetch(steps: Iterator[Step], device: torch.device,
         yield from map(on_device, steps)
 
 
+@functools.cache
+def _copy_stream(index: int) -> torch.cuda.Stream:
+    """One for all epochs: the memory of a stream is not used by another one."""
+    return torch.cuda.Stream(index)
+
+
 def _threaded(steps: Iterator[Step], on_device: Callable[[Step], Step],
               device: torch.device) -> Iterator[Step]:
     waiting: queue.Queue = queue.Queue(AHEAD)
     stopped = threading.Event()
     cuda = device.type == "cuda"
-    stream = torch.cuda.Stream(device) if cuda else None
+    stream = _copy_stream(torch.cuda.current_device()) if cuda else None
 
     def put(item) -> None:
         while not stopped.is_set():
@@ -50,7 +57,7 @@ def _threaded(steps: Iterator[Step], on_device: Callable[[Step], Step],
     def work() -> None:
         try:
             if cuda:
-                torch.cuda.set_device(device)
+                torch.cuda.set_device(stream.device)
             for step in steps:
                 with torch.cuda.stream(stream):  # with None it does nothing
                     ready = on_device(step)

@@ -5,6 +5,7 @@ from tqdm import tqdm
 
 from omni.base.device import gpu_memory_gb, peak_memory_gb
 from omni.data.loader import Step
+from omni.data.sampler import Draw
 from omni.train.interrupts import skip_bad_step
 from omni.train.metrics import Throughput, show_step
 from omni.train.run import Run
@@ -20,12 +21,12 @@ class TakenSteps:
 
     def __init__(self, run: Run, state: TrainState, epoch: int):
         self.run, self.state, self.epoch, self.throughput = run, state, epoch, Throughput()
-        self._unread: list[tuple[Step, torch.Tensor, torch.Tensor]] = []
+        self._unread: list[tuple[list[Draw], torch.Tensor, torch.Tensor]] = []
         self._last = 0.0, 0.0, False  # loss per answer token, gradient norm, whether it was applied
 
     def add(self, step: Step, counts: torch.Tensor, figures: torch.Tensor) -> None:
         """`counts` (sources, 2) are of all ranks; `figures` (3,) are what `optim.Update` returned."""
-        self._unread.append((step, counts, figures))
+        self._unread.append((step.draws, counts, figures))  # not the batches, which are on the device
         self.throughput.add(len(step.draws), int(counts[:, 1].sum()))
 
     def read(self) -> None:
@@ -34,11 +35,11 @@ class TakenSteps:
             return
         unread, self._unread = self._unread, []
         mix, rows = self.run.dataset.mix, torch.stack([figures for *_, figures in unread]).tolist()
-        for (step, counts, _), (loss, norm, applied) in zip(unread, rows, strict=True):
+        for (draws, counts, _), (loss, norm, applied) in zip(unread, rows, strict=True):
             if applied:
                 self.state.add_step(loss, dict(zip(mix.train, counts.tolist(), strict=True)))
             else:
-                names = [mix.name(draw) for draw in step.draws]
+                names = [mix.name(draw) for draw in draws]
                 skip_bad_step(self.state, names, self.epoch, self.run.config.max_bad_steps, self.run.metrics,
                               lambda: self.run.save_step(self.state))
             self._last = loss / max(1, int(counts[:, 1].sum())), norm, bool(applied)

@@ -40,12 +40,16 @@ def main() -> None:
     figures = {"machine": machine.describe(device), "ceiling": ceiling}
     bench = cases.Bench(args.config, device, ceiling)
     if args.gpu:
-        figures |= Gpu(bench).run()
+        figures |= Gpu(bench).run(lambda found: write(args.json, figures | found))
     for name in () if args.gpu else args.only or CASES:
         figures[name] = CASES[name](bench)
         print_figures(name, figures[name])
-    if args.json:
-        Path(args.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write(args.json, figures)
+
+
+def write(path: str | None, figures: dict) -> None:
+    if path:
+        Path(path).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def print_figures(name: str, figures: dict) -> None:

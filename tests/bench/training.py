@@ -23,6 +23,7 @@ class Training:
         update = optim.Update(optimizer, w.config.grad_clip, w.config.max_bad_steps)
         run = Run(w.config, device, ALONE, w.model, w.model, update, w.dataset, None, None, None, {})
         self.take = graphs.choose(run, partial(sft_omni.train_step, run))
+        gc.collect()
         gc.freeze()  # as a run does
 
     def __call__(self, first: int, count: int) -> torch.Tensor:
