@@ -1,8 +1,8 @@
 """Draws the many pictures that stage C learns from, into `data/fresh/`: `python data/make_fresh.py`.
 
-They are like those of `make_images.py`, which `sft_omni.py` trains on, but not shipped. To draw a figure takes
-longer than the rest of a picture, so here a figure is one of some poses that are drawn once, mirrored and
-resized. The held-out pictures are drawn without this.
+They are like those of `make_images.py`, which `sft_omni.py` trains on, but not shipped. To draw a figure
+takes longer than the rest of a picture, so here a figure is one of some poses that are drawn once, mirrored
+and resized. The held-out pictures are drawn without this.
 """
 
 import argparse
@@ -46,6 +46,8 @@ def sample(name, seed, out, index):
     sort = list(SHARES)[rng.choice(len(SHARES), p=np.array(list(SHARES.values())) / 100)]
     scene = SCENES[sort](rng, held)
     image, objects = render(rng, scene, figure if held else partial(posed, seed))
+    if sort == "counting":  # all are small, which `render` doesn't say because no question asks for it
+        objects = [{**item, "words": ["small", *item["words"]]} for item in objects]
     if scene.place != "paper":
         objects.append({"words": [scene.place], "box": [0, 0, 1, 1]})
     path = f"img/{name}_{index:06}.webp"
