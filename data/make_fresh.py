@@ -58,7 +58,7 @@ def sample(name, seed, out, index):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="data/fresh")
-    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--pictures", type=int, default=80_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--procs", type=int, default=2)
     args = parser.parse_args()

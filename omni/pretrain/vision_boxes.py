@@ -79,8 +79,10 @@ class BoxStage(Stage):
     def _with_boxes(self, paths: str | list[str]) -> list[Sample]:
         """The samples with one image and boxes; their images are then in the reader's cache."""
         samples = [s for s in self.read(paths) if len(s.images) == 1 and s.objects]
-        loaded = self.load_media(samples, f"images of {paths}", lambda s: self.reader.pixels(s.images[0]))
-        return [sample for sample, _ in loaded]
+        return [sample for sample, _ in self.load_media(samples, f"images of {paths}", self._cache)]
+
+    def _cache(self, sample: Sample) -> None:
+        self.reader.pixels(sample.images[0])
 
     def targets(self, sample: Sample, placed: image.Placement | None,
                 recolored: bool) -> tuple[torch.Tensor, torch.Tensor]:
