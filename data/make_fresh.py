@@ -20,6 +20,7 @@ from tqdm import tqdm
 SHARES = {"objects": 60, "counting": 20, "digit": 8, "sign": 12}  # percent of each kind of scene
 STREAMS = {"train": 4, "val": 5, "poses": 6}  # numbers of random streams that make_images.py doesn't use
 BIG, SMALL = 60, 31  # typical extents of figures, in which their poses are drawn
+TRAIN_PER_VAL = 160  # training pictures for each held-out one
 POSES = 24  # of each kind, color and size
 
 
@@ -63,7 +64,7 @@ def main():
     parser.add_argument("--procs", type=int, default=2)
     args = parser.parse_args()
     Path(args.out, "img").mkdir(parents=True, exist_ok=True)
-    for name, total in (("val", 500), ("train", args.pictures)):
+    for name, total in (("val", args.pictures // TRAIN_PER_VAL), ("train", args.pictures)):
         with Pool(args.procs) as pool, open(Path(args.out, f"{name}.jsonl"), "w", encoding="utf-8") as file:
             work = pool.imap(partial(sample, name, args.seed, args.out), range(total), chunksize=100)
             file.writelines(json.dumps(line) + "\n" for line in tqdm(work, name, total, mininterval=5))
