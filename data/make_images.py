@@ -144,7 +144,7 @@ def board(rng, word, color):
     return layer.rotate(rng.uniform(-9, 9), Image.Resampling.BICUBIC, expand=True)
 
 
-def render(rng, scene):
+def render(rng, scene, figure=figure):
     """The picture of a scene, and its objects as [{"words": [...], "box": [...]}, ...]."""
     image, objects = GROUNDS[scene.place](rng), []
     for item in scene.items:

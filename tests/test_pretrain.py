@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,13 +19,15 @@ from omni.model.vision_encoder import VisionEncoder
 from omni.pretrain.__main__ import run
 from omni.pretrain.audio_encoder import AudioStage
 from omni.pretrain.thinker import ThinkerStage
+from omni.pretrain.vision_boxes import BoxStage, average_precision, shared
 from omni.pretrain.vision_encoder import COLOR_WORDS, VisionStage, competing_word_loss
 
 TINY = {"width": 24, "layers": 1, "heads": 2, "mlp_width": 32}
 
 
 def config(toy, tmp_path, stage: str, **more) -> PretrainConfig:
-    source = {"thinker": "text_only", "audio": "audio_text", "vision": "image_text"}[stage]
+    source = {"thinker": "text_only", "audio": "audio_text", "vision": "image_text",
+              "vision_boxes": "image_text"}[stage]
     values = {"stage": stage, "train": str(toy.root / "data" / source / "train.jsonl"),
               "val": str(toy.root / "data" / source / "val.jsonl"), "output": str(tmp_path / f"{stage}.pt"),
               "num_epochs": 2, "batch_size": 4, "warmup_steps": 1, "vocab_size": 330, "speech_pieces": 40,
@@ -149,6 +152,68 @@ def test_recolored_images_have_no_targets_for_color_words(toy, tmp_path):
     for row, words in enumerate(image_words):
         assert words[cat] == 1 and (words[red] == 1 if row < with_text else words[red].isnan())
     assert all(float(weights.sum()) == pytest.approx(1) for _, weights in areas)
+
+
+@pytest.fixture
+def boxed(toy, tmp_path):
+    """Stage C on 11 images with a small red cat at the top left, on grass."""
+    objects = [{"words": ["red", "cat"], "box": [0.1, 0.1, 0.3, 0.45]},
+               {"words": ["grass"], "box": [0, 0, 1, 1]}]
+    line = {"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "a cat"}],
+            "objects": objects}
+    path = toy.root / "data" / "image_text" / "boxed.jsonl"
+    path.write_text("".join(json.dumps({**line, "images": [f"train_{i}.png"]}) + "\n" for i in range(1, 12)))
+    return config(toy, tmp_path, "vision_boxes", train=str(path), val=str(path), batch_size=8,
+                  arch={**TINY, "image_size": 32, "patch_size": 8, "stem_blocks": 1})
+
+
+def test_the_words_of_a_box_are_wanted_where_it_is(boxed):
+    stage = BoxStage(boxed)
+    red, cat, grass = (stage.words[word] for word in ("red", "cat", "grass"))
+    cells, centers = stage.targets(stage.train[0], None, recolored=False)  # 2x2 cells, 4x4 patches
+    assert cells[:, grass].tolist() == [1, 1, 1, 1] and cells[:, cat].tolist() == [1, 0, 0, 0]
+    assert centers[:, cat].nonzero().flatten().tolist() == [4]  # row 1, column 0
+    assert torch.equal(centers[:, red], centers[:, cat]) and not centers[:, grass].any()
+    recolored = stage.targets(stage.train[0], None, recolored=True)
+    for plain, changed in zip((cells, centers), recolored, strict=True):
+        assert changed[:, red].isnan().all() and torch.equal(changed[:, cat], plain[:, cat])
+    right = stage.targets(stage.train[0], image.Placement(1.0, 0.5, 0.0), recolored=False)[1]
+    assert right[:, cat].nonzero().flatten().tolist() == [5]  # moved by a quarter of the image: a patch
+
+
+def test_a_box_that_hardly_touches_a_cell_is_unknown_there():
+    assert np.allclose(shared((0.25, 0.25, 0.5, 0.5), 2), [[1, 0], [0, 0]])
+    assert np.allclose(shared((0.4, 0.0, 0.6, 0.4), 2), [[0.5, 0.5], [0, 0]])
+    assert np.allclose(shared((0.0, 0.0, 0.9, 1.0), 2), [[1, 0.8], [1, 0.8]])
+
+
+def test_boxes_are_learned(boxed, capsys):
+    figures = run(replace(boxed, num_epochs=30, learning_rate=3e-3))
+    assert figures["cell_ap"] > 0.95 and figures["center_ap"] > 0.95 and figures["box_words"] == 1.0
+    content = checkpoint.load(boxed.output, "vision_encoder", "")
+    checkpoint.build_part(VisionEncoder, VisionArch, content, "vision_encoder", "toy")
+
+
+def test_average_precision_equals_its_definition():
+    scores = torch.tensor([[0.9, 0.1], [0.5, 0.2], [0.7, 0.3]])
+    targets = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])  # the second word is never there
+    assert average_precision(scores, targets) == pytest.approx((1 / 1 + 2 / 3) / 2)
+
+
+def test_an_earlier_encoder_is_trained_further(boxed, tmp_path):
+    torch.manual_seed(1)
+    encoder = VisionEncoder(build(VisionArch, boxed.arch, "toy"))
+    checkpoint.save(tmp_path / "first.pt", "vision_encoder", checkpoint.part(encoder))
+    with pytest.raises(UserError, match='leave "arch" out'):
+        BoxStage(replace(boxed, start=str(tmp_path / "first.pt")))
+    further = BoxStage(replace(boxed, start=str(tmp_path / "first.pt"), arch={})).model["encoder"]
+    assert further.arch == encoder.arch
+    assert all(torch.equal(value, further.state_dict()[name]) for name, value in encoder.state_dict().items())
+
+
+def test_manifests_without_boxes_are_refused(toy, tmp_path):
+    with pytest.raises(UserError, match="none can be used"):
+        BoxStage(config(toy, tmp_path, "vision_boxes"))
 
 
 @pytest.mark.parametrize("stage, name", [("audio", "train_1.wav"), ("vision", "train_1.png")])

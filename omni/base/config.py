@@ -191,7 +191,7 @@ class SiglipArch:
 class PretrainConfig:
     """Stages A (Thinker), B (audio encoder) and C (vision encoder), `python -m omni.pretrain`."""
 
-    stage: str = _key("thinker", choices=("thinker", "audio", "vision"))
+    stage: str = _key("thinker", choices=("thinker", "audio", "vision", "vision_boxes"))
     train: str | list = ""  # a manifest, or several
     val: str | list = ""
     output: str = ""
@@ -214,6 +214,7 @@ class PretrainConfig:
     # Stages A and B: the subwords that the audio encoder outputs and the Thinker learns to read
     speech_pieces: int = _key(192, low=30)
     decoder: dict = _key(factory=dict)  # Stage C: the captioning decoder, not kept afterwards
+    start: str | None = None  # Stage C by boxes: the encoder to train further, in place of `arch`
     photographs: list = _key(factory=list)  # Stage C: manifests of `train` to augment as photographs
 
 

@@ -2,7 +2,8 @@
 
     python -m omni.pretrain --config configs/thinker_tiny.json      A: next-token prediction
     python -m omni.pretrain --config configs/audio_enc_tiny.json    B: CTC
-    python -m omni.pretrain --config configs/vision_tiny.json       C: captions and answers
+    python -m omni.pretrain --config configs/vision_captions.json   C: captions and answers
+    python -m omni.pretrain --config configs/vision_tiny.json       C: what is where
 
 Each works on any manifest. The loop is here; the loss and metrics of a stage are in the module of its part.
 """
@@ -22,10 +23,11 @@ from omni.base.device import autocast, choose_device
 from omni.base.errors import UserError
 from omni.pretrain.audio_encoder import AudioStage
 from omni.pretrain.thinker import ThinkerStage
+from omni.pretrain.vision_boxes import BoxStage
 from omni.pretrain.vision_encoder import VisionStage
 from omni.train import optim
 
-STAGES = {"thinker": ThinkerStage, "audio": AudioStage, "vision": VisionStage}
+STAGES = {"thinker": ThinkerStage, "audio": AudioStage, "vision": VisionStage, "vision_boxes": BoxStage}
 
 
 def main(arguments: list[str] | None = None) -> None:

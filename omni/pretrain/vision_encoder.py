@@ -42,10 +42,13 @@ class CachingReader(MediaReader):
         super().__init__(arch, None, seed)
         self.photographs = photographs
         self.cached: dict[str, torch.Tensor] = {}
+        self.free: list[torch.Tensor] = []  # places in one block of memory: single ones would fragment it
 
     def pixels(self, path: str, take: int = 0) -> torch.Tensor:
         if path not in self.cached:
-            self.cached[path] = super().pixels(path).add(1).mul(127.5).round().byte()
+            pixels = super().pixels(path).add(1).mul(127.5).round()
+            self.free = self.free or list(torch.empty((1000, *pixels.shape), dtype=torch.uint8))
+            self.cached[path] = self.free.pop().copy_(pixels)
         pixels = self.cached[path].float().div(127.5).sub(1)
         return image.augment(pixels, self.rng(path, take), path in self.photographs) if take else pixels
 
