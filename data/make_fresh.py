@@ -1,4 +1,4 @@
-"""Draws the many pictures that stage C learns from, into `data/fresh/`: `python data/make_fresh.py`.
+"""Draws the many pictures that stage C learns from, into `data/fresh/pictures/`: `python data/make_fresh.py`.
 
 They are like those of `make_images.py`, which `sft_omni.py` trains on, but not shipped. To draw a figure
 takes longer than the rest of a picture, so here a figure is one of some poses that are drawn once, mirrored
@@ -58,7 +58,7 @@ def sample(name, seed, out, index):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", default="data/fresh")
+    parser.add_argument("--out", default="data/fresh/pictures")
     parser.add_argument("--pictures", type=int, default=80_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--procs", type=int, default=2)
