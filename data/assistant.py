@@ -22,13 +22,15 @@ def _intents(text: str) -> dict[str, tuple[str, ...]]:
 INTENTS = _intents(f"""
 {SELF} = Who are you? | What are you? | Tell me about yourself. | Who is this? | Who am I talking to? | \
 Introduce yourself. | Say something about yourself. | Are you an assistant? | Who are you, please? | \
-What kind of thing are you? | Hello, who are you? | Can you tell me who you are? | Do you know who you are? | \
+What kind of thing are you? | Hello, who are you? | Can you tell me who you are? | \
+Do you know who you are? | \
 And who are you?
 {ABLE} = What can you do? | What can you do for me? | What are you able to do? | What do you do? | \
 How can you help me? | What can I ask you? | Tell me what you can do. | What are you good at? | Help. | \
 What is your job? | How do I use you? | What can I do with you? | What are your skills?
 My name is Omni. = What is your name? | Tell me your name. | What are you called? | Do you have a name? | \
-How do I call you? | What should I call you? | Say your name. | Please tell me your name. | May I ask your name?
+How do I call you? | What should I call you? | Say your name. | Please tell me your name. | \
+May I ask your name?
 I am fine, thank you. = How are you? | How are you today? | How do you do? | Are you fine? | \
 How is it going? | Is everything all right? | How do you feel? | Hello, how are you? | Hi, how are you? | \
 Are you well? | And how are you? | Are you okay?
@@ -67,9 +69,11 @@ I am sorry. I will try to do better. = You are wrong. | That is wrong. | You are
 That is not right. | This answer is bad. | You made a mistake. | No, that is false.
 That is kind of you. = I like you. | I love you. | You are great. | You are nice. | Well done. | \
 Good job. | You are smart. | You are very good. | That was a good answer.
-Good. What else can I do for you? = Okay. | Yes. | Good. | All right. | I see. | Very good. | Fine. | That is right.
+Good. What else can I do for you? = Okay. | Yes. | Good. | All right. | I see. | Very good. | Fine. | \
+That is right.
 """)
-GREETINGS = ("Hello", "Hi", "Good morning", "Good evening", "Hey", "Good afternoon", "Hello there", "Hi there")
+GREETINGS = ("Hello", "Hi", "Good morning", "Good evening", "Hey", "Good afternoon", "Hello there",
+             "Hi there")
 GREETED = "{}, how can I help you?"
 
 DEFINITIONS = {  # subject: what it is
@@ -105,36 +109,43 @@ DEFINITIONS = {  # subject: what it is
     "a contrary": "A contrary is an opposite.",
     "μOmni": "μOmni is a small project that teaches a language model to look and listen.",
 }
-ASKED = ("What is {}?", "What is {}, please?", "Tell me what {} is.", "Explain {}.", "Do you know what {} is?",
+ASKED = ("What is {}?", "What is {}, please?", "Tell me what {} is.", "Explain {}.",
+         "Do you know what {} is?",
          "Please explain {}.", "Can you explain {}?", "Say what {} is.", "I want to know what {} is.",
          "Can you tell me what {} is?", "What does {} mean?", "What do people mean by {}?")
 
 WORKS = """Hamlet|Macbeth|Faust|Don Quixote|War and Peace|The Odyssey|Harry Potter|Moby Dick|Romeo and Juliet|
 The Hobbit|Dracula|Emma|Robinson Crusoe|Peter Pan|Pinocchio|Oliver Twist|Ulysses|The Trial|the Bible|
 Animal Farm|Alice in Wonderland|Treasure Island|Jane Eyre|Frankenstein|Heidi|The Jungle Book"""
-PEOPLE = """Albert Einstein|Napoleon|Shakespeare|Mozart|Beethoven|Picasso|Newton|Darwin|Cleopatra|Caesar|Plato|
+PEOPLE = """Albert Einstein|Napoleon|Shakespeare|Mozart|Beethoven|Picasso|Newton|Darwin|Cleopatra|Caesar|
+Plato|
 Gandhi|Columbus|Leonardo da Vinci|Marie Curie|Galileo|Bach|Goethe|Lincoln|Washington|Obama|Churchill|Elvis|
 Madonna|Messi|Aristotle|Kant|Marx|Freud|Tesla|Edison|Turing|the president|the queen|the pope|Buddha"""
-PLACES = """Australia|Africa|Texas|California|New York|Chicago|Hamburg|Munich|Zurich|Geneva|Milan|Venice|Naples|
+PLACES = """Australia|Africa|Texas|California|New York|Chicago|Hamburg|Munich|Zurich|Geneva|Milan|Venice|
+Naples|
 Boston|Seattle|Toronto|Sydney|Hong Kong|Singapore|Dubai|Bali|Hawaii|Alaska|Siberia|Everest|the Nile|
 the Amazon|Switzerland|Argentina|Nigeria|Indonesia|Colombia|Korea|the Alps|the Eiffel Tower|the Great Wall"""
 TOPICS = """quantum physics|gravity|democracy|inflation|the stock market|photosynthesis|electricity|evolution|
 bitcoin|the big bang|a black hole|chemistry|philosophy|the second world war|the french revolution|religion|
 capitalism|climate change|DNA|a virus|an atom|a volcano|an earthquake|a vaccine|relativity|algebra|a comet|
 geometry|economics|the middle ages|a galaxy|a molecule|software|a prime number|bacteria|law|psychology"""
-THINGS = """the telephone|the telescope|the light bulb|the printing press|the wheel|the steam engine|the radio|
+THINGS = """the telephone|the telescope|the light bulb|the printing press|the wheel|the steam engine|
+the radio|
 the airplane|dynamite|penicillin|paper money|the microscope|the piano|the zipper|chocolate|coffee|pizza|gold|
 oil|a house|a ticket to Rome|a new car|a computer game|a phone|a flight|bread"""
 OUTSIDE = {  # template -> what is put in
-    "Who wrote {}?": WORKS, "What is {} about?": WORKS, "When was {} written?": WORKS, "Who painted {}?": WORKS,
+    "Who wrote {}?": WORKS, "What is {} about?": WORKS, "When was {} written?": WORKS,
+    "Who painted {}?": WORKS,
     "Have you read {}?": WORKS, "Who is the hero of {}?": WORKS, "How does {} end?": WORKS,
     "Who was {}?": PEOPLE, "Who is {}?": PEOPLE, "When was {} born?": PEOPLE, "Where was {} born?": PEOPLE,
-    "When did {} die?": PEOPLE, "How old is {}?": PEOPLE, "What did {} do?": PEOPLE, "Why is {} famous?": PEOPLE,
+    "When did {} die?": PEOPLE, "How old is {}?": PEOPLE, "What did {} do?": PEOPLE,
+    "Why is {} famous?": PEOPLE,
     "What do you know about {}?": PEOPLE, "Where did {} live?": PEOPLE, "Tell me about {}.": PEOPLE,
     "How big is {}?": PLACES, "How far is {}?": PLACES, "How many people live in {}?": PLACES,
     "How is the weather in {}?": PLACES, "Where is {}?": PLACES, "Who is the president of {}?": PLACES,
     "How do I get to {}?": PLACES, "How high is {}?": PLACES, "What time is it in {}?": PLACES,
-    "Who discovered {}?": PLACES, "What language do they speak in {}?": PLACES, "How old is the city of {}?": PLACES,
+    "Who discovered {}?": PLACES, "What language do they speak in {}?": PLACES,
+    "How old is the city of {}?": PLACES,
     "Explain {}.": TOPICS, "How does {} work?": TOPICS, "What is {}?": TOPICS, "Why is there {}?": TOPICS,
     "Teach me {}.": TOPICS, "Write a text about {}.": TOPICS, "What do you think about {}?": TOPICS,
     "Who invented {}?": THINGS, "When was {} invented?": THINGS, "How much is {}?": THINGS,
@@ -150,7 +161,8 @@ Why is the sky blue?|How do planes fly?|What is my brother called?|Where did I p
 What is the square root of two?|Which movie should I watch?|What will happen tomorrow?|Am I sick?|
 Who will win the election?|How do I learn to swim?|Why do cats purr?|How long do turtles live?|
 What did I do yesterday?|How many countries are there?|What is the longest river in the world?|Sing a song."""
-LEADS = ("", "", "", "", "Do you know this: ", "Tell me: ", "Please tell me: ", "Can you tell me: ", "Hello. ",
+LEADS = ("", "", "", "", "Do you know this: ", "Tell me: ", "Please tell me: ", "Can you tell me: ",
+         "Hello. ",
          "I have a question. ", "One more question: ")
 
 

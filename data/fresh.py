@@ -45,6 +45,7 @@ TEXT_ONLY = {  # those that a fine-tuning keeps in its mix
     "scene": 15.0, "fact": 19.0, "is_fact": 2.0, "sum": 16.0, "list": 10.0, "counting": 7.0, "ordering": 8.0,
     "spelling": 8.0, "dialogue": 3.0, "about": 5.0, "definition": 3.0, "unknown": 5.0,
 }
+ONE_QUESTION = ("fact", "sum", "list", "about", "definition", "unknown", "counting", "spelling")
 QUESTIONS = {r.name: (*r.questions[:-1], *more_questions(r.name, r.questions[-1])) for r in RELATIONS}
 SPELL = ("Spell the word {}.", "How do you spell {}?", "Please spell {}.", "Say the letters of {}.",
          "Spell {}.", "Can you spell {}?", "Which letters are in {}?", "How is {} spelled?")
@@ -62,18 +63,21 @@ class Fresh:
         self.pictures, self.settled = np.random.default_rng(seed), {}
         self.asked = spoken_questions(random.Random(seed))
 
-    def line(self, shares: dict[str, float] = SHARES) -> str:
-        """One line of a manifest, of a random kind."""
+    def line(self, shares: dict[str, float] = SHARES, named: bool = False) -> str:
+        """One line of a manifest, of a random kind; with its kind, if `named`."""
         kind = self.rng.choices(list(shares), list(shares.values()))[0]
+        made = self._made(kind, shares is SHARES)
+        return json.dumps({**made, "kind": kind} if named else made, ensure_ascii=False)
+
+    def _made(self, kind: str, longer: bool) -> dict:
         made = getattr(self, kind)()
         if isinstance(made, str):
-            return json.dumps({"text": made}, ensure_ascii=False)
+            return {"text": made}
         if isinstance(made, dict):
-            return json.dumps(made)
-        if shares is SHARES and kind in ("fact", "sum", "list", "about", "definition", "unknown", "counting",
-                                         "spelling") and self.rng.random() < 0.12:
+            return made
+        if longer and kind in ONE_QUESTION and self.rng.random() < 0.12:
             made = made + self.later()  # talk that goes on about something else
-        return json.dumps({"messages": [{"role": r, "content": c} for r, c in made]}, ensure_ascii=False)
+        return {"messages": [{"role": r, "content": c} for r, c in made]}
 
     def later(self) -> Conversation:
         """One more question, without a system prompt."""

@@ -144,8 +144,9 @@ def held_out(seed: int) -> list[str]:
 
 
 def fresh_lines(seed: int, part: int) -> list[str]:
+    """A part of the fresh text. Part 0 is held out: its lines say of which kind they are."""
     fresh = Fresh(seed * 10 ** 6 + part)
-    return [fresh.line() for _ in range(PART)]
+    return [fresh.line(named=part == 0) for _ in range(PART if part else FRESH_VAL)]
 
 
 def write_fresh(folder: Path, count: int, seed: int, procs: int) -> None:
@@ -154,7 +155,7 @@ def write_fresh(folder: Path, count: int, seed: int, procs: int) -> None:
     with Pool(procs) as pool, open(folder / "train.jsonl", "w", encoding="utf-8") as file:
         for number, lines in enumerate(pool.imap(partial(fresh_lines, seed), range(-(-count // PART) + 1))):
             if number == 0:
-                write(folder / "val.jsonl", lines[:FRESH_VAL])
+                write(folder / "val.jsonl", lines)
             else:
                 file.writelines(text + "\n" for text in lines[:count - (number - 1) * PART])
 
@@ -162,7 +163,8 @@ def write_fresh(folder: Path, count: int, seed: int, procs: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/tiny"))
-    parser.add_argument("--fresh", type=int, metavar="LINES", help="write so many lines of stage A's text instead")
+    parser.add_argument("--fresh", type=int, metavar="LINES",
+                        help="write so many lines of stage A's text instead")
     parser.add_argument("--fresh-out", type=Path, default=Path("data/fresh"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--procs", type=int, default=2)

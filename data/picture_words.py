@@ -1,4 +1,4 @@
-"""Pictures that are told by their objects instead of drawn, with questions: stage A reads them as words in places.
+"""Pictures that are told by their objects instead of drawn, with questions, for stage A.
 
 The scenes are those of `make_images.py`, of the training split alone.
 """
@@ -24,10 +24,11 @@ def objects_of(rng: np.random.Generator, scene: Scene) -> list[dict]:
         size = [item.size] if scene.sort == "objects" else []
         found.append(_object([*size, item.color, item.kind], item.x, item.y, item.extent, item.extent))
     if scene.sort == "digit":
-        extent = rng.uniform(40, 90)
-        found.append(_object([scene.color, "number", scene.word], *rng.uniform(40, 88, 2), 0.7 * extent, extent))
+        (x, y), extent = rng.uniform(40, 88, 2), rng.uniform(40, 90)
+        found.append(_object([scene.color, "number", scene.word], x, y, 0.7 * extent, extent))
     if scene.sort == "sign":
-        found.append(_object([scene.color, "sign", scene.word], rng.uniform(50, 78), rng.uniform(50, 90), 72, 60))
+        x, y = rng.uniform(50, 78), rng.uniform(50, 90)
+        found.append(_object([scene.color, "sign", scene.word], x, y, 72, 60))
     return found
 
 
@@ -51,7 +52,7 @@ def picture(rng: np.random.Generator, balance: dict) -> dict:
     while True:
         sort = list(SHARES)[int(np.searchsorted(np.cumsum(list(SHARES.values())), rng.random() * 0.999))]
         scene = SCENES[sort](rng, False)
-        turns = asked(rng, scene, int(rng.integers(2, 8)), balance)
+        turns = asked(rng, scene, int(rng.integers(3, 11)), balance)
         if turns:
             break
     if rng.random() < 0.35:  # as it is spoken

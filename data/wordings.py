@@ -27,7 +27,8 @@ _PHRASES = {
               "How do you call a young {s}?|What do we call the baby of the {s}?|What is a baby {s}?|"
               "What is the name of a young {s}?|A young {s} is called what?"),
     "color": ("the color of {s}|the usual color of {s}|which color {s} has",
-              "Which color is {s}?|What color does {s} have?|Which color has {s}?|In which color do you see {s}?|"
+              "Which color is {s}?|What color does {s} have?|Which color has {s}?|"
+              "In which color do you see {s}?|"
               "How do you paint {s}?"),
     "use": ("the use of the {s}|what the {s} is used for|what you do with the {s}",
             "What can you do with the {s}?|What is the {s} for?|What does the {s} help you to do?|"
@@ -52,12 +53,14 @@ _PHRASES = {
                "Can you say how many {s}?"),
     "opposite": ("the opposite of {s}|the word that is the opposite of {s}",
                  "What is not {s}?|What do you get if you turn {s} round?|What stands against {s}?|"
-                 "Which word means the opposite of {s}?|What is the other side of {s}?|What is contrary to {s}?"),
+                 "Which word means the opposite of {s}?|What is the other side of {s}?|"
+                 "What is contrary to {s}?"),
     "after": ("what comes after {s}|the next after {s}|what follows {s}",
               "Which comes after {s}?|First comes {s}, and then?|What do we have after {s}?|"
               "{s} is followed by what?|When {s} is over, what is next?"),
 }
-_FRAMES = ("What is {}?", "Tell me {}.", "Name {}.", "Give me {}.", "Say {}.", "Do you know {}?", "I want to know {}.",
+_FRAMES = ("What is {}?", "Tell me {}.", "Name {}.", "Give me {}.", "Say {}.", "Do you know {}?",
+           "I want to know {}.",
            "Please tell me {}.", "Can you tell me {}?", "Can you name {}?", "What would you say is {}?",
            "Let me know {}.", "I ask for {}.", "And {}?")
 
