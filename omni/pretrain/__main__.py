@@ -4,7 +4,8 @@
     python -m omni.pretrain --config configs/audio_enc_tiny.json    B: CTC
     python -m omni.pretrain --config configs/vision_tiny.json       C: captions and answers
 
-Each works on any manifest and can be stopped and continued (--resume). The loop is here; the loss and metrics of a stage are in the module of its part.
+Each works on any manifest and can be stopped and continued (--resume). The loop is here; the loss and metrics
+of a stage are in the module of its part.
 """
 
 import argparse

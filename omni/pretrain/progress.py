@@ -44,7 +44,9 @@ class Progress:
             self.loss_sum, self.count_sum = 0.0, 0
 
     def add(self, loss: torch.Tensor, count: int) -> None:
-        self.loss_sum, self.count_sum, self.step = self.loss_sum + float(loss), self.count_sum + count, self.step + 1
+        self.loss_sum += float(loss)
+        self.count_sum += count
+        self.step += 1
 
     @property
     def loss(self) -> float:
@@ -66,7 +68,8 @@ class Progress:
         own, theirs = dataclasses.asdict(self.config), saved["config"]
         changed = sorted(key for key in own | theirs if key not in FREE and own.get(key) != theirs.get(key))
         if changed:
-            raise UserError(f"{self.path}: was made with another {', '.join(changed)}; start without --resume")
+            raise UserError(f"{self.path}: was made with another {', '.join(changed)}; "
+                            "start without --resume")
         if saved["total"] != self.total:
             raise UserError(f"{self.path}: was made for {saved['total']:,} steps, and the data now gives "
                             f"{self.total:,}; start without --resume")

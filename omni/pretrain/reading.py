@@ -94,7 +94,8 @@ def _weights(boxes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     covered = spans[1][:, :, None] * spans[0][:, None]  # (n, rows, columns): the share of each cell
     weights = np.where(covered > 0.1, 0.2 + 0.5 * covered, 0.0)
     weights *= rng.uniform(0.6, 1.2, weights.shape)
-    column, row = (np.clip((boxes[:, i] + boxes[:, i + 2]) / 2 * GRID, 0, GRID - 1).astype(int) for i in (0, 1))
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2 * GRID
+    column, row = np.clip(centers, 0, GRID - 1).astype(int).T
     numbers = np.arange(len(boxes))
     weights[numbers, row, column] = rng.uniform(0.9, 1.3, len(boxes))
     whole = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) > 0.98

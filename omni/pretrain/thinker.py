@@ -104,7 +104,8 @@ class ThinkerStage(Stage):
             tokens, weights, starts = (torch.from_numpy(part).to(device) for part in cells)
             shown = F.embedding_bag(tokens, table, starts, mode="sum", per_sample_weights=weights)
             shown = shown + NOISE * table.detach().std() * noise.to(device)
-            embeds = embeds.index_copy(0, (batch.ids == self.tok.image).nonzero()[:, 0], shown.to(embeds.dtype))
+            places = (batch.ids == self.tok.image).nonzero()[:, 0]
+            embeds = embeds.index_copy(0, places, shown.to(embeds.dtype))
         hidden = self.model.hidden(embeds, batch.layout, batch.answers)
         return answer_loss(self.model, hidden, batch.labels[batch.answers])
 
@@ -123,7 +124,8 @@ class ThinkerStage(Stage):
         hits = count = 0
         for start in range(0, len(group), 64):
             part = group[start:start + 64]
-            batch = self._packed([row for row, _ in part], [c for _, cells in part for c in cells], self.rng(0))
+            rows, pictures = [row for row, _ in part], [c for _, cells in part for c in cells]
+            batch = self._packed(rows, pictures, self.rng(0))
             hits, count = hits + int(self._score(*batch, device)[1]), count + batch[0].answer_tokens
         return hits / max(count, 1)
 
