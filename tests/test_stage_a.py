@@ -133,6 +133,20 @@ def test_a_stopped_stage_continues_as_if_it_had_not_stopped(toy, tmp_path, monke
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_a_thinker_is_trained_further_with_its_tokenizer(toy, tmp_path):
+    first = config(toy, tmp_path / "a", "thinker", arch=SHAPE, num_epochs=1)
+    run(first)
+    path, other = first.output, {"vocab_size": 300, "num_epochs": 1, "start": first.output}
+    begun, further = ThinkerStage(first), ThinkerStage(config(toy, tmp_path / "b", "thinker", arch=SHAPE, **other))
+    saved = torch.load(path, weights_only=True)
+    assert all(torch.equal(saved["state"][key], value) for key, value in further.model.state_dict().items())
+    assert further.tok.json_text == begun.tok.json_text
+    with pytest.raises(UserError, match="mis-shaped"):
+        ThinkerStage(config(toy, tmp_path / "b", "thinker", arch=SHAPE | {"width": 16}, **other))
+    with pytest.raises(UserError, match='no such checkpoint; choose another "start"'):
+        ThinkerStage(config(toy, tmp_path / "b", "thinker", arch=SHAPE, start="nowhere.pt"))
+
+
 def test_a_stage_is_continued_only_with_its_config_and_data(toy, tmp_path):
     def progress(total=10, **changes):
         return Progress.of(config(toy, tmp_path, "thinker", arch=SHAPE, **changes), total)

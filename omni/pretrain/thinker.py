@@ -47,14 +47,20 @@ class ThinkerStage(Stage):
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
         train, val = self.read(config.train), self.read(config.val)
-        texts = [content for s in train for content in s.turns[1::2]]
-        self.tok = Tokenizer.train(texts[::1 + len(texts) // TOKENIZER_TEXTS], config.vocab_size)
+        before = checkpoint.load(config.start, "thinker", 'choose another "start"') if config.start else None
+        self.tok = Tokenizer.from_content(before["tokenizer"]) if before else self._new_tokenizer(train)
         self.speech = Speech(train, self.tok, config.speech_pieces)
         self.val, self.train = val, range(len(train))
         self.data, self.val_data = self._encoded(train), self._encoded(val)
         share = config.reading_share if self.speech.texts else 0.0
         self.readings = round(len(train) * share / max(1e-9, 1 - share))
         self.model = Thinker(build(ThinkerArch, {**config.arch, "vocab_size": len(self.tok)}, "arch"))
+        if before:
+            checkpoint.load_state(self.model, before["state"], "the Thinker", config.start)
+
+    def _new_tokenizer(self, samples: list[Sample]) -> Tokenizer:
+        texts = [content for s in samples for content in s.turns[1::2]]
+        return Tokenizer.train(texts[::1 + len(texts) // TOKENIZER_TEXTS], self.config.vocab_size)
 
     def _encoded(self, samples: list[Sample]) -> Encoded:
         """All of a plain text is trained on; of a conversation, the answers alone."""
