@@ -50,7 +50,8 @@ def test_no_held_out_prompt_is_trained_on(drawn):
 
 def test_held_out_facts_are_stated_but_never_asked(drawn):
     asked = {prompt(line) for line in drawn if line["kind"] == "fact"}
-    stated = " ".join(plain(line["text"]) for line in drawn if line["kind"] == "statements" and "text" in line)
+    texts = [line["text"] for line in drawn if line["kind"] == "statements" and "text" in line]
+    stated = " ".join(map(plain, texts))
     for relation in RELATIONS:
         for s in HELD[relation.name]:
             a = relation.facts[s]

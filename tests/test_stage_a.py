@@ -1,4 +1,4 @@
-"""Stage A's pictures that are told in words, its array of tokens, and how a stage is stopped and continued."""
+"""Stage A's pictures that are told in words; how a stage is stopped and continued."""
 
 import json
 import signal
@@ -63,7 +63,8 @@ def test_words_of_a_cell_are_lost_and_mistaken(told, monkeypatch):
     assert len({*counts}) > 3
     monkeypatch.setattr(reading, "LOST", 0.0)
     monkeypatch.setattr(reading, "WRONG", 1.0)
-    shown = "".join(words_of(told, told.data.pictures.cells(1, np.random.default_rng(s)), 15) for s in range(20))
+    pictures = [told.data.pictures.cells(1, np.random.default_rng(seed)) for seed in range(20)]
+    shown = "".join(words_of(told, cells, 15) for cells in pictures)
     assert {*shown.split()} == {"grass", "red", "cat", "blue", "dog"}
 
 
@@ -106,12 +107,13 @@ def test_ragged_lists_come_back():
     lists, rows = [[1, 2, 3], [], [4]], Ragged("i")
     for numbers in lists:
         rows.add(numbers)
-    assert [list(rows[i]) for i in range(3)] == lists and rows.lengths.tolist() == [3, 0, 1] and len(rows) == 3
+    assert [list(rows[i]) for i in range(len(rows))] == lists and rows.lengths.tolist() == [3, 0, 1]
 
 
 @pytest.mark.parametrize("stage, optimizer, stop_at", [("thinker", "adamw", 2), ("thinker", "muon", 4),
                                                        ("audio", "adamw", 5)])
-def test_a_stopped_stage_continues_as_if_it_had_not_stopped(toy, tmp_path, monkeypatch, stage, optimizer, stop_at):
+def test_a_stopped_stage_continues_as_if_it_had_not_stopped(toy, tmp_path, monkeypatch, stage, optimizer,
+                                                            stop_at):
     shape = SHAPE if stage == "thinker" else TINY
     whole = run(config(toy, tmp_path / "whole", stage, arch=shape, optimizer=optimizer))
     add, wanted = Progress.add, config(toy, tmp_path / "parts", stage, arch=shape, optimizer=optimizer)
@@ -136,9 +138,10 @@ def test_a_stopped_stage_continues_as_if_it_had_not_stopped(toy, tmp_path, monke
 def test_a_thinker_is_trained_further_with_its_tokenizer(toy, tmp_path):
     first = config(toy, tmp_path / "a", "thinker", arch=SHAPE, num_epochs=1)
     run(first)
-    path, other = first.output, {"vocab_size": 300, "num_epochs": 1, "start": first.output}
-    begun, further = ThinkerStage(first), ThinkerStage(config(toy, tmp_path / "b", "thinker", arch=SHAPE, **other))
-    saved = torch.load(path, weights_only=True)
+    other = {"vocab_size": 300, "num_epochs": 1, "start": first.output}
+    begun = ThinkerStage(first)
+    further = ThinkerStage(config(toy, tmp_path / "b", "thinker", arch=SHAPE, **other))
+    saved = torch.load(first.output, weights_only=True)
     assert all(torch.equal(saved["state"][key], value) for key, value in further.model.state_dict().items())
     assert further.tok.json_text == begun.tok.json_text
     with pytest.raises(UserError, match="mis-shaped"):
