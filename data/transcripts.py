@@ -7,15 +7,15 @@ from facts import HELD, RELATIONS
 from sentences import facts, sums
 from wordings import plain
 
+_PAIRS = [(plain(s), plain(r.facts[s])) for r in RELATIONS for s in HELD[r.name]]
+_GIVEN = [(frozenset(one.split()), other) for a, b in _PAIRS for one, other in ((a, b), (b, a))]
+
 
 def gives_away(question: str, answer: str) -> bool:
     """Whether a spoken question asks for a held-out fact (or the reverse of one) or a held-out spelling."""
     words = set(question.split())
-    for relation in RELATIONS:
-        for s in HELD[relation.name]:
-            one, other = plain(s), plain(relation.facts[s])
-            if any(set(x.split()) <= words and y == answer for x, y in ((one, other), (other, one))):
-                return True
+    if any(other == answer and one <= words for one, other in _GIVEN):
+        return True
     letters = answer.replace(" ", "")
     return (
         len(answer) == 2 * len(letters) - 1
