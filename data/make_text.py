@@ -1,4 +1,4 @@
-"""Writes the shipped text: `python data/make_text.py`, and with `--fresh 600000` text for stage A.
+"""Writes the shipped text: `python data/make_text.py`, and with `--fresh 320000` text for stage A.
 
 `text_only` holds questions with answers. The fresh text, which is not shipped, is what the Thinker is
 pretrained on (stage A). No held-out question is in the training split of either. Held-out facts are stated in
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import assistant
 import talks
-from facts import HELD, RELATIONS, Relation, fill
+from facts import HELD, RELATIONS, fill
 from fresh import TEXT_ONLY, Fresh
 from scenes import Balance, Conversation, Dice, conversation
 from talks import FULL, SHORT
@@ -26,17 +26,11 @@ VAL, ABOUT = 600, {"about": 40, "definition": 20, "unknown": 40}  # held out: of
 FRESH_VAL, PART = 2000, 5000  # lines of fresh text held out; lines of a part, which has its own seed
 
 
-def pick_fact(rng: random.Random, held: bool) -> tuple[Relation, str, str]:
-    """A random fact. Large relations are drawn more often, but less than in proportion to their size."""
-    relation = rng.choices(RELATIONS, [len(r.facts) ** 0.6 for r in RELATIONS])[0]
-    subject = rng.choice([s for s in relation.facts if (s in HELD[relation.name]) == held])
-    return relation, subject, relation.facts[subject]
-
-
 def ask_fact(rng: random.Random, held: bool, wording: bool = False) -> Conversation:
     """A question about a fact, in a training wording or, with `wording`, in the held-out one."""
-    relation, s, a = pick_fact(rng, held)
-    texts = relation.questions[-1:] if wording else relation.questions[:-1]
+    relation = rng.choices(RELATIONS, [len(r.facts) ** 0.6 for r in RELATIONS])[0]
+    s = rng.choice([s for s in relation.facts if (s in HELD[relation.name]) == held])
+    texts, a = relation.questions[-1:] if wording else relation.questions[:-1], relation.facts[s]
     question, full = fill(rng.choice(texts), s, a), fill(relation.statements[0], s, a)
     if rng.random() < 0.4:
         return [
@@ -48,49 +42,28 @@ def ask_fact(rng: random.Random, held: bool, wording: bool = False) -> Conversat
     return [*system, ("user", question), ("assistant", full)]
 
 
-def dialogue(rng: random.Random, held: bool) -> Conversation:
-    """Small talk, or two or three questions about facts, all answered briefly or all in full sentences."""
-    if held or rng.random() < 0.5:
-        return talks.small_talk(rng, held)
-    short = rng.random() < 0.5
-    out: Conversation = [("system", SHORT[2] if short else FULL[0])]
-    for _ in range(rng.randint(2, 3)):
-        relation, s, a = pick_fact(rng, held)
-        question = fill(rng.choice(relation.questions[:-1]), s, a)
-        out += [("user", question), ("assistant", a if short else fill(relation.statements[0], s, a))]
-    return out
-
-
-class Maker:
-    """Makes conversations of every kind."""
+class HeldOut:
+    """Makes held-out conversations of every kind."""
 
     def __init__(self, seed: int):
-        self.rng, self.balance = Dice(seed), {True: Balance(), False: Balance()}
+        self.rng, self.balance = Dice(seed), Balance()
 
-    def scene(self, held: bool) -> Conversation:
-        return conversation(self.rng, held, self.balance[held], 1 if held else self.rng.randint(1, 3))
-
-    def spoken_scene(self, held: bool) -> Conversation:
-        return [(r, plain(t)) for r, t in conversation(self.rng, held, self.balance[held])]
-
-    def make(self, kind: str, held: bool = False) -> Conversation:
+    def make(self, kind: str) -> Conversation:
         rng = self.rng
         makers: dict[str, Callable[[], Conversation]] = {
-            "fact": lambda: ask_fact(rng, held),
-            "scene": lambda: self.scene(held),
+            "scene": lambda: conversation(rng, True, self.balance, 1),
             "fact_heldout": lambda: ask_fact(rng, True),
             "wording": lambda: ask_fact(rng, False, wording=True),
-            "sum": lambda: talks.sums(rng, held, False if held else None),
-            "sum_small": lambda: talks.sums(rng, held, True),
-            "counting": lambda: talks.counting(rng, held),
-            "ordering": lambda: talks.ordering(rng, held),
-            "spelling": lambda: talks.spelling(rng, held),
-            "list": lambda: talks.lists(rng, held),
-            "about": lambda: assistant.about(rng, held),
-            "definition": lambda: assistant.definition(rng, held),
-            "unknown": lambda: assistant.unknown(rng, held),
-            "dialogue": lambda: dialogue(rng, held),
-            "spoken_scene": lambda: self.spoken_scene(held),
+            "sum": lambda: talks.sums(rng, True, False),
+            "sum_small": lambda: talks.sums(rng, True, True),
+            "counting": lambda: talks.counting(rng, True),
+            "ordering": lambda: talks.ordering(rng, True),
+            "spelling": lambda: talks.spelling(rng, True),
+            "list": lambda: talks.lists(rng, True),
+            "dialogue": lambda: talks.small_talk(rng, True),
+            "about": lambda: assistant.about(rng, True),
+            "definition": lambda: assistant.definition(rng, True),
+            "unknown": lambda: assistant.unknown(rng, True),
         }
         return makers[kind]()
 
@@ -113,12 +86,11 @@ def line(turns: Conversation, **more: str) -> str:
     return json.dumps({"messages": [{"role": r, "content": c} for r, c in turns], **more})
 
 
-def distinct(kind: str, count: int, seen: set[str], maker: Maker,
-             held: bool = False) -> Iterator[Conversation]:
+def distinct(kind: str, count: int, seen: set[str], maker: HeldOut) -> Iterator[Conversation]:
     """Up to `count` conversations whose prompts are not in `seen` yet; fewer if no new ones can be found."""
     misses = 0
     while count and misses < 300:
-        turns = maker.make(kind, held)
+        turns = maker.make(kind)
         key = "\n".join(plain(c) for _, c in turns[:-1])
         misses += 1
         if key not in seen:
@@ -134,13 +106,13 @@ def write(path: Path, lines: list[str]) -> None:
 
 def held_out(seed: int) -> list[str]:
     """The held-out lines: those about the assistant and the world outside come last."""
-    rng, seen, maker = random.Random(seed), set(), Maker(seed)
+    rng, seen, maker = random.Random(seed), set(), HeldOut(seed)
     lines = [line(turns, kind=kind) for kind, share in VAL_KINDS.items()
-             for turns in distinct(kind, round(share * VAL), seen, maker, True)]
+             for turns in distinct(kind, round(share * VAL), seen, maker)]
     rng.shuffle(lines)
-    maker = Maker(seed + 1)
+    maker = HeldOut(seed + 1)
     return lines + [line(turns, kind=kind) for kind, count in ABOUT.items()
-                    for turns in distinct(kind, count, seen, maker, True)]
+                    for turns in distinct(kind, count, seen, maker)]
 
 
 def fresh_lines(seed: int, part: int) -> list[str]:

@@ -19,7 +19,6 @@ CELLS = GRID * GRID
 LOST, WRONG = 0.05, 0.03  # of the words of a cell
 GROUND = 0.5  # weight of the words of what fills the picture
 PROMPTS = ("Transcribe the audio.", "Transcribe.", "What is said?", "Write down what you hear.")
-Row = tuple[Sequence[int], Sequence[bool]]  # ids and labels, or ids and what is trained
 
 
 class Cells(NamedTuple):
