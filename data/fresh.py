@@ -46,7 +46,7 @@ TEXT_ONLY = {  # those that a fine-tuning keeps in its mix
     "spelling": 8.0, "dialogue": 3.0, "about": 5.0, "definition": 3.0, "unknown": 5.0,
 }
 ONE_QUESTION = ("fact", "sum", "list", "about", "definition", "unknown", "counting", "spelling")
-QUESTIONS = {r.name: (*r.questions[:-1], *more_questions(r.name, r.questions[-1])) for r in RELATIONS}
+QUESTIONS = {r.name: (*r.questions[:-1], *more_questions(r.name)) for r in RELATIONS}
 SPELL = ("Spell the word {}.", "How do you spell {}?", "Please spell {}.", "Say the letters of {}.",
          "Spell {}.", "Can you spell {}?", "Which letters are in {}?", "How is {} spelled?")
 SUM = ("What is {}?", "How much is {}?", "Compute {}.", "{} = ?", "{}", "{}?", "How much is {}, please?",

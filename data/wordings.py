@@ -70,11 +70,10 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[^a-z0-9+\-= ]", " ", text.lower()).split())
 
 
-def more_questions(name: str, held_out: str) -> list[str]:
-    """Templates of questions about the relation `name`, without its `held_out` one."""
+def more_questions(name: str) -> list[str]:
+    """Templates of questions about the relation `name`."""
     phrases, questions = (text.split("|") for text in _PHRASES[name])
-    found = questions + [frame.format(phrase) for phrase in phrases for frame in _FRAMES]
-    return [text for text in found if plain(text) != plain(held_out)]
+    return questions + [frame.format(phrase) for phrase in phrases for frame in _FRAMES]
 
 
 def typed(rng: random.Random, text: str, typos: bool = True) -> str:
