@@ -1,0 +1,46 @@
+"""What a person asks first, of the system that the default run makes; skipped until it has been made."""
+
+import pytest
+from conftest import ROOT
+
+from omni import OmniModel
+
+SYSTEM = ROOT / "checkpoints/omni_sft_tiny/omni_final.pt"
+IMAGES, CLIPS = ROOT / "data/tiny/image_text/img", ROOT / "data/tiny/audio_text/audio"
+pytestmark = pytest.mark.skipif(not SYSTEM.exists(), reason="the default run has not made its system here")
+
+
+@pytest.fixture(scope="module")
+def ask():
+    model = OmniModel.load(SYSTEM)
+
+    def answer(*parts) -> str:
+        """A text is a question, a path is a picture or a clip."""
+        content = [{"type": "text", "text": part} if isinstance(part, str) else
+                   {"type": "image", "image": str(part)} if part.suffix == ".webp" else
+                   {"type": "audio", "audio": str(part)} for part in parts]
+        return model.chat([{"role": "user", "content": content}])
+    return answer
+
+
+@pytest.mark.parametrize("question, words", [
+    ("What is AI?", "artificial intelligence"), ("what is ai", "artificial intelligence"),
+    ("hello", "help"), ("Hello!", "help"), ("Who are you?", "Omni"), ("who are you", "assistant"),
+    ("Thank you", "welcome"), ("thanks", "welcome"), ("What can you do?", "questions"), ("Goodbye", "bye"),
+    ("2 + 3", "5"), ("What is 2 + 3?", "5"), ("seven minus four", "three"),
+    ("Who wrote Hamlet?", "don't know"), ("who wrote hamlet", "don't know")])
+def test_a_first_question_gets_a_kind_answer(ask, question, words):
+    assert words in ask(question)
+
+
+def test_a_picture_is_named_and_described(ask):
+    cat = IMAGES / "val_00004.webp"
+    assert "cat" in ask(cat, "What animal?")
+    assert "cat" in ask(cat, "Describe the picture.")
+
+
+def test_speech_is_written_down_with_a_picture_beside_it_too(ask):
+    clip = CLIPS / "val_00001.ogg"
+    said = ask(clip, "Transcribe the audio.")
+    assert len(said.split()) > 1 and said == said.lower()
+    assert "cat" in ask(IMAGES / "val_00004.webp", "Describe the picture.")
