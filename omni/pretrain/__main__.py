@@ -29,7 +29,9 @@ from omni.pretrain.vision_boxes import BoxStage
 from omni.pretrain.vision_encoder import VisionStage
 from omni.train import optim
 from omni.train.interrupts import StopSignal
+from omni.train.prefetch import ahead
 
+SHOWN = 20  # steps after which a GPU's loss is shown
 STAGES = {"thinker": ThinkerStage, "audio": AudioStage, "vision": VisionStage, "vision_boxes": BoxStage}
 
 
@@ -85,11 +87,11 @@ def train(stage: Stage, optimizers: list[torch.optim.Optimizer], progress: Progr
     device = next(model.parameters()).device
     bar = tqdm(total=progress.total, initial=progress.step, desc=f"stage {config.stage}", unit="step",
                mininterval=2, disable=None)
-    for numbers in batches:
+    for batch in ahead((stage.batch(numbers, epoch) for numbers in batches), device):
         factor = optim.lr_factor(progress.step, progress.total, config.warmup_steps,
                                  config.min_learning_rate_ratio)
         with autocast(device, config.precision):
-            loss, count = stage.loss(stage.batch(numbers, epoch), device)
+            loss, count = stage.loss(batch, device)
         (loss / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         for optimizer in optimizers:
@@ -98,7 +100,8 @@ def train(stage: Stage, optimizers: list[torch.optim.Optimizer], progress: Progr
             optimizer.zero_grad(set_to_none=True)
         progress.add(loss.detach(), count)
         bar.update()
-        bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
+        if device.type != "cuda" or progress.step % SHOWN == 0:  # reading the loss waits for a GPU
+            bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
         if stop.requested or progress.due():
             progress.save(model, optimizers)
             say(f"step {progress.step:,} of {progress.total:,}: loss {progress.loss:.3f}, "

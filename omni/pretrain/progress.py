@@ -25,6 +25,7 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0  # of the epoch
     count_sum: int = 0
+    unread: list[torch.Tensor] = field(default_factory=list)  # losses that may still be on a GPU
     minutes: float = 0.0  # of the times before
     started: float = field(default_factory=time.time)
     saved: float = field(default_factory=time.time)
@@ -40,22 +41,32 @@ class Progress:
 
     def start_epoch(self, first_step: int) -> None:
         """Sums begin anew, unless the epoch is continued."""
+        self.unread.clear()
         if self.step == first_step:
             self.loss_sum, self.count_sum = 0.0, 0
 
     def add(self, loss: torch.Tensor, count: int) -> None:
-        self.loss_sum += float(loss)
+        self.unread.append(loss)
         self.count_sum += count
         self.step += 1
 
+    def read(self) -> None:
+        """Add up the losses that may still be on a GPU, which waits for it."""
+        for loss in torch.stack(self.unread).tolist() if self.unread else ():
+            self.loss_sum += loss
+        self.unread.clear()
+
     @property
     def loss(self) -> float:
+        """Per answer token, of the epoch so far."""
+        self.read()
         return self.loss_sum / max(1, self.count_sum)
 
     def due(self) -> bool:
         return time.time() - self.saved > 60 * self.config.save_every_minutes
 
     def save(self, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.read()
         checkpoint.save(self.path, "pretraining", {
             "config": dataclasses.asdict(self.config), "total": self.total, "step": self.step,
             "loss_sum": self.loss_sum, "count_sum": self.count_sum, "minutes": self.all_minutes,

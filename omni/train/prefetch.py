@@ -5,6 +5,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -13,6 +14,7 @@ from omni.data.loader import Step
 
 AHEAD = 4  # steps that wait on the device
 THREAD = "prefetch"
+T = TypeVar("T")
 
 
 def prefetch(steps: Iterator[Step], device: torch.device,
@@ -29,9 +31,21 @@ def prefetch(steps: Iterator[Step], device: torch.device,
         return replace(step, batches=[batch.to(device) for batch in batches])
 
     if threaded or (threaded is None and device.type == "cuda"):
-        yield from _threaded(steps, on_device, device)
+        yield from _threaded(steps, on_device, device, _on_device)
     else:
         yield from map(on_device, steps)
+
+
+def ahead(items: Iterator[T], device: torch.device, threaded: bool | None = None) -> Iterator[T]:
+    """The items in order; for a GPU a thread makes them ahead, on the CPU."""
+    if threaded or (threaded is None and device.type == "cuda"):
+        yield from _threaded(items, lambda item: item, device, lambda item: [])
+    else:
+        yield from items
+
+
+def _on_device(step: Step) -> list[torch.Tensor]:
+    return [tensor for batch in step.batches for tensor in tensors_of(batch)]
 
 
 @functools.cache
@@ -40,8 +54,9 @@ def _copy_stream(index: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(index)
 
 
-def _threaded(steps: Iterator[Step], on_device: Callable[[Step], Step],
-              device: torch.device) -> Iterator[Step]:
+def _threaded(items: Iterator, prepare: Callable, device: torch.device,
+              tensors: Callable[[object], list[torch.Tensor]]) -> Iterator:
+    """What `prepare` makes of the items, made by a thread. `tensors` of it are those on the GPU."""
     waiting: queue.Queue = queue.Queue(AHEAD)
     stopped = threading.Event()
     cuda = device.type == "cuda"
@@ -58,9 +73,9 @@ def _threaded(steps: Iterator[Step], on_device: Callable[[Step], Step],
         try:
             if cuda:
                 torch.cuda.set_device(stream.device)
-            for step in steps:
+            for item in items:
                 with torch.cuda.stream(stream):  # with None it does nothing
-                    ready = on_device(step)
+                    ready = prepare(item)
                     copied = stream.record_event() if cuda else None
                 put((ready, copied))
                 if stopped.is_set():
@@ -75,13 +90,12 @@ def _threaded(steps: Iterator[Step], on_device: Callable[[Step], Step],
         while (item := waiting.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            step, copied = item
+            ready, copied = item
             if cuda:
                 torch.cuda.current_stream().wait_event(copied)
-                for batch in step.batches:
-                    for tensor in tensors_of(batch):  # its memory is not used again before the step is done
-                        tensor.record_stream(torch.cuda.current_stream())
-            yield step
+                for tensor in tensors(ready):  # its memory is not used again before the step is done
+                    tensor.record_stream(torch.cuda.current_stream())
+            yield ready
     finally:
         stopped.set()
         thread.join()
