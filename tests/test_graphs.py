@@ -14,7 +14,7 @@ import torch
 import sft_omni
 from omni.base.config import SFTConfig, build
 from omni.base.distributed import ALONE
-from omni.data.batch import tensors_of
+from omni.data.batch import IGNORE, tensors_of
 from omni.data.decoding import Decoder
 from omni.data.drawn import DrawnDataset
 from omni.data.loader import Schedule, StepDataset
@@ -81,15 +81,27 @@ def test_every_batch_fits_and_no_tensor_has_another_shape_in_the_same_size(train
     assert len(batches) * 0.4 <= len(small) < len(batches)  # the median is in the smallest size
 
 
+def with_one_answer_token(batch):
+    """The batch with all labels but the first ignored."""
+    first = int(batch.answers[0])
+    labels = torch.full_like(batch.labels, IGNORE)
+    labels[first] = batch.labels[first]
+    answers = torch.full_like(batch.answers, len(batch.ids) - 1)
+    answers[0] = first
+    return replace(batch, labels=labels, answers=answers, answer_counts=(1, *[0] * (batch.samples - 1)))
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_loss_and_gradients_of_a_static_batch_equal_those_of_the_plain_one(training, precision):
     run, _ = training(precision)
     batches = batches_of(run)
     text_alone = run.dataset.collate(run.dataset.mix.train["text_only"][:5])
-    one_token = min(batches, key=lambda batch: batch.answer_tokens)
+    one_token = with_one_answer_token(batches[0])
     fullest = max(batches, key=lambda batch: Size.of(batch).tokens)
     sizes = StaticSizes(batches)
-    for batch in (text_alone, one_token, fullest, *batches[:4]):
+    of_each_size = {len(sizes.fit(batch).ids): batch for batch in batches}
+    assert len(of_each_size) >= 2
+    for batch in (text_alone, one_token, fullest, *of_each_size.values()):
         found = []
         for given in (batch, sizes.fit(batch)):
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
