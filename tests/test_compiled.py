@@ -23,7 +23,7 @@ def plain_blocks(monkeypatch):
 
 def thinker(**changes) -> Thinker:
     torch.manual_seed(0)
-    arch = ThinkerArch(vocab_size=50, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_width=48)
+    arch = ThinkerArch(vocab_size=50, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48)
     return Thinker(arch, **changes)
 
 
@@ -40,16 +40,15 @@ def gradients(model: Thinker, lengths: list[int], bf16: bool = False) -> list[to
     return [states.detach(), *(p.grad for p in model.parameters() if p.requires_grad)]
 
 
-@pytest.mark.parametrize("changes", [{}, {"activation_checkpointing": True}], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("adapters", [False, True], ids=["full", "LoRA"])
-def test_compiled_blocks_train_as_the_plain_ones(changes, adapters):
-    model = thinker(**changes)
+@pytest.mark.parametrize("adapters, again", [(False, False), (True, True)], ids=["full", "LoRA, again"])
+def test_compiled_blocks_train_as_the_plain_ones(adapters, again):
+    model = thinker(activation_checkpointing=again)
     if adapters:
         lora.add_adapters(model, 2, 4.0, ["q_proj", "down_proj"])
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(p)
-    sizes = ([7, 12], [30], [4, 9, 40])
+    sizes = ([7, 12], [4, 9, 40])
     wanted = [gradients(model, lengths) for lengths in sizes]
     assert compiled.compile_blocks(model, CPU, "fp32", "aot_eager") == "blocks are compiled"
     for lengths, expected in zip(sizes, wanted, strict=True):
