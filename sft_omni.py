@@ -38,7 +38,7 @@ from omni.model.load import load_for_training
 from omni.report import run_report
 from omni.train import graphs, optim
 from omni.train.features import FeatureStore, read_media
-from omni.train.interrupts import StopSignal, explain_out_of_memory, explained
+from omni.train.interrupts import FULL_STEP, StopSignal, explain_out_of_memory, explained
 from omni.train.metrics import MetricsFile
 from omni.train.prefetch import prefetch
 from omni.train.run import Run
@@ -159,14 +159,14 @@ def train_epoch(run: Run, state: TrainState, epoch: int, take: graphs.Taker) -> 
     taken = TakenSteps(run, state, epoch)
     bar = progress(total=schedule.steps_per_epoch, initial=state.step - begin,
                    desc=f"epoch {epoch + 1}/{config.num_epochs}", unit="step")
+    save = taken.save if world.size == 1 else None  # where a GPU is full; several ranks must save together
     steps = explained(prefetch(run.dataset.steps(state.step, end, config.num_workers), run.device,
-                               take.prepare), "lower batch_size or max_length")
+                               take.prepare), save)
     for number, step in enumerate(steps, state.step + 1):  # counted from 1
         factor = optim.lr_factor_of(config, number - 1, schedule.steps)
         optim.set_lr(run.update.optimizer, factor)
         counts = world.total(step.counts)  # (sources, 2) samples and answer tokens, over all ranks
-        with explain_out_of_memory("raise gradient_accumulation_steps or lower max_length", step.batches,
-                                   taken.save if world.size == 1 else None):  # saving needs all ranks
+        with explain_out_of_memory(FULL_STEP, step.batches, save):
             taken.add(step, counts, take(step.batches, int(counts[:, 1].sum())))
         bar.update()
 
@@ -186,10 +186,10 @@ def train_epoch(run: Run, state: TrainState, epoch: int, take: graphs.Taker) -> 
 
 
 def train_step(run: Run, batches: list[Batch], answer_tokens: int | torch.Tensor) -> torch.Tensor:
-    """One step over all ranks: the loss summed over its answer tokens, divided by their number; the update.
+    """One step over all ranks: the loss per answer token, its gradients, and the update.
 
-    Returns the figures of `optim.Update`, on the device. A CUDA graph may repeat this: nothing here reads a
-    tensor's value.
+    Returns the figures of `optim.Update`, on the device. A CUDA graph may repeat this, so with CUDA nothing
+    here reads a tensor's value.
     """
     step_loss = torch.zeros((), device=run.device)
     for number, batch in enumerate(batches, 1):

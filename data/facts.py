@@ -4,6 +4,7 @@ In the templates `{s}` is the subject and `{a}` the answer; `{S}` and `{A}` begi
 `{xa}` have an article.
 """
 
+import random
 from typing import NamedTuple
 from zlib import crc32
 
@@ -110,6 +111,13 @@ class Relation(NamedTuple):
         order = sorted(groups - spoken, key=lambda g: crc32(f"{self.name} {sorted(g)}".encode()))
         chosen = order[: max(1, round(len(groups) / 8))]
         return frozenset(s for s, a in self.facts.items() if frozenset((s, a)) in chosen)
+
+
+def draw(rng: random.Random, held: bool) -> tuple[Relation, str, str]:
+    """A random fact: relation, subject, answer. Large relations are drawn somewhat more often."""
+    relation = rng.choices(RELATIONS, [len(r.facts) ** 0.6 for r in RELATIONS])[0]
+    subject = rng.choice([s for s in relation.facts if (s in HELD[relation.name]) == held])
+    return relation, subject, relation.facts[subject]
 
 
 def fill(template: str, s: str, a: str) -> str:

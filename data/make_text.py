@@ -14,9 +14,10 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import assistant
+import facts
 import talks
-from facts import HELD, RELATIONS, fill
-from fresh import TEXT_ONLY, Fresh
+from facts import fill
+from fresh_text import TEXT_ONLY, Fresh
 from scenes import Balance, Conversation, Dice, conversation
 from talks import FULL, SHORT
 from wordings import plain
@@ -28,9 +29,8 @@ FRESH_VAL, PART = 2000, 5000  # lines of fresh text held out; lines of a part, w
 
 def ask_fact(rng: random.Random, held: bool, wording: bool = False) -> Conversation:
     """A question about a fact, in a training wording or, with `wording`, in the held-out one."""
-    relation = rng.choices(RELATIONS, [len(r.facts) ** 0.6 for r in RELATIONS])[0]
-    s = rng.choice([s for s in relation.facts if (s in HELD[relation.name]) == held])
-    texts, a = relation.questions[-1:] if wording else relation.questions[:-1], relation.facts[s]
+    relation, s, a = facts.draw(rng, held)
+    texts = relation.questions[-1:] if wording else relation.questions[:-1]
     question, full = fill(rng.choice(texts), s, a), fill(relation.statements[0], s, a)
     if rng.random() < 0.4:
         return [

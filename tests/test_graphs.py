@@ -235,17 +235,15 @@ def test_a_step_that_is_not_finite_is_found_in_a_graph_too(training):
 
 
 @pytest.mark.parametrize("changes, reason", [
-    ({"cuda_graphs": False}, "off|false"), ({"gradient_accumulation_steps": 2}, "accumulated"),
-    ({"freeze_encoders": False}, "encoders are trained"), ({"activation_checkpointing": True}, "again")])
-def test_a_run_that_cannot_use_graphs_says_why(training, monkeypatch, capsys, changes, reason):
+    ({"cuda_graphs": False}, "is false"), ({"gradient_accumulation_steps": 2}, "accumulated"),
+    ({"freeze_encoders": False}, "encoders are trained"), ({"activation_checkpointing": True}, "recomputed")])
+def test_a_run_that_cannot_use_graphs_says_why(training, capsys, changes, reason):
     run, take = training()
     config = build(SFTConfig, {**vars(run.config), **changes}, "toy")
     object.__setattr__(run, "config", config)
     object.__setattr__(run, "device", torch.device("cuda"))
-    monkeypatch.setattr(graphs, "has_packed_kernel", lambda _: True)
-    monkeypatch.setattr(graphs, "_empty_heads", lambda run: None)
     assert isinstance(graphs.choose(run, take), graphs.PlainStep)
-    assert reason.split("|")[-1] in capsys.readouterr().out
+    assert reason in capsys.readouterr().out
 
 
 def test_raw_media_and_media_that_are_checked_as_drawn_need_plain_steps(training, toy):

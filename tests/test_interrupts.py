@@ -4,6 +4,7 @@ import os
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 from test_run import read, train
 
@@ -67,3 +68,14 @@ def test_the_file_of_a_piece_is_the_one_that_holds_it(tmp_path):
     piece = Piece.at(tar, 10, 20, "a.wav")
     assert file_of(piece) == tar and file_of(Piece.segment(piece, 1, 2)) == tar
     assert file_of(Piece.segment(tar, 1, None)) == tar and file_of("a@1+2/b.wav") == "a@1+2/b.wav"
+
+
+def test_a_gpu_that_is_full_while_batches_are_copied_is_explained_after_a_save():
+    def steps():
+        yield "a step"
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    saved, taken = [], []
+    with pytest.raises(UserError, match="out of GPU memory in copying batches ahead: raise gradient"):
+        for step in interrupts.explained(steps(), lambda: saved.append(len(taken))):
+            taken.append(step)
+    assert taken == ["a step"] and saved == [1]

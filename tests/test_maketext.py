@@ -13,7 +13,7 @@ import assistant  # noqa: E402
 import make_text  # noqa: E402
 import talks  # noqa: E402
 from facts import HELD, RELATIONS, fill  # noqa: E402
-from fresh import ONE_QUESTION, QUESTIONS, SHARES, TEXT_ONLY, Fresh  # noqa: E402
+from fresh_text import ONE_QUESTION, QUESTIONS, SHARES, TEXT_ONLY, Fresh  # noqa: E402
 from wordings import plain, slipped, typed  # noqa: E402
 from world import HELD_OUT_PAIRS  # noqa: E402
 

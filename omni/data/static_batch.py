@@ -1,4 +1,4 @@
-"""Batches of a few fixed sizes, so that a CUDA graph that was captured for one serves the next."""
+"""Batches padded to a few fixed sizes, so that one CUDA graph serves many batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ SPARE = 1.0  # standard deviations that the largest size has above the largest b
 
 @dataclass(frozen=True)
 class Size:
-    """What a batch must not exceed: tokens, answer tokens, images, and the audio encoder's features."""
+    """Numbers of tokens, answer tokens, images, and audio features."""
 
     tokens: int
     answers: int
@@ -24,7 +24,7 @@ class Size:
 
     @classmethod
     def of(cls, batch: Batch) -> "Size":
-        """What a batch holds, its padding not counted."""
+        """The size of a batch without its padding, but for the one token of it that every batch needs."""
         padding = len(batch.ids) - 1
         images, audio = (int((index != padding).sum()) for index in (batch.image_tokens, batch.audio_tokens))
         return cls(sum(batch.layout.lengths) + 1, batch.answer_tokens, images // _image_tokens(batch), audio)
@@ -48,19 +48,22 @@ def has_media_to_encode(batch: Batch) -> bool:
 
 
 class StaticSizes:
-    """Three sizes for batches like those of a `sample`, which all have the same number of rows."""
+    """Up to three sizes for batches like those of `sample`, which have equally many rows.
+
+    A size is a number of standard deviations above the mean, the same for tokens, answers, images and audio.
+    """
 
     def __init__(self, sample: Sequence[Batch]):
         self.rows = max(batch.samples for batch in sample)
         images = [batch for batch in sample if batch.image_features is not None]
         audio = [batch for batch in sample if batch.audio_features is not None]
-        # Without rows: what a batch without such media is padded from.
+        # Features without rows: what a batch that lacks such media is padded from.
         self.image = images[0].image_features[:0] if images else None
         self.image_tokens = _image_tokens(images[0]) if images else 1
         self.audio = audio[0].audio_features[:0] if audio else None
         counts = torch.tensor([_numbers(Size.of(batch)) for batch in sample], dtype=torch.float64)
         mean, deviation = counts.mean(0), counts.std(0, correction=0)
-        above = ((counts - mean) / deviation.clamp(min=1)).amax(1)  # of the tightest of the four
+        above = ((counts - mean) / deviation.clamp(min=1)).amax(1)  # deviations that a batch needs
         self.sizes = []
         for share in LEVELS:
             level = above.quantile(share) + (SPARE if share == 1 else 0)

@@ -19,7 +19,7 @@ TOLERANCE = 0.03  # relative, of values and gradients in bf16
 
 
 def of_run(thinker: Thinker, config: SFTConfig, device: torch.device, world: World) -> None:
-    """Compile the blocks if the config's `compile` asks for it; says so, or why not."""
+    """Compile the blocks if the config's `compile` asks for it. Prints whether, or why not."""
     asked, weights = config.compile, sum(p.numel() for p in thinker.parameters())
     if asked is True or (asked == "auto" and device.type == "cuda" and weights >= LEAST):
         obstacle = _obstacle(device, sharded=world.size > 1 and config.parallel == "fsdp")
@@ -40,9 +40,9 @@ def _obstacle(device: torch.device, sharded: bool) -> str | None:
 
 
 def compile_blocks(thinker: Thinker, device: torch.device, precision: str, backend: str = "inductor") -> str:
-    """Compile what stands before and after attention in each block; returns what to say of it.
+    """Compile the two parts of each block, before and after attention; returns a line about it.
 
-    All blocks share the code. It is compared with the plain block first, and not used if it fails or differs.
+    All blocks share the compiled code. If it fails, or differs from the plain block, it is not used.
     """
     block = thinker.layers[0]
     compiled = _compiled(block, backend)
@@ -66,7 +66,7 @@ def _compiled(block, backend: str) -> tuple[Callable, Callable]:
 
 def _trial(thinker: Thinker, parts: tuple[Callable, Callable], device: torch.device,
            precision: str) -> list[torch.Tensor]:
-    """The result of the first block without attention, and the gradients of its input."""
+    """The outputs of a block's two parts, without attention between them, and the gradient of the input."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(TOKENS, thinker.arch.width, generator=generator).to(device).requires_grad_()
     rope = rope_table(torch.arange(TOKENS, device=device), thinker.arch.head_dim)

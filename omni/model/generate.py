@@ -42,7 +42,7 @@ class Sampling:
 
 
 GREEDY = Sampling()
-LOOK = 8  # tokens after which it's looked at whether all answers have ended
+LOOK = 8  # tokens after which to check whether all answers have ended
 
 
 def generate(model: OmniNetwork, prompts: Batch, max_new_tokens: int) -> list[list[int]]:
@@ -108,8 +108,7 @@ def _dynamic(model, prompts, lengths, max_new_tokens, next_token, ends) -> Itera
 
 
 def _static(model, prompts, lengths, max_new_tokens, next_token, ends) -> Iterator[torch.Tensor]:
-    """No row is dropped, and whether all have ended is looked at every few tokens: looking waits for the GPU.
-    """
+    """No row is dropped. Whether all have ended is checked every few tokens, since that waits for the GPU."""
     thinker, B = model.thinker, prompts.samples
     embeds = model.embed(prompts)
     decoder = static_decode.decoder_for(thinker, B + 1, int(lengths.max()) + max_new_tokens, embeds)

@@ -1,6 +1,6 @@
-"""One token per row over static shapes, which on a GPU is captured as a CUDA graph and replayed.
+"""Decoding over static shapes: on a GPU the step of one token per row is captured as a CUDA graph.
 
-A token of a small model takes ten times as long to start, kernel by kernel, as to compute.
+For a small model, launching the kernels of a token one by one takes several times as long as computing it.
 """
 
 import torch
@@ -23,8 +23,7 @@ def worth_it(device: torch.device) -> bool:
 class StaticDecoder:
     """Decodes `rows` rows of up to `length` tokens: always the same kernels on the same memory.
 
-    The first token is computed kernel by kernel, which allocates what is allocated once; from the second on
-    a graph is replayed.
+    The first token is computed plainly, as a warm-up. From the second on a graph is replayed.
     """
 
     def __init__(self, thinker: Thinker, rows: int, length: int, like: torch.Tensor):

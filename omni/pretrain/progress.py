@@ -1,4 +1,4 @@
-"""How far a stage has come: saved every few minutes, so that it can be stopped and continued."""
+"""The progress of a stage: saved every few minutes, so that a stopped stage can be resumed."""
 
 import dataclasses
 import time
@@ -12,12 +12,12 @@ from omni.base import checkpoint
 from omni.base.config import PretrainConfig
 from omni.base.errors import UserError
 
-FREE = {"device", "save_every_minutes"}  # keys that may differ when a stage is continued
+MAY_DIFFER = {"device", "save_every_minutes"}  # keys, when a stage is resumed
 
 
 @dataclass
 class Progress:
-    """What changes from step to step besides the model and its optimizer."""
+    """What changes from step to step besides the model and its optimizers."""
 
     path: Path
     config: PretrainConfig
@@ -26,7 +26,7 @@ class Progress:
     loss_sum: float = 0.0  # of the epoch
     count_sum: int = 0
     unread: list[torch.Tensor] = field(default_factory=list)  # losses that may still be on a GPU
-    minutes: float = 0.0  # of the times before
+    minutes: float = 0.0  # before this start
     started: float = field(default_factory=time.time)
     saved: float = field(default_factory=time.time)
 
@@ -77,7 +77,7 @@ class Progress:
         """Continue from the file. UserError if there is none, or it is of another config or other data."""
         saved = checkpoint.load(self.path, "pretraining", "start without --resume")
         own, theirs = dataclasses.asdict(self.config), saved["config"]
-        changed = sorted(key for key in own | theirs if key not in FREE and own.get(key) != theirs.get(key))
+        changed = sorted(key for key in (own | theirs).keys() - MAY_DIFFER if own.get(key) != theirs.get(key))
         if changed:
             raise UserError(f"{self.path}: was made with another {', '.join(changed)}; "
                             "start without --resume")

@@ -1,9 +1,7 @@
-"""Many lists of numbers in one array: as Python lists the tokens of a large text would take gigabytes."""
+"""Many lists of numbers in one array. The tokens of a large text would take gigabytes as Python lists."""
 
 from array import array
 from collections.abc import Sequence
-
-import numpy as np
 
 
 class Ragged:
@@ -21,7 +19,3 @@ class Ragged:
 
     def __getitem__(self, i: int) -> array:
         return self._values[self._ends[i]:self._ends[i + 1]]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.diff(np.array(self._ends))

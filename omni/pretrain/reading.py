@@ -1,7 +1,7 @@
-"""What stage A reads instead of media: words in the places of a picture, and noisy pieces of speech.
+"""What stage A reads in place of media: words at the places of a picture, and noisy pieces of speech.
 
-A Thinker that reads these needs few pictures and clips afterwards: the projectors only have to map what the
-encoders see and hear to embeddings of words.
+A Thinker that can read these needs few pictures and clips afterwards: the projectors only have to map the
+encoders' features to embeddings of words.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Cells(NamedTuple):
 
 
 class Pictures:
-    """Pictures as their objects say what is where. `cells` gives one with the noise of an encoder."""
+    """Pictures, kept as objects with boxes. `cells` gives a picture's words, with errors as of an encoder."""
 
     def __init__(self, tok: Tokenizer):
         self.tok, self.words = tok, {}
@@ -109,8 +109,7 @@ class Speech:
         self.tok = tok
         texts = dict.fromkeys(s.answer for s in samples if len(s.turns) == 2)
         self.texts = [t for t in texts if 2 <= len(t.split()) <= 12 and t.split() == normalise_words(t)]
-        counts = {word for text in self.texts for word in text.split()}
-        self.words = sorted(word for word in counts if word.isalpha())
+        self.words = sorted({word for text in self.texts for word in text.split() if word.isalpha()})
         self._known = {*self.words}
         self.questions = [(s.turns[1], s.answer) for s in samples
                           if len(s.turns) == 4 and s.turns[0] == "user" and self.understands(s.turns[1])]
@@ -125,7 +124,7 @@ class Speech:
     def reading(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         """Ids and labels of one reading: a transcription, or a spoken question with its answer.
 
-        Half of the transcriptions are random words, so that they can't be guessed but only read.
+        Most transcriptions are random words, so that they can't be guessed but only read.
         """
         prompt, kind = PROMPTS[rng.integers(len(PROMPTS))], rng.random()
         if kind < 0.45:

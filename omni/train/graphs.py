@@ -1,7 +1,7 @@
-"""A training step as one CUDA graph: for a small model, starting kernels one by one takes most of the time.
+"""A training step as one CUDA graph: a small model spends most of a step on launching kernels one by one.
 
-A graph repeats the same kernels on the same memory. So batches are padded to a few sizes (`StaticSizes`), one
-graph is captured for each, and a step copies its batch into the graph's own before it is replayed.
+A graph repeats the same kernels on the same memory. So batches are padded to a few sizes (`StaticSizes`), and
+a graph is captured for each size. A step copies its batch to the graph's memory, then replays the graph.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from omni.train import optim
 from omni.train.run import Run
 
 TakeStep = Callable[[list[Batch], int | torch.Tensor], torch.Tensor]
-WARM_UP = 3  # plain steps before the first capture: they make what is made once, such as AdamW's moments
+WARM_UP = 3  # plain steps before the first capture: they allocate what stays, such as AdamW's moments
 SEEN = 32  # steps whose batches decide the sizes
 MAX_WEIGHTS = 200_000_000  # of the Thinker: a larger one keeps a GPU busy without graphs
 LOSS_TOLERANCE, NORM_TOLERANCE = 0.01, 0.05  # in bf16 the same step differs by less, if kernels differ
 
 
 def choose(run: Run, take: TakeStep) -> "Taker":
-    """How the run takes its steps; what was chosen is said."""
+    """By CUDA graphs where that works and pays, else plainly. Prints which, and why."""
     reason = _obstacle(run)
     if reason is None:
         first = _first_batches(run.dataset)
@@ -46,7 +46,7 @@ def choose(run: Run, take: TakeStep) -> "Taker":
 
 
 def _first_batches(dataset: StepDataset) -> list[Batch] | None:
-    """Those of the run's first steps, also after a resume; None if some hold media to be encoded."""
+    """The batches of the steps from 0 on, also after a resume; None if some hold media to be encoded."""
     batches = []
     if isinstance(dataset, DrawnDataset):
         return None
@@ -61,28 +61,26 @@ def _first_batches(dataset: StepDataset) -> list[Batch] | None:
 
 
 def _obstacle(run: Run) -> str | None:
-    """Why steps can't be graphs, or need not be."""
+    """Why graphs can't be used, or don't pay; None if they are used."""
     thinker, config = run.model.thinker, run.config
-    with autocast(run.device, config.precision):
-        kernel = has_packed_kernel(_empty_heads(run))
     small = sum(p.numel() for p in thinker.parameters()) <= MAX_WEIGHTS
     checks = ((run.device.type == "cuda", "there is no CUDA"),
               (config.cuda_graphs, '"cuda_graphs" is false'),
-              (kernel, "attention needs bf16 for that"),
               (run.world.size == 1, "there are several ranks"),
               (config.gradient_accumulation_steps == 1, "gradients are accumulated"),
               (config.frozen >= {"audio", "vision"}, "encoders are trained"),
-              (not config.activation_checkpointing, "activations are computed again"),
-              (small or config.cuda_graphs is True, "the Thinker is large enough to do without"))
-    return next((reason for holds, reason in checks if not holds), None)
-
-
-def _empty_heads(run: Run) -> torch.Tensor:
-    return torch.empty(0, run.model.thinker.arch.head_dim, device=run.device)
+              (not config.activation_checkpointing, "activations are recomputed"),
+              (small or config.cuda_graphs is True, "a Thinker of this size doesn't need them"))
+    for holds, reason in checks:
+        if not holds:
+            return reason
+    with autocast(run.device, config.precision):
+        heads = torch.empty(0, thinker.arch.head_dim, device=run.device)
+        return None if has_packed_kernel(heads) else "attention needs bf16 for that"
 
 
 class PlainStep:
-    """Steps as they are written."""
+    """Steps as `take` is written."""
 
     def __init__(self, take: TakeStep):
         self.take = take
@@ -115,11 +113,11 @@ class _Graph:
 
 
 class GraphedStep:
-    """Steps as graphs, one for each size. What fits in no size is taken plainly.
+    """Steps as graphs, one for each size. A batch that fits in no size is taken plainly.
 
-    All steps run on one stream of their own: gradients remember the stream of their first backward pass, and
-    a graph can't be captured on another. Each graph is compared with the plain step on the same batch. They
-    share their memory, since only one is replayed at a time.
+    All steps run on a stream of their own: gradients remember the stream of their first backward pass, and a
+    graph can't be captured on another one. Each graph is compared with the plain step on the same batch. The
+    graphs share their memory, since only one is replayed at a time.
     """
 
     def __init__(self, run: Run, take: TakeStep, sizes: StaticSizes):
@@ -160,10 +158,11 @@ class GraphedStep:
             outer.wait_stream(self.stream)
 
     def _first(self, batch: Batch, answer_tokens: torch.Tensor) -> torch.Tensor:
-        """Take a step and capture its graph. If that fails, steps are taken plainly from now on."""
+        """Capture the graph of a size, and take a step by it. If that fails, all steps are plain from now on.
+        """
         changing = self._changing()
         before = [tensor.clone() for tensor in changing]
-        wanted = self.take([batch], answer_tokens)  # also makes what the first step of a size makes
+        wanted = self.take([batch], answer_tokens)  # also a warm-up: it allocates what this size needs
         torch._foreach_copy_(changing, before)
         try:
             graph = _captured(self.take, batch, answer_tokens, self.stream, self.pool)
@@ -171,7 +170,7 @@ class GraphedStep:
             problem = _difference(found, wanted)
             if problem is None and bool(found[2]) and all(map(torch.equal, changing, before)):
                 problem = "it changes no weight"
-        except (RuntimeError, torch.OutOfMemoryError) as err:
+        except RuntimeError as err:  # too little memory is one too
             found, problem = None, str(err).splitlines()[0]
         if problem is None:
             self.graphs[len(batch.ids)] = graph
@@ -192,7 +191,7 @@ class GraphedStep:
 
 
 def _captured(take: TakeStep, batch: Batch, answer_tokens: torch.Tensor, stream, pool) -> _Graph:
-    """Capture a step; on a CPU, where there are no graphs, what repeats it is the step itself."""
+    """Capture a step. On a CPU, which has no graphs, the replay is the step itself."""
     batch = mapped(batch, torch.clone)
     tokens = answer_tokens.clone()
     if stream is None:

@@ -14,6 +14,7 @@ from omni.data.loader import Step
 from omni.train.metrics import MetricsFile
 from omni.train.state import TrainState
 
+FULL_STEP = "raise gradient_accumulation_steps or lower max_length"  # when a step needs too much GPU memory
 NAMES_SHOWN = 8  # samples of a bad step that are named on the screen; metrics.jsonl names all
 
 
@@ -65,10 +66,10 @@ def skip_bad_step(state: TrainState, samples: list[str], epoch: int, max_in_a_ro
                         "or raise max_bad_steps, then --resume")
 
 
-def explained(steps: Iterator[Step], remedy: str) -> Iterator[Step]:
-    """The same steps; a GPU that is too full for their batches is explained."""
+def explained(steps: Iterator[Step], save: Callable[[], None] | None) -> Iterator[Step]:
+    """The same steps. If a GPU is too full for their batches, that is explained as in a step."""
     while True:
-        with explain_out_of_memory(remedy, where="batches that are copied ahead"):
+        with explain_out_of_memory(FULL_STEP, save=save, where="copying batches ahead"):
             step = next(steps, None)
         if step is None:
             return

@@ -115,10 +115,10 @@ class Update:
 
 
 def of_stage(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers of a pretraining stage: AdamW, and with "muon" one more for the blocks' matrices.
+    """The optimizers of a pretraining stage: AdamW; with "muon", Muon for the blocks' matrices too.
 
     Muon (Jordan et al. 2024) gives all directions of a matrix equal steps. Its updates are scaled to the
-    size of AdamW's, so that both have one learning rate.
+    size of AdamW's, so both take the same learning rate. With "muon" only the blocks' matrices decay.
     """
     if config.optimizer == "adamw":
         return [adamw([(model, config.learning_rate)], config.weight_decay, model)]

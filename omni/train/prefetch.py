@@ -20,9 +20,9 @@ T = TypeVar("T")
 def prefetch(steps: Iterator[Step], device: torch.device,
              prepare: Callable[[Batch], Batch] = lambda batch: batch,
              threaded: bool | None = None) -> Iterator[Step]:
-    """The steps with their batches, as `prepare` makes them of those on the CPU, on `device`.
+    """The same steps; their batches have been changed by `prepare` on the CPU, then copied to `device`.
 
-    For a GPU a thread collates and copies ahead, so that neither the GPU nor the loop waits for it.
+    For a GPU a thread does this ahead of the loop, so that neither waits for it.
     """
     def on_device(step: Step) -> Step:
         batches = [prepare(batch) for batch in step.batches]
@@ -50,13 +50,13 @@ def _on_device(step: Step) -> list[torch.Tensor]:
 
 @functools.cache
 def _copy_stream(index: int) -> torch.cuda.Stream:
-    """One for all epochs: the memory of a stream is not used by another one."""
+    """One for all epochs: memory that was allocated on a stream is reused on that stream alone."""
     return torch.cuda.Stream(index)
 
 
 def _threaded(items: Iterator, prepare: Callable, device: torch.device,
               tensors: Callable[[object], list[torch.Tensor]]) -> Iterator:
-    """What `prepare` makes of the items, made by a thread. `tensors` of it are those on the GPU."""
+    """`prepare(item)` of each item, computed in a thread. `tensors` lists those of a result on the GPU."""
     waiting: queue.Queue = queue.Queue(AHEAD)
     stopped = threading.Event()
     cuda = device.type == "cuda"
@@ -93,7 +93,7 @@ def _threaded(items: Iterator, prepare: Callable, device: torch.device,
             ready, copied = item
             if cuda:
                 torch.cuda.current_stream().wait_event(copied)
-                for tensor in tensors(ready):  # its memory is not used again before the step is done
+                for tensor in tensors(ready):  # so that its memory is not reused before the step is done
                     tensor.record_stream(torch.cuda.current_stream())
             yield ready
     finally:

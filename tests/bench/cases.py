@@ -1,13 +1,10 @@
 """The cases of the benchmark; each returns {name: figure}."""
 
-import contextlib
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections import Counter
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -163,22 +160,10 @@ def run(bench: Bench) -> dict:
                                reader_class=MediaReader)
     config = undecoded.config
     before = [seconds_a_step(undecoded, bench.device, 40) for _ in range(ROUNDS)]
-    spent: Counter[str] = Counter()
-
-    def timed(name: str, call):
-        def wrapper(*arguments, **named):
-            begun = time.perf_counter()
-            try:
-                return call(*arguments, **named)
-            finally:
-                spent[name] += time.perf_counter() - begun
-        return wrapper
     parts = {"features": (FeatureStore, "add"), "evaluation": (Evaluator, "score"),
              "training": (sft_omni, "train_epoch"), "checkpoints of steps": (StepCheckpoints, "save"),
              "the whole system's file": (RunDir, "save_system")}
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as patches:
-        for name, (owner, method) in parts.items():
-            patches.enter_context(patch.object(owner, method, timed(name, getattr(owner, method))))
+    with tempfile.TemporaryDirectory() as folder, machine.timed_parts(parts) as spent:
         whole = machine.seconds(lambda: sft_omni.main(
             ["--config", bench.config_path, "--set", f"save_dir={folder}", "--set",
              f"device={bench.device.type}"]), bench.device)

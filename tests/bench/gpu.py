@@ -36,7 +36,7 @@ from tests.bench import base, cases, machine, workload
 from tests.bench.parts import SMOLLM2
 from tests.bench.training import Training
 
-TIMEOUT = 150  # seconds that a child process may take
+TIMEOUT = 90  # seconds that a child process may take
 LIMIT = 420  # seconds; a section that would begin later is left out, and named
 TINY = {"layers": 2, "width": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "mlp_width": 96,
         "vocab_size": 2000}
@@ -53,13 +53,13 @@ class Gpu:
     def sections(self) -> dict[str, Callable[[], dict]]:
         return {"graphs against plain steps": self.graphs_equal_plain,
                 "answers with graphs": self.answers_equal,
+                "tests marked gpu": self.marked_tests,
+                "killed and resumed": self.resumed,
+                "a full GPU": self.full_memory,
                 "the default run": self.default_run,
                 "step": self.step,
                 "Qwen3-0.6B's shape": self.qwen,
-                "SmolLM2-135M's shape": self.smollm,
-                "tests marked gpu": self.marked_tests,
-                "killed and resumed": self.resumed,
-                "a full GPU": self.full_memory}
+                "SmolLM2-135M's shape": self.smollm}
 
     def run(self, write: Callable[[dict], None]) -> dict:
         """All sections; `write` gets the figures so far after each, since a later one may end the process."""
@@ -130,20 +130,24 @@ class Gpu:
                 "ms a token, static": 1000 * seconds["static"] / 24}
 
     def resumed(self) -> dict:
-        """Weights of a run that was stopped after half of its steps and resumed, against one that was not."""
+        """Weights of a run that was killed at its first checkpoint and resumed, against one that was not."""
         with tempfile.TemporaryDirectory() as folder:
-            sets = {"num_epochs": 2, "samples_per_epoch": 640, "eval_samples": 8, "save_every_steps": 10,
-                    **self.cut,
-                    "feature_cache_dir": f"{folder}/features", "keep_checkpoints": 9}
+            sets = {"num_epochs": 2, "samples_per_epoch": 640, "eval_samples": 8, "save_every_steps": 5,
+                    "feature_cache_dir": f"{folder}/features", **self.cut}
             self._sft(f"{folder}/whole", sets)
-            self._sft(f"{folder}/cut", sets)
-            for late in sorted(Path(folder, "cut").glob("step_*.pt"))[-1:]:
-                late.unlink()
+            run = subprocess.Popen([sys.executable, "sft_omni.py", *self._arguments(f"{folder}/cut", sets)],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while run.poll() is None and not [*Path(folder, "cut").glob("step_*.pt")]:
+                time.sleep(0.002)
+            run.kill()
+            run.wait()
+            killed_at = max(int(path.stem[5:]) for path in Path(folder, "cut").glob("step_*.pt"))
             self._sft(f"{folder}/cut", sets, "--resume")
             one, two = (checkpoint.load(Path(folder, name, "omni_final.pt"), "omni", "")["thinker"]["state"]
                         for name in ("whole", "cut"))
         apart = max(float((one[key] - two[key]).abs().max()) for key in one)
-        return {"largest difference of a weight (0 if no row is longer than 128 tokens)": apart}
+        return {"killed after step": killed_at,
+                "largest difference of a weight (0 if no row is longer than 128 tokens)": apart}
 
     def full_memory(self) -> dict:
         if not self.real:
@@ -163,23 +167,11 @@ class Gpu:
 
     def default_run(self) -> dict:
         """The whole run, cold, with the seconds of its parts."""
-        spent: dict[str, float] = {}
-
-        def timed(name: str, call):
-            def wrapper(*arguments, **named):
-                begun = time.perf_counter()
-                try:
-                    return call(*arguments, **named)
-                finally:
-                    spent[name] = spent.get(name, 0.0) + time.perf_counter() - begun
-            return wrapper
         parts = {"frozen features": (FeatureStore, "add"), "evaluations": (Evaluator, "score"),
                  "training": (sft_omni, "train_epoch")}
         sets = {} if self.real else {"num_epochs": 1, "samples_per_epoch": 128, "eval_samples": 8,
                                       "log_every_steps": 1, **self.cut}
-        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as patches:
-            for name, (owner, method) in parts.items():
-                patches.enter_context(patch.object(owner, method, timed(name, getattr(owner, method))))
+        with tempfile.TemporaryDirectory() as folder, machine.timed_parts(parts) as spent:
             whole = machine.seconds(lambda: self._sft(
                 f"{folder}/run", sets | {"feature_cache_dir": f"{folder}/features"}), self.device)
             rows = [json.loads(line) for line in Path(folder, "run/metrics.jsonl").read_text().splitlines()]
@@ -271,9 +263,11 @@ class Gpu:
         return compiled.compile_blocks(thinker, self.device, "auto", backend)
 
     def _sft(self, folder: str, sets: dict, *more: str) -> None:
+        sft_omni.main([*self._arguments(folder, sets), *more])
+
+    def _arguments(self, folder: str, sets: dict) -> list[str]:
         sets = {"save_dir": folder, "device": self.device.type, **sets}
-        sft_omni.main(["--config", self.config, *more,
-                       *(f"--set={key}={value}" for key, value in sets.items())])
+        return ["--config", self.config, *(f"--set={key}={value}" for key, value in sets.items())]
 
 
 def _text(value) -> str:

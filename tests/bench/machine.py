@@ -1,8 +1,11 @@
 """The machine: its name, its highest measured speeds, and timing."""
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from unittest.mock import patch
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -30,6 +33,25 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     work()
     synchronize(device)
     return time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def timed_parts(parts: dict[str, tuple[object, str]]) -> Iterator[Counter[str]]:
+    """The seconds that are spent in functions: name -> (their module or class, their name there)."""
+    spent: Counter[str] = Counter()
+
+    def timed(name: str, call):
+        def wrapper(*arguments, **named):
+            begun = time.perf_counter()
+            try:
+                return call(*arguments, **named)
+            finally:
+                spent[name] += time.perf_counter() - begun
+        return wrapper
+    with contextlib.ExitStack() as patches:
+        for name, (owner, method) in parts.items():
+            patches.enter_context(patch.object(owner, method, timed(name, getattr(owner, method))))
+        yield spent
 
 
 def gpu_seconds(work: Callable[[], object]) -> float:

@@ -8,9 +8,10 @@ import json
 import random
 
 import assistant
+import facts
 import numpy as np
 import talks
-from facts import HELD, RELATIONS, fill
+from facts import RELATIONS, fill
 from picture_words import picture
 from scenes import Balance, Conversation, Dice, caption, conversation
 from sentences import LEXICON, free_strings, template_sentence
@@ -99,18 +100,12 @@ class Fresh:
         turns = conversation(self.rng, False, self.balance, self.rng.randint(1, 4))
         return [(r, plain(t)) for r, t in turns]
 
-    def _any_fact(self, held: bool):
-        """A random fact: relation, subject, answer. Large relations are drawn more often."""
-        relation = self.rng.choices(RELATIONS, [len(r.facts) ** 0.6 for r in RELATIONS])[0]
-        subject = self.rng.choice([s for s in relation.facts if (s in HELD[relation.name]) == held])
-        return relation, subject, relation.facts[subject]
-
     def fact(self) -> Conversation:
         return self._typed(self._asked_fact())
 
     def _asked_fact(self) -> Conversation:
         rng = self.rng
-        relation, s, a = self._any_fact(False)
+        relation, s, a = facts.draw(self.rng, False)
         few = relation.questions[:-1]
         question = fill(rng.choice(few if rng.random() < 0.3 else QUESTIONS[relation.name]), s, a)
         style = rng.random()
@@ -122,7 +117,7 @@ class Fresh:
 
     def is_fact(self) -> Conversation:
         """Whether a statement is true."""
-        rng, (relation, s, a) = self.rng, self._any_fact(False)
+        rng, (relation, s, a) = self.rng, facts.draw(self.rng, False)
         others = [other for other in {*relation.facts.values()} if other != a]
         true = rng.random() < 0.5
         claim = fill(rng.choice(relation.statements), s, a if true else rng.choice(sorted(others)))
@@ -134,7 +129,7 @@ class Fresh:
         """Facts as they are stated, those that are never asked about among them."""
         rng, said = self.rng, []
         for _ in range(rng.randint(2, 6)):
-            relation, s, a = self._any_fact(rng.random() < 0.25)
+            relation, s, a = facts.draw(rng, rng.random() < 0.25)
             said.append(fill(rng.choice(relation.statements), s, a))
         if rng.random() < 0.2:
             return [("user", rng.choice(SAY_AGAIN).format(said[0])), ("assistant", said[0])]

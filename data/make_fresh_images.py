@@ -1,8 +1,8 @@
-"""Draws the many pictures that stage C learns from, into `data/fresh/pictures/`: `python data/make_fresh.py`.
+"""Draws the many pictures of stage C into `data/fresh/pictures/`: `python data/make_fresh_images.py`.
 
-They are like those of `make_images.py`, which `sft_omni.py` trains on, but not shipped. To draw a figure
-takes longer than the rest of a picture, so here a figure is one of some poses that are drawn once, mirrored
-and resized. The held-out pictures are drawn without this.
+They are like those of `make_images.py`, but not shipped. Drawing a figure takes longer than the rest of a
+picture, so each figure here is one of a few poses, drawn once and then mirrored and resized. The figures of
+the held-out pictures are drawn anew.
 """
 
 import argparse

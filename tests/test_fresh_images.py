@@ -1,4 +1,4 @@
-"""`data/make_fresh.py`: pictures with boxes, as stage C reads them."""
+"""`data/make_fresh_images.py`: pictures with boxes, as stage C reads them."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ def named(words) -> tuple[str, ...]:
 
 
 def test_fresh_pictures_show_what_their_boxes_say(tmp_path):
-    subprocess.run([sys.executable, "data/make_fresh.py", "--out", tmp_path, "--pictures", "160",
+    subprocess.run([sys.executable, "data/make_fresh_images.py", "--out", tmp_path, "--pictures", "160",
                     "--procs", "1"], check=True, capture_output=True, cwd=ROOT)
     train, val = (manifest.read(str(tmp_path / f"{name}.jsonl")) for name in ("train", "val"))
     assert len(train.samples) == 160 and len(val.samples) == 1 and not train.skipped and not train.unread
