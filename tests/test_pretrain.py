@@ -71,7 +71,7 @@ def test_the_answer_of_a_reading_sample_is_its_text(toy, tmp_path):
                                 val=str(tmp_path / "t.jsonl"), arch=shape))
     words = {word for line in lines for word in line["text"].split()}
     for i in range(40):
-        ids, labels = stage.reading(stage.rng(0, i))
+        ids, labels = stage.speech.reading(stage.rng(0, i))
         turn = len(ids) - 1 - ids[::-1].index(stage.tok.ids["<|assistant|>"])
         answer = stage.tok.decode(ids[turn:])
         assert answer in [line["text"] for line in lines] or set(answer.split()) <= words

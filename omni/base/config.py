@@ -202,19 +202,22 @@ class PretrainConfig:
     warmup_steps: int = _key(100, low=0)
     min_learning_rate_ratio: float = _key(0.02, low=0.0, high=1.0)
     weight_decay: float = _key(0.05, low=0.0)
+    optimizer: str = _key("adamw", choices=("adamw", "muon"))  # muon: for matrices, AdamW for the rest
     grad_clip: float = _key(1.0, above=0.0)
     max_length: int = _key(512, low=16)
     allow_outside_paths: bool = False
+    save_every_minutes: float = _key(10.0, above=0.0)  # for --resume
     device: str = _key("auto", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = _key("auto", choices=("auto", "fp32", "bf16"))
     seed: int = _key(0, low=0, high=2 ** 63)
     # Stages A and C
     vocab_size: int = _key(1200, low=300)  # of the byte-level BPE trained on `train`
-    reading_share: float = _key(0.3, low=0.0, high=1.0)  # Stage A: share of batches that read speech pieces
+    reading_share: float = _key(0.3, low=0.0, high=1.0)  # Stage A: share of samples that are speech to read
     # Stages A and B: the subwords that the audio encoder outputs and the Thinker learns to read
     speech_pieces: int = _key(192, low=30)
     decoder: dict = _key(factory=dict)  # Stage C: the captioning decoder, not kept afterwards
-    start: str | None = None  # Stage C by boxes: the encoder to train further, in place of `arch`
+    # A checkpoint to train further: stage A a Thinker, stage C by boxes an encoder, in place of `arch`
+    start: str | None = None
     photographs: list = _key(factory=list)  # Stage C: manifests of `train` to augment as photographs
 
 

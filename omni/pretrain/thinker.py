@@ -1,117 +1,139 @@
 """Stage A: the Thinker, by next-token prediction."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from omni.base import checkpoint
 from omni.base.config import PretrainConfig, ThinkerArch, build
 from omni.data.batch import IGNORE, Batch
-from omni.data.packing import pack
-from omni.data.sample import AUDIO, Sample
-from omni.data.tokenizer import ASSISTANT, USER, SpeechPieces, Tokenizer
-from omni.eval.grading import normalise_words
+from omni.data.packing import Row, pack
+from omni.data.sample import Sample
+from omni.data.tokenizer import Tokenizer
 from omni.model.loss import answer_loss
 from omni.model.thinker import Thinker
+from omni.pretrain.ragged import Ragged
+from omni.pretrain.reading import Cells, Pictures, Speech, with_picture
 from omni.pretrain.stage import Stage
 
-READING_PROMPTS = ("Transcribe the audio.", "Transcribe.", "What is said?", "Write down what you hear.")
+TOKENIZER_TEXTS = 200_000  # texts that the tokenizer is trained on, evenly spaced
+NOISE = 0.3  # standard deviation of the noise on a picture's cells, relative to that of the embeddings
+
+
+class Encoded(NamedTuple):
+    """Samples as tokens: ids, what is trained on, and what is in the pictures."""
+
+    ids: Ragged
+    trained: Ragged
+    pictures: Pictures
+
+    def row(self, number: int) -> Row:
+        ids, trained = self.ids[number], self.trained[number]
+        return list(ids), [ids[t + 1] if kept else IGNORE for t, kept in enumerate(trained)]
 
 
 class ThinkerStage(Stage):
-    """A: next-token prediction. In `reading_share` of the batches it learns to read noisy subwords.
+    """A: next-token prediction on text, on pictures that are told in words, and on noisy pieces of speech.
 
-    A reading sample is a sentence as an audio encoder might output it: pieces repeated, lost, mistaken and
-    separated by silence (the `<audio>` token), then the instruction and the sentence. After that the Thinker
-    needs few clips to understand speech: the projector only has to map audio to embeddings of pieces.
+    A sample with `objects` and no image is a picture: each of its tokens is the sum of the embeddings of the
+    words in its cell. `reading_share` of all samples are speech, drawn anew for each epoch from the texts
+    that could be spoken.
     """
 
     kind = "thinker"
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
-        self.train, self.val = self.read(config.train), self.read(config.val)
-        texts = [content for s in self.train for _, content in s.messages]
-        self.tok = Tokenizer.train(texts, config.vocab_size)
-        self.spoken = [t for t in dict.fromkeys(texts)
-                       if 2 <= len(t.split()) <= 12 and t.split() == normalise_words(t)]
-        self.words = sorted({word for text in self.spoken for word in text.split()})
-        self.pieces = SpeechPieces(self.spoken, config.speech_pieces)
-        self.piece_ids = [self.tok.encode(self.pieces.text(k)) for k in range(len(self.pieces))]
-        spoken = set(self.spoken)
-        self.questions = [s for s in self.train if len(s.messages) == 2 and s.messages[0][1] in spoken]
-        self.encoded = [self._encode(s) for s in self.train]
-        self.encoded_val = [self._encode(s) for s in self.val]
-        self.lengths = [len(ids) for ids, _ in self.encoded]
-        arch = build(ThinkerArch, {**config.arch, "vocab_size": len(self.tok)}, "arch")
-        self.model = Thinker(arch)
+        train, val = self.read(config.train), self.read(config.val)
+        before = checkpoint.load(config.start, "thinker", 'choose another "start"') if config.start else None
+        self.tok = Tokenizer.from_content(before["tokenizer"]) if before else self._new_tokenizer(train)
+        self.speech = Speech(train, self.tok, config.speech_pieces)
+        self.val, self.train = val, range(len(train))
+        self.data, self.val_data = self._encoded(train), self._encoded(val)
+        share = config.reading_share if self.speech.texts else 0.0
+        self.readings = round(len(train) * share / max(1e-9, 1 - share))
+        self.model = Thinker(build(ThinkerArch, {**config.arch, "vocab_size": len(self.tok)}, "arch"))
+        if before:
+            checkpoint.load_state(self.model, before["state"], "the Thinker", config.start)
 
-    def _encode(self, sample: Sample) -> tuple[list[int], list[int]]:
-        """Ids and labels. All of a plain text is trained on; of a conversation, the answers alone."""
-        ids, labels = self.tok.chat(sample.messages, [], [], sample.untrained)
-        return ids[:self.config.max_length], labels[:self.config.max_length]
+    def _new_tokenizer(self, samples: list[Sample]) -> Tokenizer:
+        texts = [content for s in samples for content in s.turns[1::2]]
+        return Tokenizer.train(texts[::1 + len(texts) // TOKENIZER_TEXTS], self.config.vocab_size)
 
-    def reading(self, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        """Ids and labels of one reading sample: a transcription, or a spoken question with its answer.
+    def _encoded(self, samples: list[Sample]) -> Encoded:
+        """All of a plain text is trained on; of a conversation, the answers alone."""
+        data = Encoded(Ragged("i"), Ragged("b"), Pictures(self.tok))
+        for number, sample in enumerate(samples):
+            if sample.objects and not sample.images:
+                data.pictures.add(number, sample)
+                ids, labels = with_picture(sample, self.speech, self.tok, self.rng(0, number))
+            else:
+                ids, labels = self.tok.chat(sample.messages, [], [], sample.untrained)
+            size = min(len(ids), self.config.max_length)
+            data.ids.add(ids[:size])
+            data.trained.add([label != IGNORE for label in labels[:size - 1]] + [False])
+        return data
 
-        Half of the transcriptions are random words, so that they can't be guessed but only read.
-        """
-        prompt = READING_PROMPTS[rng.integers(len(READING_PROMPTS))]
-        kind = rng.random()
-        if kind < 0.5:
-            said = answer = " ".join(rng.choice(self.words, size=rng.integers(3, 8)).tolist())
-        elif kind < 0.75 or not self.questions:
-            said = answer = self.spoken[rng.integers(len(self.spoken))]
-        else:
-            sample = self.questions[rng.integers(len(self.questions))]
-            said, answer = sample.messages[0][1], sample.answer
-            prompt = "Answer the question." if rng.random() < 0.5 else ""
-        ids = self.tok.ids
-        frames = self.noisy(self.pieces.encode(said), rng)
-        prompt_ids = [ids[USER], *frames, *self.tok.encode(prompt), self.tok.end]
-        answer_ids = [*self.tok.encode(answer), self.tok.end]
-        labels = [IGNORE] * len(prompt_ids) + answer_ids + [IGNORE]
-        return [*prompt_ids, ids[ASSISTANT], *answer_ids], labels
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Random samples. Numbers from `len(train)` on are readings of speech."""
+        order = self.rng(epoch).permutation(len(self.train) + self.readings)
+        return [order[i:i + self.config.batch_size] for i in range(0, len(order), self.config.batch_size)]
 
-    def noisy(self, numbers: list[int], rng: np.random.Generator) -> list[int]:
-        """Tokens as of a CTC encoder: about half are silence, 8 % of the pieces are lost or wrong."""
-        silence, frames = self.tok.ids[AUDIO], []
-        for number in numbers:
-            frames += [silence] * rng.poisson(0.9)
-            error = rng.random()
-            if error < 0.04:
+    def batch(self, numbers, epoch: int):
+        rows, cells = [], []
+        for number in map(int, numbers):
+            if number >= len(self.train):
+                rows.append(self.speech.reading(self.rng(epoch, number)))
                 continue
-            if error < 0.08:
-                number = rng.integers(len(self.pieces))
-            frames += self.piece_ids[number] * (1 + (rng.random() < 0.25))
-        return frames + [silence] * (1 + rng.poisson(0.9))
+            rows.append(self.data.row(number))
+            if number in self.data.pictures:
+                cells.append(self.data.pictures.cells(number, self.rng(epoch, number)))
+        return self._packed(rows, cells, self.rng(epoch, int(numbers[0])))
 
-    def batch(self, numbers, epoch: int) -> Batch:
-        """The samples with these numbers; `reading_share` of the batches are reading samples instead."""
-        share = self.config.reading_share if self.spoken else 0.0
-        if self.rng(epoch, int(numbers[0])).random() < share:  # the whole batch: similar lengths
-            return pack([self.reading(self.rng(epoch, int(i))) for i in numbers], self.tok.pad)
-        return pack([self.encoded[i] for i in numbers], self.tok.pad)
+    def _packed(self, rows: list[Row], cells: list[Cells], rng: np.random.Generator):
+        """A batch, what is in its pictures, and noise for their tokens."""
+        noise = rng.standard_normal((sum(len(c.starts) for c in cells), self.model.arch.width), np.float32)
+        return pack(rows, self.tok.pad), Cells.joined(cells) if cells else None, torch.from_numpy(noise)
 
-    def loss(self, batch: Batch, device) -> tuple[torch.Tensor, int]:
-        return self._score(batch.to(device))[0], batch.answer_tokens
+    def loss(self, batch, device) -> tuple[torch.Tensor, int]:
+        return self._score(*batch, device)[0], batch[0].answer_tokens
 
-    def _score(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _score(self, batch: Batch, cells: Cells | None, noise: torch.Tensor,
+               device) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss summed over answer tokens, and how many of them are predicted exactly."""
-        hidden = self.model.hidden(self.model.embed_tokens(batch.ids), batch.layout, batch.answers)
+        batch = batch.to(device)
+        embeds = self.model.embed(batch.ids)
+        if cells is not None:
+            table = self.model.embed_tokens.weight
+            tokens, weights, starts = (torch.from_numpy(part).to(device) for part in cells)
+            shown = F.embedding_bag(tokens, table, starts, mode="sum", per_sample_weights=weights)
+            shown = shown + NOISE * table.detach().std() * noise.to(device)
+            places = (batch.ids == self.tok.image).nonzero()[:, 0]
+            embeds = embeds.index_copy(0, places, shown.to(embeds.dtype))
+        hidden = self.model.hidden(embeds, batch.layout, batch.answers)
         return answer_loss(self.model, hidden, batch.labels[batch.answers])
 
     def evaluate(self, device) -> dict:
-        """Next-token accuracy on held-out text, and on reading samples never seen."""
-        metrics = {}
-        readings = [self.reading(self.rng(0, i)) for i in range(200)] if self.spoken else []
-        for name, rows in (("text_acc", self.encoded_val), ("reading_acc", readings)):
-            hits = count = 0
-            for start in range(0, len(rows), 64):
-                batch = pack(rows[start:start + 64], self.tok.pad).to(device)
-                hits, count = hits + int(self._score(batch)[1]), count + batch.answer_tokens
-            if count:
-                metrics[name] = hits / count
-        return metrics
+        """Next-token accuracy on held-out text and pictures, and on readings of speech never seen."""
+        pictures = [i for i in range(len(self.val)) if i in self.val_data.pictures]
+        texts = [i for i in range(len(self.val)) if i not in self.val_data.pictures]
+        groups = {"text_acc": [(self.val_data.row(i), []) for i in texts],
+                  "picture_acc": [(self.val_data.row(i), [self.val_data.pictures.cells(i, self.rng(0, i))])
+                                  for i in pictures],
+                  "reading_acc": [(self.speech.reading(self.rng(0, i)), []) for i in range(200)]
+                  if self.speech.texts else []}
+        return {name: self._accuracy(group, device) for name, group in groups.items() if group}
+
+    def _accuracy(self, group: list[tuple[Row, list[Cells]]], device) -> float:
+        hits = count = 0
+        for start in range(0, len(group), 64):
+            part = group[start:start + 64]
+            rows, pictures = [row for row, _ in part], [c for _, cells in part for c in cells]
+            batch = self._packed(rows, pictures, self.rng(0))
+            hits, count = hits + int(self._score(*batch, device)[1]), count + batch[0].answer_tokens
+        return hits / max(count, 1)
 
     def content(self) -> dict:
         return {**checkpoint.part(self.model), "tokenizer": self.tok.json_text}

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from omni.base import distributed
-from omni.base.config import SCHEDULES, SFTConfig
+from omni.base.config import SCHEDULES, PretrainConfig, SFTConfig
 from omni.base.errors import UserError
 
 DECAY = 0.2  # the share of a run's steps in which the rate of "wsd" falls
@@ -73,6 +73,26 @@ def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.M
     if sorted(grouped) != sorted(trainable):
         raise AssertionError(f"{len(trainable)} trainable parameters, {len(grouped)} in the optimizer")
     return torch.optim.AdamW(parameter_groups, betas=(0.9, 0.98), fused=True)
+
+
+def of_stage(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """The optimizers of a pretraining stage: AdamW, and with "muon" one more for the blocks' matrices.
+
+    Muon (Jordan et al. 2024) gives all directions of a matrix equal steps. Its updates are scaled to the
+    size of AdamW's, so that both have one learning rate.
+    """
+    if config.optimizer == "adamw":
+        return [adamw([(model, config.learning_rate)], config.weight_decay, model)]
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "layers." in name]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    muon = torch.optim.Muon(matrices, config.learning_rate, config.weight_decay,
+                            adjust_lr_fn="match_rms_adamw")
+    rest = torch.optim.AdamW(others, config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    for optimizer in (muon, rest):
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return [muon, rest]
 
 
 class Update:
