@@ -136,10 +136,12 @@ def line_of(sentence: tuple[str, str, str], path: str, voice: str, rng: random.R
     kind, said, answer = sentence
     text = plain(said)
     if answer and rng.random() < 0.6:
-        user = "<audio>" + rng.choice(("", "Answer the question."))
-        line = {"messages": turns(user, answer), "audios": [path], "task": "qa", "transcript": text}
+        asked = "<audio>" + rng.choice(("", "Answer the question."))
+        line = {"messages": turns(asked, answer), "audios": [path], "task": "qa", "transcript": text}
     else:
         line = {"messages": turns("<audio>" + rng.choice(TRANSCRIBE), text), "audios": [path], "task": "asr"}
+    if voice == NEURAL_VOICE:
+        line["group"] = "neural_talk" if kind == "about" else "neural"
     return line | {"kind": kind, "voice": voice, "spoken": aloud(said, rng)}
 
 
@@ -159,7 +161,7 @@ def make(folder: Path, name: str, wanted: list[tuple[tuple[str, str, str], str]]
         lines.append(line_of(sentence, f"{name}/{i:04d}.ogg", voice, rng))
     lines.sort(key=lambda line: line["voice"])  # Festival changes its voice less often
     kept = []
-    for start in tqdm(range(0, len(lines), BATCH), desc=name, unit=f"{BATCH} clips", disable=None):
+    for start in tqdm(range(0, len(lines), BATCH), desc=name, disable=None):
         some = lines[start:start + BATCH]
         waves = spoken([(line.pop("spoken"), line["voice"]) for line in some], rng)
         for line, wave in zip(some, waves, strict=True):
@@ -189,7 +191,8 @@ def main() -> None:
                         help="the clips of the neural voice: those to choose a model by, and --parts to train on")
     args = parser.parse_args()
     sort = "joe" if args.neural else "train"
-    make(args.out, "dev_joe" if args.neural else "dev", dev_clips(args.seed, args.neural), f"dev {args.seed}")
+    dev = "dev_joe" if args.neural else "dev"
+    make(args.out, dev, dev_clips(args.seed, args.neural), f"dev {args.seed}")
     for number in range(args.parts):
         seed = f"{sort} {args.seed} {number}"
         sentences = Sentences(seed)
