@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=50, help=f"parts of {PART} clips")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--neural", action="store_true",
-                        help="the clips of the neural voice: those to choose a model by, and --parts to train on")
+                        help="the neural voice: its clips to choose a model by, and --parts to train on")
     args = parser.parse_args()
     sort = "joe" if args.neural else "train"
     dev = "dev_joe" if args.neural else "dev"
