@@ -15,16 +15,20 @@ from zlib import crc32
 
 import assistant
 import soundfile as sf
+from facts import HELD, RELATIONS, fill
 from make_speech import TRANSCRIBE, turns
 from more_voices import LIMIT, NEURAL_VOICE, RATE, draw_voice, spoken
 from sentences import LEXICON, NOT_FREE, template_sentence
 from talks import HELD_NAMES, NAMES
 from tqdm import tqdm
 from transcripts import spoken_questions
-from wordings import plain
+from wordings import more_questions, plain
 
 TINY = Path(__file__).parent / "tiny"
-KINDS = {"free": 40, "word": 6, "sentence": 26, "question": 12, "about": 9, "definition": 3, "unknown": 4}
+KINDS = {  # kind of text -> percent
+    "free": 38, "word": 6, "sentence": 23, "question": 11, "fact": 6, "about": 9, "definition": 3,
+    "unknown": 4,
+}
 EVERYDAY = """
 again stop start begin listen repeat transcribe voice number people child city street road train bus plane
 money job office doctor nurse police kitchen window bathroom bed floor wall roof paper letter message email
@@ -92,7 +96,7 @@ class Sentences:
             said, answer = getattr(self, kind)()
             text = plain(said)
             fixed = kind in ("word", "about", "definition")  # too few to leave any out
-            if (text.replace(" ", "").isalpha() and text not in held_out()
+            if (text.replace(" ", "").isalpha() and "'" not in said and text not in held_out()
                     and sum_of(text) not in held_out() and (fixed or is_dev(text) == self.dev)):
                 return kind, said, answer
 
@@ -117,6 +121,13 @@ class Sentences:
     def question(self) -> tuple[str, str]:
         return self.rng.choice(self.questions)
 
+    def fact(self) -> tuple[str, str]:
+        """A question that is asked in writing, to be transcribed."""
+        relation = self.rng.choices(RELATIONS, [len(r.facts) ** 0.6 for r in RELATIONS])[0]
+        subject = self.rng.choice([s for s in relation.facts if s not in HELD[relation.name]])
+        asked = (*relation.questions[:-1], *more_questions(relation.name, relation.questions[-1]))
+        return fill(self.rng.choice(asked), subject, relation.facts[subject]), ""
+
     def _talk(self, make) -> tuple[str, str]:
         (_, said), (_, answer) = make(self.rng, False)
         return said, answer
@@ -125,6 +136,8 @@ class Sentences:
         return self._talk(assistant.about)
 
     def definition(self) -> tuple[str, str]:
+        if self.rng.random() < 0.15:  # which everybody asks
+            return "What is AI?", assistant.DEFINITIONS["AI"]
         return self._talk(assistant.definition)
 
     def unknown(self) -> tuple[str, str]:
@@ -176,7 +189,7 @@ def make(folder: Path, name: str, wanted: list[tuple[tuple[str, str, str], str]]
 def dev_clips(seed: int, neural: bool) -> list[tuple[tuple[str, str, str], str]]:
     """Held-out sentences, by voices of training or by the neural one, with talk for the latter."""
     sentences = Sentences(f"dev {neural} {seed}", dev=True)
-    chosen = [sentences.draw(kind) for kind in ("free", "sentence") * 140 + ("question",) * 60]
+    chosen = [sentences.draw(kind) for kind in ("free", "sentence") * 130 + ("question", "fact") * 40]
     if neural:
         chosen += [sentences.draw("about") for _ in range(100)]
     return [(one, NEURAL_VOICE if neural else draw_voice(sentences.rng)) for one in chosen]
