@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/tiny"))
     parser.add_argument("--fresh", type=int, metavar="LINES",
                         help="write so many lines of stage A's text instead")
-    parser.add_argument("--fresh-out", type=Path, default=Path("data/fresh"))
+    parser.add_argument("--fresh-out", type=Path, default=Path("data/fresh/text"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--procs", type=int, default=2)
     args = parser.parse_args()

@@ -75,26 +75,6 @@ def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.M
     return torch.optim.AdamW(parameter_groups, betas=(0.9, 0.98), fused=True)
 
 
-def of_stage(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers of a pretraining stage: AdamW, and with "muon" one more for the blocks' matrices.
-
-    Muon (Jordan et al. 2024) gives all directions of a matrix equal steps. Its updates are scaled to the
-    size of AdamW's, so that both have one learning rate.
-    """
-    if config.optimizer == "adamw":
-        return [adamw([(model, config.learning_rate)], config.weight_decay, model)]
-    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "layers." in name]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    muon = torch.optim.Muon(matrices, config.learning_rate, config.weight_decay,
-                            adjust_lr_fn="match_rms_adamw")
-    rest = torch.optim.AdamW(others, config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    for optimizer in (muon, rest):
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
-    return [muon, rest]
-
-
 class Update:
     """Clips the gradients to a norm of `limit` and applies them, unless loss or gradients are not finite.
 
@@ -132,6 +112,26 @@ class Update:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return torch.stack((loss, whole.to(loss.dtype), applied.to(loss.dtype)))
+
+
+def of_stage(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """The optimizers of a pretraining stage: AdamW, and with "muon" one more for the blocks' matrices.
+
+    Muon (Jordan et al. 2024) gives all directions of a matrix equal steps. Its updates are scaled to the
+    size of AdamW's, so that both have one learning rate.
+    """
+    if config.optimizer == "adamw":
+        return [adamw([(model, config.learning_rate)], config.weight_decay, model)]
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "layers." in name]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    muon = torch.optim.Muon(matrices, config.learning_rate, config.weight_decay,
+                            adjust_lr_fn="match_rms_adamw")
+    rest = torch.optim.AdamW(others, config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    for optimizer in (muon, rest):
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return [muon, rest]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
