@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ sys.path.append(str(ROOT / "data"))
 
 import make_fresh_speech  # noqa: E402
 import more_voices  # noqa: E402
+import ship_speech  # noqa: E402
 from make_fresh_speech import Sentences, dev_clips, is_dev, line_of, sum_of  # noqa: E402
 from make_speech import UNSEEN_VOICE  # noqa: E402
 from wordings import plain  # noqa: E402
@@ -77,3 +79,14 @@ def test_a_recording_differs_but_keeps_the_words_in_place():
         assert len(wave) <= len(take) < len(wave) + 0.8 * 16_000
         middle = np.abs(take).argmax()
         assert 6_000 < middle < 10_000 + 0.4 * 16_000
+
+
+def test_shipped_clips_are_of_the_wanted_kinds_and_hardly_repeat():
+    lines = [line_of((kind, f"{kind} {i % 7}" if kind == "about" else f"free {i}", "yes"), f"{i}.ogg",
+                     f"voice {i % 5}", random.Random(i)) for i in range(400) for kind in ("about", "free")]
+    wanted = {("about", "qa"): 12, ("about", "asr"): 12, ("free", "asr"): 40}
+    found = ship_speech.chosen(lines, wanted, random.Random(0))
+    assert Counter((line["kind"], line["task"]) for line in found) == wanted
+    assert len({(ship_speech.said(line), line["voice"]) for line in found}) == len(found)
+    with pytest.raises(AssertionError, match="too few"):
+        ship_speech.chosen(lines, {("about", "qa"): 300}, random.Random(0))
