@@ -16,6 +16,11 @@ from omni.model.audio_encoder import AudioEncoder
 from omni.pretrain.stage import Stage
 
 
+def _power(clip: str) -> torch.Tensor:
+    """The mel power of a clip: (F, MELS)."""
+    return audio.mel_power(audio.load(clip))
+
+
 class AudioStage(Stage):
     """B: connectionist temporal classification (CTC, Graves et al. 2006) of transcripts as pieces."""
 
@@ -25,8 +30,9 @@ class AudioStage(Stage):
         super().__init__(config)
         arch = build(AudioArch, config.arch, "arch")
         self.level = arch.level
-        train, self.train = self._clips(config.train, "training clips")
-        val, self.val = self._clips(config.val, "held-out clips")
+        train, self.lengths = self._clips(config.train, "training clips")
+        val, _ = self._clips(config.val, "held-out clips")
+        self.train, self.val = ([s.audios[0] for s in samples] for samples in (train, val))
         self.texts, self.val_texts = ([" ".join(normalise_words(s.transcript or s.answer)) for s in samples]
                                       for samples in (train, val))
         self.val_groups = [s.group or "known" for s in val]
@@ -37,28 +43,33 @@ class AudioStage(Stage):
         self.blank = len(self.pieces)
         # CTC needs a frame per label, and one more between equal neighbours; else its loss is infinite.
         self.needed = [len(n) + sum(a == b for a, b in zip(n, n[1:], strict=False)) for n in self.labels]
-        fits = [i for i, power in enumerate(self.train)
-                if 0 < self.needed[i] <= self.model["encoder"].lengths(len(power))]
+        fits = [i for i, frames in enumerate(self.lengths)
+                if 0 < self.needed[i] <= self.model["encoder"].lengths(frames)]
         if len(fits) < len(self.train):
             print(f"{len(self.train) - len(fits)} of {len(self.train)} clips are skipped: they have no "
                   "transcript, or fewer frames than pieces")
-        self.texts, self.train, self.labels, self.needed = (
-            [values[i] for i in fits] for values in (self.texts, self.train, self.labels, self.needed))
+        self.texts, self.train, self.lengths, self.labels, self.needed = (
+            [values[i] for i in fits]
+            for values in (self.texts, self.train, self.lengths, self.labels, self.needed))
         if not self.train:
             raise UserError(f"{config.train}: no clip has a transcript that fits in its frames; "
                             "raise arch.frames_per_second")
-        self.lengths = [len(power) for power in self.train]
 
-    def _clips(self, paths: str | list[str], what: str) -> tuple[list[Sample], list[torch.Tensor]]:
-        """The samples with one clip, and its mel power."""
+    def _clips(self, paths: str | list[str], what: str) -> tuple[list[Sample], list[int]]:
+        """The samples with one clip, and its number of mel frames.
+
+        Each clip is decoded once here, to see that it can be, and again when it is needed: the mels of many
+        hours don't fit in memory, and to decode a clip costs a tenth of a training step on it.
+        """
         samples = [sample for sample in self.read(paths) if len(sample.audios) == 1]
-        loaded = self.load_media(samples, what, lambda sample: audio.mel_power(audio.load(sample.audios[0])))
-        return [sample for sample, _ in loaded], [power for _, power in loaded]
+        loaded = self.load_media(samples, what,
+                                 lambda sample: audio.mel_frames(len(audio.load(sample.audios[0]))))
+        return [sample for sample, _ in loaded], [frames for _, frames in loaded]
 
     def batch(self, numbers, epoch: int):
         mels = []
         for i in numbers:
-            rng, power = self.rng(epoch, int(i)), self.train[i]
+            rng, power = self.rng(epoch, int(i)), _power(self.train[i])
             if rng.random() < 0.9:
                 varied = audio.augment(power, rng)
                 # A faster take may have too few frames for its pieces.
@@ -82,7 +93,8 @@ class AudioStage(Stage):
         """Corpus word error rate of greedy decoding, for each group of held-out clips."""
         sums: dict[str, WordErrors] = {}
         for start in range(0, len(self.val), 64):
-            mels, lengths = pad_mels([audio.log_mel(p, self.level) for p in self.val[start:start + 64]])
+            mels, lengths = pad_mels([audio.log_mel(_power(clip), self.level)
+                                      for clip in self.val[start:start + 64]])
             features, lengths = self.model["encoder"](mels.to(device), lengths.to(device))
             best = self.model["head"](features).argmax(-1)
             for row, length, text, group in zip(best.tolist(), lengths.tolist(), self.val_texts[start:],
