@@ -125,7 +125,7 @@ class Sentences:
         """A question that is asked in writing, to be transcribed."""
         relation = self.rng.choices(RELATIONS, [len(r.facts) ** 0.6 for r in RELATIONS])[0]
         subject = self.rng.choice([s for s in relation.facts if s not in HELD[relation.name]])
-        asked = (*relation.questions[:-1], *more_questions(relation.name, relation.questions[-1]))
+        asked = (*relation.questions[:-1], *more_questions(relation.name))
         return fill(self.rng.choice(asked), subject, relation.facts[subject]), ""
 
     def _talk(self, make) -> tuple[str, str]:

@@ -216,7 +216,7 @@ class PretrainConfig:
     # Stages A and B: the subwords that the audio encoder outputs and the Thinker learns to read
     speech_pieces: int = _key(192, low=30)
     decoder: dict = _key(factory=dict)  # Stage C: the captioning decoder, not kept afterwards
-    # Stage A: a Thinker to train further, with its tokenizer. Stage C by boxes: an encoder, instead of `arch`
+    # Stage A: a Thinker to train further, with its tokenizer. Stages B and C: an encoder, in place of `arch`
     start: str | None = None
     photographs: list = _key(factory=list)  # Stage C: manifests of `train` to augment as photographs
 

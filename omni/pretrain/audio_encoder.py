@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from omni.base import checkpoint
-from omni.base.config import AudioArch, PretrainConfig, build
+from omni.base.config import AudioArch, PretrainConfig
 from omni.base.errors import UserError
 from omni.data import audio
 from omni.data.collate import pad_mels
@@ -28,8 +28,8 @@ class AudioStage(Stage):
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
-        arch = build(AudioArch, config.arch, "arch")
-        self.level = arch.level
+        encoder = self.first_encoder(AudioEncoder, AudioArch)
+        self.level = encoder.arch.level
         train, self.lengths = self._clips(config.train, "training clips")
         val, _ = self._clips(config.val, "held-out clips")
         self.train, self.val = ([s.audios[0] for s in samples] for samples in (train, val))
@@ -38,8 +38,8 @@ class AudioStage(Stage):
         self.val_groups = [s.group or "known" for s in val]
         self.pieces = SpeechPieces(self.texts, config.speech_pieces)
         self.labels = [self.pieces.encode(t) for t in self.texts]
-        self.model = nn.ModuleDict({"encoder": AudioEncoder(arch),
-                                    "head": nn.Linear(arch.width, len(self.pieces) + 1)})
+        self.model = nn.ModuleDict({"encoder": encoder,
+                                    "head": nn.Linear(encoder.token_width, len(self.pieces) + 1)})
         self.blank = len(self.pieces)
         # CTC needs a frame per label, and one more between equal neighbours; else its loss is infinite.
         self.needed = [len(n) + sum(a == b for a, b in zip(n, n[1:], strict=False)) for n in self.labels]

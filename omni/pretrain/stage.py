@@ -7,7 +7,8 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from omni.base.config import PretrainConfig
+from omni.base import checkpoint
+from omni.base.config import PretrainConfig, build
 from omni.base.errors import MediaError, UserError
 from omni.data import manifest
 from omni.data.sample import Sample
@@ -42,6 +43,16 @@ class Stage:
         paths = [paths] if isinstance(paths, str) else paths
         return [sample for path in paths for sample in
                 manifest.read(path, allow_outside_paths=self.config.allow_outside_paths).check(0.05).samples]
+
+    def first_encoder(self, part: type[nn.Module], arch: type) -> nn.Module:
+        """The encoder to train: a new one of the config's `arch`, or that of an earlier stage, `start`."""
+        config = self.config
+        if not config.start:
+            return part(build(arch, config.arch, "arch"))
+        if config.arch:
+            raise UserError('"start" is an encoder with its own shape: leave "arch" out')
+        content = checkpoint.load(config.start, self.kind, "make it with an earlier stage")
+        return checkpoint.build_part(part, arch, content, self.kind, config.start)[0]
 
     def load_media(self, samples: list[Sample], what: str,
                    load: Callable[[Sample], T]) -> list[tuple[Sample, T]]:

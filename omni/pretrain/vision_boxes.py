@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from omni.base import checkpoint
-from omni.base.config import PretrainConfig, VisionArch, build
+from omni.base.config import PretrainConfig, VisionArch
 from omni.base.errors import UserError
 from omni.data import image
 from omni.data.sample import Sample
@@ -50,9 +50,8 @@ class BoxStage(Stage):
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
-        if config.start and config.arch:
-            raise UserError('"start" is an encoder with its own shape: leave "arch" out')
-        encoder, arch = self._first_encoder()
+        encoder = self.first_encoder(VisionEncoder, VisionArch)
+        arch = encoder.arch
         self.reader = CachingReader(arch, config.seed, set())
         self.train, self.val = self._with_boxes(config.train), self._with_boxes(config.val)
         counts = Counter(word for sample in self.train for words, _ in sample.objects for word in words)
@@ -67,14 +66,6 @@ class BoxStage(Stage):
         for head in (self.model["cell"], self.model["center"]):
             nn.init.constant_(head.bias, -4.0)  # most words are absent
         self.lengths = [0] * len(self.train)  # in any order
-
-    def _first_encoder(self) -> tuple[VisionEncoder, VisionArch]:
-        if not self.config.start:
-            arch = build(VisionArch, self.config.arch, "arch")
-            return VisionEncoder(arch), arch
-        content = checkpoint.load(self.config.start, self.kind, "make it with an earlier stage C")
-        encoder, _ = checkpoint.build_part(VisionEncoder, VisionArch, content, self.kind, self.config.start)
-        return encoder, encoder.arch
 
     def _with_boxes(self, paths: str | list[str]) -> list[Sample]:
         """The samples with one image and boxes; their images are then in the reader's cache."""

@@ -111,7 +111,8 @@ class VisionStage(Stage):
         for path in config.photographs:
             if path not in paths:
                 raise UserError(f'"photographs": {path} is not among those to train on: {", ".join(paths)}')
-        arch = build(VisionArch, config.arch, "arch")
+        encoder = self.first_encoder(VisionEncoder, VisionArch)
+        arch = encoder.arch
         reader = CachingReader(arch, config.seed, photographs)
         for number, path in enumerate(paths):
             samples = one_conversation_an_image(self._of_one_image(path, reader))
@@ -126,7 +127,7 @@ class VisionStage(Stage):
         self.words = {word: i for i, word in enumerate(w for w in sorted(counts) if counts[w] >= 10)}
         self.idf = torch.tensor([len(self.train) / counts[w] for w in self.words]).log()
         decoder = Thinker(build(ThinkerArch, {**config.decoder, "vocab_size": len(tokenizer)}, "decoder"))
-        self.omni = OmniNetwork(tokenizer, decoder, None, VisionEncoder(arch), frozen=())
+        self.omni = OmniNetwork(tokenizer, decoder, None, encoder, frozen=())
         self.model = nn.ModuleDict({"omni": self.omni, "words": nn.Linear(arch.width, len(self.words))})
         self.model["area_words"] = nn.Linear(arch.width, len(self.words))
         nn.init.constant_(self.model["words"].bias, -6.0)  # most words are absent
