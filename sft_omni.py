@@ -71,9 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
     best = Best(config, mix.val)
     reader = MediaReader(model.vision_encoder.arch, model.audio_encoder.arch, config.seed)
-    decoder = Decoder(reader, config.decode_timeout_s, config.num_workers)
-    features = None if args.dry_run else FeatureStore.of_run(config, model, decoder, world)
     drawn = checked_as_drawn(mix, config.check_media)  # too many media to be read before the first step
+    decoder = Decoder(reader, config.decode_timeout_s, config.num_workers, keep=drawn)
+    features = None if args.dry_run else FeatureStore.of_run(config, model, decoder, world)
     read_first = () if args.dry_run else ("val",) if drawn else ("train", "val")
     read_media(mix, features, decoder, config.augment_takes, world, read_first)
     collate = Collator(model.tokenizer, reader, model.image_tokens, model.audio_encoder.lengths,

@@ -30,11 +30,14 @@ Request = tuple[str, str, int]  # the reader's method ("pixels" or "mel"), path,
 class Decoder:
     """Reads lists of media with `reader` in `workers` child processes ("auto": as many as cores).
 
-    The results and their order don't depend on `workers`.
+    The results and their order don't depend on `workers`. With `keep` the children wait for more work until
+    this process ends. A forked child shares this process's memory, and what is freed here since then is still
+    held there; so children that are needed all the time should be forked early and kept.
     """
 
-    def __init__(self, reader: MediaReader, timeout: float, workers: int | str = 1):
+    def __init__(self, reader: MediaReader, timeout: float, workers: int | str = 1, keep: bool = False):
         self.reader, self.timeout = reader, timeout  # seconds that a medium may take
+        self.idle = None if keep else machine.idle_seconds()
         self.workers = machine.most_children() if workers == "auto" else max(1, workers)
         self._children: list[_Child] = []
         self.frames: dict[str, int] = {}  # path of a clip -> mel frames of its longest take read so far
@@ -48,7 +51,8 @@ class Decoder:
         media = [list(takes) for _, takes in itertools.groupby(requests, key=lambda request: request[:2])]
         worth = MEDIA_PER_CHILD[machine.children().get_start_method()]
         count = min(self.workers, -(-len(media) // worth))
-        self._children += [_Child(self.reader, self.timeout) for _ in range(count - len(self._children))]
+        self._children += [_Child(self.reader, self.timeout, self.idle)
+                           for _ in range(count - len(self._children))]
         children = self._children[:count]
         try:
             for first, child in enumerate(children):
@@ -63,7 +67,7 @@ class Decoder:
                         self.frames[path] = max(len(medium), self.frames.get(path, 0))
                     yield torch.from_numpy(medium)
         finally:
-            left = [child for child in children if child.busy or not machine.idle_seconds()]
+            left = [child for child in children if child.busy or self.idle == 0]
             for child in left:
                 child.kill()
             for child in left:
@@ -73,8 +77,9 @@ class Decoder:
 class _Child:
     """A child process that reads requests and sends the media in order. One that fails is replaced."""
 
-    def __init__(self, reader: MediaReader, timeout: float):
+    def __init__(self, reader: MediaReader, timeout: float, idle: float | None):
         self.reader, self.timeout = reader, timeout
+        self.idle = idle  # seconds that it waits for more work; None: for ever
         self.requests: list[Request] = []
         self.ahead = self.done = 0  # done: answers received
         self.process = self.sender = self.answers = None
@@ -99,7 +104,7 @@ class _Child:
         context = machine.children()
         (asked, self.sender), (receiver, sender) = context.Pipe(duplex=False), context.Pipe(duplex=False)
         self.process = context.Process(target=_serve, daemon=True, args=(
-            self.reader, asked, self.sender, receiver, sender, self.timeout))
+            self.reader, asked, self.sender, receiver, sender, self.timeout, self.idle))
         self.process.start()
         asked.close()
         sender.close()
@@ -173,7 +178,7 @@ def _receive(receiver, answers: queue.Queue) -> None:
     answers.put(None)
 
 
-def _serve(reader: MediaReader, asked, asker, receiver, sender, timeout: float) -> None:
+def _serve(reader: MediaReader, asked, asker, receiver, sender, timeout: float, idle: float | None) -> None:
     """The child: sends an answer for each request, until all are sent or the run has ended.
 
     It gets lists of requests from `asked`. `asker` and `receiver` are the parent's ends of the two pipes.
@@ -187,8 +192,8 @@ def _serve(reader: MediaReader, asked, asker, receiver, sender, timeout: float) 
     machine.limit_memory(MEMORY)
     with contextlib.suppress(OSError, EOFError):  # the run has ended
         sender.send(READY)
-        idle = START
-        while asked.poll(idle):
+        wait = START
+        while asked.poll(wait):
             for method, path, take in asked.recv():
                 machine.end_after(timeout + 5)  # a child that hangs after the run itself was killed
                 try:
@@ -198,4 +203,4 @@ def _serve(reader: MediaReader, asked, asker, receiver, sender, timeout: float) 
                     answer = err
                 machine.end_after(0)
                 sender.send(answer)
-            idle = machine.idle_seconds()
+            wait = idle

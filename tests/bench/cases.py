@@ -26,7 +26,7 @@ from omni.model.load import load_system
 from omni.train.features import FeatureStore
 from omni.train.run_dir import RunDir
 from omni.train.step_checkpoints import StepCheckpoints
-from tests.bench import machine, workload
+from tests.bench import machine, media_start, workload
 from tests.bench.padded import hidden
 from tests.bench.training import Training
 
@@ -193,7 +193,10 @@ def evaluate_undecoded(w: workload.Workload) -> None:
 
 
 def start(bench: Bench) -> dict:
-    """Seconds and memory to read manifests of 10^3, 10^5 and 10^6 lines, and microseconds per draw."""
+    """Seconds and memory to read manifests of 10^3, 10^5 and 10^6 lines, and microseconds per draw.
+
+    Then what runs with media do before their first step.
+    """
     rows: dict[str, list[dict]] = {}
     for _ in range(ROUNDS):
         for lines in (10 ** 3, 10 ** 5, 10 ** 6):
@@ -201,8 +204,11 @@ def start(bench: Bench) -> dict:
                 command = [sys.executable, "-m", "tests.bench.start", str(lines), *how]
                 found = subprocess.run(command, check=True, capture_output=True, text=True)
                 rows.setdefault(f"{' '.join((f'{lines:,}', *how))}: ", []).append(json.loads(found.stdout))
-    return {what + name: statistics.median(row[name] for row in found)
-            for what, found in rows.items() for name in found[0] if name != "first sample"}
+    figures = {what + name: statistics.median(row[name] for row in found)
+               for what, found in rows.items() for name in found[0] if name != "first sample"}
+    return figures | media_start.decoders(bench.config_path, bench.device) \
+        | media_start.second_run(bench.config_path, bench.device.type) \
+        | media_start.first_step(bench.config_path, bench.device.type)
 
 
 def memory(bench: Bench) -> dict:
