@@ -67,7 +67,7 @@ class Fresh:
     def line(self, shares: dict[str, float] = SHARES, named: bool = False) -> str:
         """One line of a manifest, of a random kind; with its kind, if `named`."""
         kind = self.rng.choices(list(shares), list(shares.values()))[0]
-        made = self._made(kind, shares is SHARES)
+        made = self._made(kind, shares is not TEXT_ONLY)
         return json.dumps({**made, "kind": kind} if named else made, ensure_ascii=False)
 
     def _made(self, kind: str, longer: bool) -> dict:

@@ -198,7 +198,7 @@ def dev_clips(seed: int, neural: bool) -> list[tuple[tuple[str, str, str], str]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "fresh/speech")
-    parser.add_argument("--parts", type=int, default=50, help=f"parts of {PART} clips")
+    parser.add_argument("--parts", type=int, default=16, help=f"parts of {PART} clips")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--neural", action="store_true",
                         help="the neural voice: its clips to choose a model by, and --parts to train on")

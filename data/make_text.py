@@ -17,7 +17,7 @@ import assistant
 import facts
 import talks
 from facts import fill
-from fresh_text import TEXT_ONLY, Fresh
+from fresh_text import SHARES, TEXT_ONLY, Fresh
 from scenes import Balance, Conversation, Dice, conversation
 from talks import FULL, SHORT
 from wordings import plain
@@ -115,17 +115,24 @@ def held_out(seed: int) -> list[str]:
                     for turns in distinct(kind, count, seen, maker)]
 
 
-def fresh_lines(seed: int, part: int) -> list[str]:
+def fresh_lines(seed: int, shares: dict[str, float], part: int) -> list[str]:
     """A part of the fresh text. Part 0 is held out: its lines say of which kind they are."""
     fresh = Fresh(seed * 10 ** 6 + part)
-    return [fresh.line(named=part == 0) for _ in range(PART if part else FRESH_VAL)]
+    return [fresh.line(shares, named=part == 0) for _ in range(PART if part else FRESH_VAL)]
 
 
-def write_fresh(folder: Path, count: int, seed: int, procs: int) -> None:
+def with_pictures(percent: float) -> dict[str, float]:
+    """SHARES with another share of lines about pictures."""
+    others = sum(SHARES.values()) - SHARES["picture"]
+    return {**SHARES, "picture": others * percent / (100 - percent)}
+
+
+def write_fresh(folder: Path, count: int, seed: int, procs: int, shares: dict[str, float] = SHARES) -> None:
     """`count` lines of fresh text in train.jsonl, and others in val.jsonl; the same for any `procs`."""
     folder.mkdir(parents=True, exist_ok=True)
     with Pool(procs) as pool, open(folder / "train.jsonl", "w", encoding="utf-8") as file:
-        for number, lines in enumerate(pool.imap(partial(fresh_lines, seed), range(-(-count // PART) + 1))):
+        parts = pool.imap(partial(fresh_lines, seed, shares), range(-(-count // PART) + 1))
+        for number, lines in enumerate(parts):
             if number == 0:
                 write(folder / "val.jsonl", lines)
             else:
@@ -137,12 +144,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/tiny"))
     parser.add_argument("--fresh", type=int, metavar="LINES",
                         help="write so many lines of stage A's text instead")
+    parser.add_argument("--pictures", type=float, metavar="PERCENT",
+                        help="with --fresh: the share of lines about pictures, in place of 12")
     parser.add_argument("--fresh-out", type=Path, default=Path("data/fresh/text"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--procs", type=int, default=2)
     args = parser.parse_args()
     if args.fresh:
-        write_fresh(args.fresh_out, args.fresh, args.seed, args.procs)
+        shares = SHARES if args.pictures is None else with_pictures(args.pictures)
+        write_fresh(args.fresh_out, args.fresh, args.seed, args.procs, shares)
         return
     write(args.out / "text_only" / "val.jsonl", held_out(args.seed))
     fresh, lines = Fresh(args.seed), {}

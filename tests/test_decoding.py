@@ -114,6 +114,16 @@ def test_a_child_that_cannot_start_is_no_fault_of_a_medium(monkeypatch):
         list(Decoder(Odd(*ARCHS), 20).read([("pixels", "1", 0)]))
 
 
+def test_children_that_are_kept_read_all_that_comes():
+    decoder = Decoder(Odd(*ARCHS), 20, 2, keep=True)
+    requests = [("pixels", f"pid{n}", 0) for n in range(4)]
+    first = [int(x) for x in decoder.read(requests)]
+    time.sleep(0.5)
+    assert len({*first}) == 2 and [int(x) for x in decoder.read(requests)] == first
+    assert isinstance([*decoder.read([("pixels", "crash", 0)])][0], MediaError)
+    assert [int(x) for x in decoder.read(requests)][1::2] == first[1::2]  # the other one is there still
+
+
 def test_a_child_waits_for_more_where_it_starts_slowly(monkeypatch):
     monkeypatch.setattr(machine, "idle_seconds", lambda: 0.5)
     decoder = Decoder(Odd(*ARCHS), 20)
@@ -130,6 +140,8 @@ import sys
 sys.path.insert(0, "tests")
 from test_decoding import *
 decoding.MEDIA_PER_CHILD["fork"] = 1
+kept = Decoder(Odd(*ARCHS), 0.5, 2, keep=True)
+list(kept.read([("pixels", "pid", 0), ("pixels", "pid too", 0)]))
 media = Decoder(Odd(*ARCHS), 0.5, 3).read([("pixels", name, 0) for name in ("pid", "pid", "hang")])
 print(int(next(media)), int(next(media)), flush=True)
 import multiprocessing
@@ -151,7 +163,7 @@ def test_children_end_after_the_run_is_killed_even_one_that_hangs():
                            text=True)
     run.stdout.readline()
     children = [int(word) for word in run.stdout.readline().split()]
-    assert children
+    assert len(children) == 5
     run.send_signal(signal.SIGKILL)
     run.communicate()
     end = time.monotonic() + 20

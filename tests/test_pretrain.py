@@ -27,7 +27,8 @@ TINY = {"width": 24, "layers": 1, "heads": 2, "mlp_width": 32}
 
 def config(toy, tmp_path, stage: str, **more) -> PretrainConfig:
     source = {"thinker": "text_only", "audio": "audio_text", "vision": "image_text",
-              "vision_boxes": "image_text"}[stage]
+              "vision_boxes": "image_text", "audio_projector": "audio_text",
+              "vision_projector": "image_text"}[stage]
     values = {"stage": stage, "train": str(toy.root / "data" / source / "train.jsonl"),
               "val": str(toy.root / "data" / source / "val.jsonl"), "output": str(tmp_path / f"{stage}.pt"),
               "num_epochs": 2, "batch_size": 4, "warmup_steps": 1, "vocab_size": 330, "speech_pieces": 40,

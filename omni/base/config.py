@@ -191,7 +191,8 @@ class SiglipArch:
 class PretrainConfig:
     """Stages A (Thinker), B (audio encoder) and C (vision encoder), `python -m omni.pretrain`."""
 
-    stage: str = _key("thinker", choices=("thinker", "audio", "vision", "vision_boxes"))
+    stage: str = _key("thinker", choices=("thinker", "audio", "vision", "vision_boxes", "audio_projector",
+                                           "vision_projector"))
     train: str | list = ""  # a manifest, or several
     val: str | list = ""
     output: str = ""
@@ -218,6 +219,7 @@ class PretrainConfig:
     decoder: dict = _key(factory=dict)  # Stage C: the captioning decoder, not kept afterwards
     # Stage A: a Thinker to train further, with its tokenizer. Stages B and C: an encoder, in place of `arch`
     start: str | None = None
+    thinker: str | None = None  # Projectors: the Thinker to whose words they map the features of `start`
     photographs: list = _key(factory=list)  # Stage C: manifests of `train` to augment as photographs
 
 

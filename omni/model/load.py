@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from omni.data.tokenizer import Tokenizer
 from omni.model import lora, pretrained
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.omni import OmniNetwork
+from omni.model.projector import words_of
 from omni.model.siglip import SiglipEncoder
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
@@ -59,36 +61,59 @@ def load(config: SFTConfig, make: Callable[..., OmniNetwork] = OmniNetwork,
         parameters = sum(p.numel() for p in model.parameters())
         report(f"{config.system_ckpt}: a whole system, {parameters:,} parameters")
         return model
-    thinker, tokenizer, about_thinker = _load_part(config, "thinker_ckpt", "thinker", "thinker_tiny")
-    report(about_thinker)
-    audio_encoder, _, about_audio = _load_part(config, "audio_ckpt", "audio_encoder", "audio_enc_tiny")
-    report(about_audio)
-    vision_encoder, _, about_vision = _load_part(config, "vision_ckpt", "vision_encoder", "vision_tiny")
-    report(about_vision)
-    return make(tokenizer, thinker, audio_encoder, vision_encoder)
+    thinker = _load_part(config, "thinker_ckpt", "thinker", "thinker_tiny")
+    report(thinker.line)
+    audio = _load_part(config, "audio_ckpt", "audio_encoder", "audio_enc_tiny")
+    report(audio.line)
+    vision = _load_part(config, "vision_ckpt", "vision_encoder", "vision_tiny")
+    report(vision.line)
+    model = make(thinker.tokenizer, thinker.module, audio.module, vision.module)
+    for projector, part, place in ((model.audio_projector, audio, config.audio_ckpt),
+                                   (model.vision_projector, vision, config.vision_ckpt)):
+        if part.projector is not None:
+            report(_start_projector(projector, part.projector, words_of(thinker.module.embed_tokens.weight),
+                                    place))
+    return model
 
 
-def _load_part(config: SFTConfig, key: str, name: str,
-               made_by: str) -> tuple[nn.Module, Tokenizer | None, str]:
-    """The part that the config's `key` names, its tokenizer if it is a Thinker, and the line about it."""
+class Part(NamedTuple):
+    """A part of a system, as its file or folder has it."""
+
+    module: nn.Module
+    line: str  # about its tensors
+    tokenizer: Tokenizer | None = None  # a Thinker's
+    projector: dict | None = None  # of an encoder: the state, and the Thinker to whose words it maps
+
+
+def _start_projector(projector: nn.Module, pretrained: dict, words: str, place: str) -> str:
+    """Load a projector that was pretrained for the `words` of this Thinker; returns the line about it."""
+    if not isinstance(pretrained, dict) or pretrained.get("words_of") != words:
+        return f"{place}: its projector is for the words of another Thinker, so a new one is trained"
+    state = pretrained.get("state")
+    if not isinstance(state, dict) or {k: v.shape for k, v in state.items()} != \
+            {k: v.shape for k, v in projector.state_dict().items()}:
+        return f"{place}: its projector has another shape, so a new one is trained"
+    return checkpoint.load_state(projector, state, "projector", place)
+
+
+def _load_part(config: SFTConfig, key: str, name: str, made_by: str) -> Part:
+    """The part that the config's `key` names."""
     place, path = getattr(config, key), hub.locate(getattr(config, key))
     changes = {field: getattr(config, own) for own, field in CHANGES.get(name, {}).items()
                if getattr(config, own) is not None}
-    tokenizer = None
     if place and path.is_dir():
         if name == "thinker":
-            part, tokenizer, line = pretrained.load_thinker(path)
-        else:
-            part, line = FOLDERS[name](path, **changes)
-    else:
-        folder = path.parent.name  # a part is written into the folder of its config's name
-        maker = folder if (CONFIGS / f"{folder}.json").is_file() else made_by
-        content = checkpoint.load(path, (name, "omni"),
-                                  f"make it: python -m omni.pretrain --config configs/{maker}.json")
-        whole = content["kind"] == "omni"  # one part of a finished system
-        part, line = _build(content.get(name) if whole else content, name, place, changes)
-        tokenizer = _tokenizer(content, part, place) if name == "thinker" else None
-    return part, tokenizer, line
+            module, tokenizer, line = pretrained.load_thinker(path)
+            return Part(module, line, tokenizer)
+        return Part(*FOLDERS[name](path, **changes))
+    folder = path.parent.name  # a part is written into the folder of its config's name
+    maker = folder if (CONFIGS / f"{folder}.json").is_file() else made_by
+    content = checkpoint.load(path, (name, "omni"),
+                              f"make it: python -m omni.pretrain --config configs/{maker}.json")
+    whole = content["kind"] == "omni"  # one part of a finished system
+    module, line = _build(content.get(name) if whole else content, name, place, changes)
+    tokenizer = _tokenizer(content, module, place) if name == "thinker" else None
+    return Part(module, line, tokenizer, None if whole else content.get("projector"))
 
 
 def load_system(content: dict, where: str,

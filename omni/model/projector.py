@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from omni.base import checkpoint
+
 
 class Projector(nn.Module):
     """A two-layer MLP from an encoder's features to the Thinker's embeddings."""
@@ -15,3 +17,8 @@ class Projector(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(F.gelu(self.up_proj(x)))
+
+
+def words_of(embeddings: torch.Tensor) -> str:
+    """Names the Thinker by its embeddings (V, D), to whose words a projector of an encoder's file maps."""
+    return checkpoint.fingerprint({"embeddings": embeddings}, torch.float32)

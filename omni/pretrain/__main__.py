@@ -23,6 +23,7 @@ from omni.base.device import autocast, choose_device
 from omni.base.errors import UserError
 from omni.pretrain.audio_encoder import AudioStage
 from omni.pretrain.progress import Progress
+from omni.pretrain.projector import AudioProjectorStage, VisionProjectorStage
 from omni.pretrain.stage import Stage
 from omni.pretrain.thinker import ThinkerStage
 from omni.pretrain.vision_boxes import BoxStage
@@ -32,7 +33,8 @@ from omni.train.interrupts import StopSignal
 from omni.train.prefetch import ahead
 
 SHOWN = 20  # steps after which a GPU's loss is shown
-STAGES = {"thinker": ThinkerStage, "audio": AudioStage, "vision": VisionStage, "vision_boxes": BoxStage}
+STAGES = {"thinker": ThinkerStage, "audio": AudioStage, "vision": VisionStage, "vision_boxes": BoxStage,
+          "audio_projector": AudioProjectorStage, "vision_projector": VisionProjectorStage}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from omni.model.audio_encoder import AudioEncoder
 from omni.pretrain.stage import Stage
 
 
-def _power(clip: str) -> torch.Tensor:
+def mel_power(clip: str) -> torch.Tensor:
     """The mel power of a clip: (F, MELS)."""
     return audio.mel_power(audio.load(clip))
 
@@ -28,7 +28,7 @@ class AudioStage(Stage):
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
-        encoder = self.first_encoder(AudioEncoder, AudioArch)
+        self.encoder = encoder = self.first_encoder(AudioEncoder, AudioArch)
         self.level = encoder.arch.level
         train, self.lengths = self._clips(config.train, "training clips")
         val, _ = self._clips(config.val, "held-out clips")
@@ -44,7 +44,7 @@ class AudioStage(Stage):
         # CTC needs a frame per label, and one more between equal neighbours; else its loss is infinite.
         self.needed = [len(n) + sum(a == b for a, b in zip(n, n[1:], strict=False)) for n in self.labels]
         fits = [i for i, frames in enumerate(self.lengths)
-                if 0 < self.needed[i] <= self.model["encoder"].lengths(frames)]
+                if 0 < self.needed[i] <= self.encoder.lengths(frames)]
         if len(fits) < len(self.train):
             print(f"{len(self.train) - len(fits)} of {len(self.train)} clips are skipped: they have no "
                   "transcript, or fewer frames than pieces")
@@ -69,11 +69,11 @@ class AudioStage(Stage):
     def batch(self, numbers, epoch: int):
         mels = []
         for i in numbers:
-            rng, power = self.rng(epoch, int(i)), _power(self.train[i])
+            rng, power = self.rng(epoch, int(i)), mel_power(self.train[i])
             if rng.random() < 0.9:
                 varied = audio.augment(power, rng)
                 # A faster take may have too few frames for its pieces.
-                if self.model["encoder"].lengths(len(varied)) >= self.needed[i]:
+                if self.encoder.lengths(len(varied)) >= self.needed[i]:
                     power = varied
             # Half of the clips are normalised as a whole, so that the encoder works with either level.
             level = "clip" if self.level == "speech" and rng.random() < 0.5 else self.level
@@ -82,7 +82,7 @@ class AudioStage(Stage):
 
     def loss(self, batch, device) -> tuple[torch.Tensor, int]:
         mels, lengths, labels = batch
-        features, lengths = self.model["encoder"](mels.to(device), lengths.to(device))
+        features, lengths = self.encoder(mels.to(device), lengths.to(device))
         scores = self.model["head"](features).float().log_softmax(-1).transpose(0, 1)  # (S, C, pieces + 1)
         targets = torch.tensor([n for row in labels for n in row], device=device)
         target_lengths = torch.tensor([len(row) for row in labels], device=device)
@@ -93,9 +93,9 @@ class AudioStage(Stage):
         """Corpus word error rate of greedy decoding, for each group of held-out clips."""
         sums: dict[str, WordErrors] = {}
         for start in range(0, len(self.val), 64):
-            mels, lengths = pad_mels([audio.log_mel(_power(clip), self.level)
+            mels, lengths = pad_mels([audio.log_mel(mel_power(clip), self.level)
                                       for clip in self.val[start:start + 64]])
-            features, lengths = self.model["encoder"](mels.to(device), lengths.to(device))
+            features, lengths = self.encoder(mels.to(device), lengths.to(device))
             best = self.model["head"](features).argmax(-1)
             for row, length, text, group in zip(best.tolist(), lengths.tolist(), self.val_texts[start:],
                                                 self.val_groups[start:], strict=False):
@@ -105,5 +105,5 @@ class AudioStage(Stage):
         return {f"wer_{group}": errors.rate for group, errors in sums.items()}
 
     def content(self) -> dict:
-        return {**checkpoint.part(self.model["encoder"]), "pieces": self.pieces.pieces,
+        return {**checkpoint.part(self.encoder), "pieces": self.pieces.pieces,
                 "ctc_head": self.model["head"].state_dict()}

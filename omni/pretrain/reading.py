@@ -16,9 +16,18 @@ from omni.pretrain.ragged import Ragged
 
 GRID = 4  # tokens a side of a picture of the shipped vision encoder: 128 pixels, patches of 16, merged 2 by 2
 CELLS = GRID * GRID
-LOST, WRONG = 0.05, 0.03  # of the words of a cell
+BLUR = 0.25  # width of the edge between two cells, in cells
+LOST, WRONG = 0.02, 0.01  # of the words of a cell
 GROUND = 0.5  # weight of the words of what fills the picture
 PROMPTS = ("Transcribe the audio.", "Transcribe.", "What is said?", "Write down what you hear.")
+
+
+class Middle:
+    """The middle of each range, in place of a random number."""
+
+    @staticmethod
+    def uniform(low: float, high: float, size) -> np.ndarray:
+        return np.full(size, (low + high) / 2)
 
 
 class Cells(NamedTuple):
@@ -68,7 +77,7 @@ class Pictures:
             size = int(flat[at + 4])
             found.append((flat[at:at + 4], [int(word) for word in flat[at + 5:at + 5 + size]]))
             at += 5 + size
-        weights = _weights(np.array([box for box, _ in found], np.float32), rng)  # (objects, CELLS)
+        weights = cell_weights(np.array([box for box, _ in found], np.float32), rng)  # (objects, CELLS)
         tokens: list[list[int]] = [[] for _ in range(CELLS)]
         shares: list[list[float]] = [[] for _ in range(CELLS)]
         for item, cell in zip(*weights.nonzero(), strict=True):
@@ -85,21 +94,22 @@ class Pictures:
         return Cells(np.array(sum(tokens, []), np.int64), np.array(sum(shares, []), np.float32), starts)
 
 
-def _weights(boxes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(n, 4) boxes -> (n, CELLS): how much of each object a cell shows, most in the cell of its center."""
-    edges = np.arange(GRID + 1) / GRID
-    spans = [np.clip(np.minimum(boxes[:, i + 2, None], edges[1:]) - np.maximum(boxes[:, i, None], edges[:-1]),
-                     0, None) * GRID for i in (0, 1)]
-    covered = spans[1][:, :, None] * spans[0][:, None]  # (n, rows, columns): the share of each cell
-    weights = np.where(covered > 0.1, 0.2 + 0.5 * covered, 0.0)
-    weights *= rng.uniform(0.6, 1.2, weights.shape)
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2 * GRID
-    column, row = np.clip(centers, 0, GRID - 1).astype(int).T
-    numbers = np.arange(len(boxes))
-    weights[numbers, row, column] = rng.uniform(0.9, 1.3, len(boxes))
+def cell_weights(boxes: np.ndarray, rng: np.random.Generator | type[Middle],
+                 side: int = GRID) -> np.ndarray:
+    """(n, 4) boxes -> (n, side * side): how much of each object a cell tells.
+
+    An object is told in the cell of its center, so that objects can be counted. Near an edge of the cell the
+    next one has a part, since an encoder can't tell exactly where a center is.
+    """
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2 * side  # in cells
+    edges = np.array([-np.inf, *range(1, side), np.inf])
+    across, down = (np.clip(beyond[:, :-1], 0, 1) * np.clip(1 - beyond[:, 1:], 0, 1) for beyond in
+                    ((centers[:, i, None] - edges) / BLUR + 0.5 for i in (0, 1)))
+    weights = down[:, :, None] * across[:, None]  # (n, rows, columns)
+    weights *= rng.uniform(0.85, 1.15, weights.shape)
     whole = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) > 0.98
-    weights[whole] = GROUND * rng.uniform(0.6, 1.4, (int(whole.sum()), GRID, GRID))
-    return weights.reshape(len(boxes), CELLS)
+    weights[whole] = GROUND * rng.uniform(0.8, 1.2, (int(whole.sum()), side, side))
+    return weights.reshape(len(boxes), side * side)
 
 
 class Speech:

@@ -50,7 +50,7 @@ class BoxStage(Stage):
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
-        encoder = self.first_encoder(VisionEncoder, VisionArch)
+        self.encoder = encoder = self.first_encoder(VisionEncoder, VisionArch)
         arch = encoder.arch
         self.reader = CachingReader(arch, config.seed, set())
         self.train, self.val = self._with_boxes(config.train), self._with_boxes(config.val)
@@ -109,12 +109,14 @@ class BoxStage(Stage):
 
     def scores(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The words' scores in cells (M, S, words) and in patches (M, P, words)."""
-        encoder = self.model["encoder"]
-        patches = encoder(pixels)
-        M, merge = len(patches), encoder.arch.merge
+        patches = self.encoder(pixels)
+        return self.model["cell"](self.squares(patches)).float(), self.model["center"](patches).float()
+
+    def squares(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patches (M, P, width) -> the squares of patches that are a token each: (M, S, token width)."""
+        M, merge = len(patches), self.encoder.arch.merge
         squares = patches.view(M, self.side, merge, self.side, merge, -1).transpose(2, 3)
-        tokens = squares.reshape(M, self.side ** 2, -1)
-        return self.model["cell"](tokens).float(), self.model["center"](patches).float()
+        return squares.reshape(M, self.side ** 2, -1)
 
     def loss(self, batch, device) -> tuple[torch.Tensor, int]:
         pixels, *targets = (part.to(device) for part in batch)
@@ -143,4 +145,4 @@ class BoxStage(Stage):
                 "center_ap": average_precision(centers, centers_are), "box_words": hits / max(words, 1)}
 
     def content(self) -> dict:
-        return checkpoint.part(self.model["encoder"])
+        return checkpoint.part(self.encoder)
