@@ -107,6 +107,13 @@ def test_equal_seeds_give_equal_lines_for_any_number_of_processes(tmp_path, monk
     assert len({*one[0].splitlines()}) > 95
 
 
+def test_the_share_of_pictures_is_as_asked(monkeypatch):
+    monkeypatch.setattr(make_text, "PART", 600)
+    lines = make_text.fresh_lines(1, make_text.with_pictures(45), 1)
+    assert 0.39 < sum('"objects"' in line for line in lines) / len(lines) < 0.51
+    assert make_text.with_pictures(45).keys() == SHARES.keys()
+
+
 def test_every_kind_is_drawn_and_is_a_method(drawn):
     assert {line["kind"] for line in drawn} == {*SHARES} >= {*TEXT_ONLY}
     assert {*ONE_QUESTION} <= {*TEXT_ONLY}

@@ -1,9 +1,13 @@
 """Stages A, B and C: make the three part checkpoints that `sft_omni.py` starts from.
 
-    python -m omni.pretrain --config configs/thinker_tiny.json      A: next-token prediction
-    python -m omni.pretrain --config configs/audio_enc_tiny.json    B: CTC
+    python -m omni.pretrain --config configs/thinker_text.json      A: next-token prediction
+    python -m omni.pretrain --config configs/thinker_tiny.json      A: more about pictures
+    python -m omni.pretrain --config configs/audio_shipped.json     B: CTC
+    python -m omni.pretrain --config configs/audio_enc_tiny.json    B: more voices
+    python -m omni.pretrain --config configs/audio_projector.json   B: the Thinker's words of what is heard
     python -m omni.pretrain --config configs/vision_captions.json   C: captions and answers
     python -m omni.pretrain --config configs/vision_tiny.json       C: what is where
+    python -m omni.pretrain --config configs/vision_projector.json  C: the Thinker's words of what is seen
 
 Each works on any manifest and can be stopped and continued (--resume). The loop is here; the loss and metrics
 of a stage are in the module of its part.

@@ -5,15 +5,19 @@ that gives it these words lets it see and hear before `sft_omni.py` has trained 
 nor the Thinker is changed.
 """
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from omni.base import checkpoint
 from omni.base.config import PretrainConfig
+from omni.base.device import choose_device
 from omni.base.errors import UserError
 from omni.data import audio, image
 from omni.data.collate import pad_mels
+from omni.data.sample import Sample
 from omni.data.tokenizer import SpeechPieces, Tokenizer
 from omni.model.projector import Projector, words_of
 from omni.pretrain.audio_encoder import AudioStage, mel_power
@@ -21,6 +25,7 @@ from omni.pretrain.reading import Middle, cell_weights
 from omni.pretrain.vision_boxes import BoxStage
 
 BATCH = 64  # held-out media at once
+Pair = tuple[torch.Tensor, torch.Tensor]  # a medium's features, and the embeddings that they should become
 
 
 class Words:
@@ -50,21 +55,34 @@ class ProjectorStage:
         super().__init__(config)
         self.before = checkpoint.load(config.start, self.kind, "make it with an earlier stage")
         self.thinker_words = Words(config.thinker)
-        self.encoder.requires_grad_(False).eval()
+        self.device = choose_device(config.device)
+        self.encoder.to(self.device).requires_grad_(False).eval()
+        self.kept: dict[int, Pair] = {}  # by the number of the sample
         self.model = Projector(self.encoder.token_width, self.thinker_words.table.shape[1])
+
+    def batch(self, numbers, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (n, token width) and the embeddings that they should become (n, D), of all `numbers`.
+
+        The encoder is frozen, so each medium is encoded once: every other one augmented.
+        """
+        new = [number for number in numbers if number not in self.kept]
+        if new:
+            pairs = [(features.half(), wanted.half()) for features, wanted in self.taken(new)]
+            self.kept |= zip(new, pairs, strict=True)
+        features, wanted = zip(*(self.kept[number] for number in numbers), strict=True)
+        return torch.cat(features).float(), torch.cat(wanted).float()
 
     def loss(self, batch, device) -> tuple[torch.Tensor, int]:
         """Squared errors, relative to the variance of the Thinker's embeddings."""
-        features, wanted = self.pairs(batch, device)
+        features, wanted = (part.to(device) for part in batch)
         errors = F.mse_loss(self.model(features).float(), wanted, reduction="sum") / wanted.shape[1]
         return errors / self.thinker_words.table.var(), len(wanted)
 
     def evaluate(self, device) -> dict:
         """The share of the variance of what is wanted that the projector explains."""
-        pairs = [self.pairs(batch, device) for batch in self.held_out()]
-        given = torch.cat([self.model(features).float() for features, _ in pairs])
-        wanted = torch.cat([wanted for _, wanted in pairs])
-        return {"explained": 1 - float(F.mse_loss(given, wanted) / wanted.var(0).mean())}
+        features, wanted = map(torch.cat, zip(*self.held_out(), strict=True))
+        return {"explained": 1 - float(F.mse_loss(self.model(features.to(device)).float().cpu(), wanted) /
+                                       wanted.var(0).mean())}
 
     def content(self) -> dict:
         return {**self.before, "projector": {"words_of": self.thinker_words.name,
@@ -74,38 +92,34 @@ class ProjectorStage:
 class VisionProjectorStage(ProjectorStage, BoxStage):
     """C: each token of a picture becomes the sum of the words that are said of its place."""
 
-    def batch(self, numbers, epoch: int):
-        """Each image once plain and once augmented, in turns of an epoch."""
+    def taken(self, numbers: list[int]) -> list[Pair]:
+        samples = [self.train[number] for number in numbers]
+        return self.pairs(samples, [number % 2 for number in numbers])
+
+    def held_out(self) -> Iterator[Pair]:
+        for start in range(0, len(self.val), BATCH):
+            samples = self.val[start:start + BATCH]
+            yield from self.pairs(samples, [0] * len(samples))
+
+    @torch.no_grad()
+    def pairs(self, samples: Sequence[Sample], takes: list[int]) -> list[Pair]:
+        """Of each picture the features (S, token width), and the sum of the words of each token (S, D)."""
         pixels, wanted = [], []
-        for number in numbers:
-            sample, take = self.train[number], (epoch + number) % 2 * (epoch + 1)
+        for sample, take in zip(samples, takes, strict=True):
             path = sample.images[0]
             pixels.append(self.reader.pixels(path, take))
             placed = image.placement(self.reader.rng(path, take)) if take else None
             wanted.append(self._wanted(sample, placed))
-        return torch.stack(pixels), torch.cat(wanted)
+        squares = self.squares(self.encoder(torch.stack(pixels).to(self.device))).cpu()
+        return list(zip(squares, wanted, strict=True))
 
-    def held_out(self):
-        for start in range(0, len(self.val), BATCH):
-            samples = self.val[start:start + BATCH]
-            yield (torch.stack([self.reader.pixels(sample.images[0]) for sample in samples]),
-                   torch.cat([self._wanted(sample, None) for sample in samples]))
-
-    def _wanted(self, sample, placed: image.Placement | None) -> torch.Tensor:
-        """(S, D): the sum of the words of each token."""
+    def _wanted(self, sample: Sample, placed: image.Placement | None) -> torch.Tensor:
         whole = (0.0, 0.0, 1.0, 1.0)
         boxes = [image.moved(box, placed) if placed and box != whole else box for _, box in sample.objects]
         weights = cell_weights(np.array(boxes, np.float32), Middle, self.side)  # (objects, S)
         words = torch.stack([sum(self.thinker_words(f" {word}") for word in words)
                              for words, _ in sample.objects])
         return torch.from_numpy(weights.astype(np.float32)).T @ words
-
-    def pairs(self, batch, device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (n, token width), and the embeddings that they should become (n, D)."""
-        pixels, wanted = batch
-        with torch.no_grad():
-            squares = self.squares(self.encoder.to(device)(pixels.to(device)))
-        return squares.flatten(0, 1), wanted.to(device)
 
 
 class AudioProjectorStage(ProjectorStage, AudioStage):
@@ -122,21 +136,22 @@ class AudioProjectorStage(ProjectorStage, AudioStage):
         silence = words.table[words.tokenizer.audio]
         self.piece_words = torch.stack([*(words(SpeechPieces.text_of(piece)) for piece in pieces), silence])
 
-    def batch(self, numbers, epoch: int):
-        mels, lengths, _ = super().batch(numbers, epoch)
-        return mels, lengths
+    def taken(self, numbers: list[int]) -> list[Pair]:
+        mels, lengths, _ = AudioStage.batch(self, numbers, epoch=0)
+        return self.pairs(mels, lengths)
 
-    def held_out(self):
+    def held_out(self) -> Iterator[Pair]:
         for start in range(0, len(self.val), BATCH):
-            yield pad_mels([audio.log_mel(mel_power(clip), self.level)
-                            for clip in self.val[start:start + BATCH]])
+            yield from self.pairs(*pad_mels([audio.log_mel(mel_power(clip), self.level)
+                                             for clip in self.val[start:start + BATCH]]))
 
-    def pairs(self, batch, device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (n, token width), and the embeddings that they should become (n, D)."""
-        mels, lengths = batch
-        with torch.no_grad():
-            features, lengths = self.encoder.to(device)(mels.to(device), lengths.to(device))
-            frames = torch.cat([row[:n] for row, n in zip(features, lengths.tolist(), strict=True)])
-            head = [self.before["ctc_head"][name].to(device) for name in ("weight", "bias")]
-            shares = F.linear(frames, *head).float().softmax(-1)
-            return frames, shares @ self.piece_words.to(device)
+    @torch.no_grad()
+    def pairs(self, mels: torch.Tensor, lengths: torch.Tensor) -> list[Pair]:
+        """Of each clip the features (S, width), and the mean words of each frame (S, D)."""
+        features, lengths = self.encoder(mels.to(self.device), lengths.to(self.device))
+        found = []
+        for row, length in zip(features.cpu(), lengths.tolist(), strict=True):
+            frames = row[:length]
+            scores = F.linear(frames, self.before["ctc_head"]["weight"], self.before["ctc_head"]["bias"])
+            found.append((frames, scores.softmax(-1) @ self.piece_words))
+        return found
