@@ -295,9 +295,4 @@ class SpeechPieces:
 
     def text(self, piece_id: int) -> str:
         """One piece as text, with a space before it if it begins a word."""
-        return self.text_of(self.pieces[piece_id])
-
-    @staticmethod
-    def text_of(piece: str) -> str:
-        """What `text` gives, for one of `pieces`."""
-        return decoders.ByteLevel().decode([piece])
+        return self._bpe.decode([piece_id])

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from tokenizers import decoders
 from torch.nn import functional as F
 
 from omni.base import checkpoint
@@ -18,7 +19,7 @@ from omni.base.errors import UserError
 from omni.data import audio, image
 from omni.data.collate import pad_mels
 from omni.data.sample import Sample
-from omni.data.tokenizer import SpeechPieces, Tokenizer
+from omni.data.tokenizer import Tokenizer
 from omni.model.projector import Projector, words_of
 from omni.pretrain.audio_encoder import AudioStage, mel_power
 from omni.pretrain.reading import Middle, cell_weights
@@ -134,7 +135,8 @@ class AudioProjectorStage(ProjectorStage, AudioStage):
             raise UserError(f'{config.start}: has no CTC head; make it with stage B')
         words, pieces = self.thinker_words, self.before["pieces"]
         silence = words.table[words.tokenizer.audio]
-        self.piece_words = torch.stack([*(words(SpeechPieces.text_of(piece)) for piece in pieces), silence])
+        texts = [decoders.ByteLevel().decode([piece]) for piece in pieces]
+        self.piece_words = torch.stack([*map(words, texts), silence])
 
     def taken(self, numbers: list[int]) -> list[Pair]:
         mels, lengths, _ = AudioStage.batch(self, numbers, epoch=0)
