@@ -43,9 +43,9 @@ def test_a_picture_is_named_and_described(ask):
 
 
 def test_speech_is_written_down(ask):
-    lines = (CLIPS.parent / "val.jsonl").read_text(encoding="utf-8").splitlines()[:12]
+    lines = (CLIPS.parent / "val.jsonl").read_text(encoding="utf-8").splitlines()
     errors = WordErrors()
-    for sample in map(json.loads, lines):
+    for sample in [line for line in map(json.loads, lines) if line["task"] == "asr"][::8]:  # of all voices
         said = ask(CLIPS.parent / sample["audios"][0], "Transcribe the audio.")
         errors += word_errors(said, sample["messages"][-1]["content"])
-    assert errors.words > 40 and errors.rate < 0.2
+    assert errors.words > 150 and errors.rate < 0.2
