@@ -64,10 +64,13 @@ class Fresh:
         self.pictures, self.settled = np.random.default_rng(seed), {}
         self.asked = spoken_questions(random.Random(seed))
 
-    def line(self, shares: dict[str, float] = SHARES, named: bool = False) -> str:
-        """One line of a manifest, of a random kind; with its kind, if `named`."""
+    def line(self, shares: dict[str, float] = SHARES, named: bool = False, longer: bool = True) -> str:
+        """One line of a manifest, of a random kind; with its kind, if `named`.
+
+        If `longer`, some conversations go on with another question.
+        """
         kind = self.rng.choices(list(shares), list(shares.values()))[0]
-        made = self._made(kind, shares is not TEXT_ONLY)
+        made = self._made(kind, longer)
         return json.dumps({**made, "kind": kind} if named else made, ensure_ascii=False)
 
     def _made(self, kind: str, longer: bool) -> dict:

@@ -14,15 +14,16 @@ from pathlib import Path
 from zlib import crc32
 
 import assistant
+import facts
 import soundfile as sf
-from facts import HELD, RELATIONS, fill
+from fresh_text import QUESTIONS
 from make_speech import TRANSCRIBE, turns
 from more_voices import LIMIT, NEURAL_VOICE, RATE, draw_voice, spoken
 from sentences import LEXICON, NOT_FREE, template_sentence
 from talks import HELD_NAMES, NAMES
 from tqdm import tqdm
 from transcripts import spoken_questions
-from wordings import more_questions, plain
+from wordings import plain
 
 TINY = Path(__file__).parent / "tiny"
 KINDS = {  # kind of text -> percent
@@ -123,10 +124,8 @@ class Sentences:
 
     def fact(self) -> tuple[str, str]:
         """A question that is asked in writing, to be transcribed."""
-        relation = self.rng.choices(RELATIONS, [len(r.facts) ** 0.6 for r in RELATIONS])[0]
-        subject = self.rng.choice([s for s in relation.facts if s not in HELD[relation.name]])
-        asked = (*relation.questions[:-1], *more_questions(relation.name))
-        return fill(self.rng.choice(asked), subject, relation.facts[subject]), ""
+        relation, subject, answer = facts.draw(self.rng, False)
+        return facts.fill(self.rng.choice(QUESTIONS[relation.name]), subject, answer), ""
 
     def _talk(self, make) -> tuple[str, str]:
         (_, said), (_, answer) = make(self.rng, False)

@@ -157,7 +157,7 @@ def main() -> None:
     write(args.out / "text_only" / "val.jsonl", held_out(args.seed))
     fresh, lines = Fresh(args.seed), {}
     while len(lines) < TRAIN:
-        lines[fresh.line(TEXT_ONLY)] = None
+        lines[fresh.line(TEXT_ONLY, longer=False)] = None
     write(args.out / "text_only" / "train.jsonl", list(lines))
 
 

@@ -18,7 +18,7 @@ from omni.data.tokenizer import Tokenizer
 from omni.model import lora, pretrained
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.omni import OmniNetwork
-from omni.model.projector import words_of
+from omni.model.projector import words_hash
 from omni.model.siglip import SiglipEncoder
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
@@ -35,6 +35,15 @@ FOLDERS = {"audio_encoder": pretrained.load_audio_encoder, "vision_encoder": pre
 # Keys of a config, and the field of an encoder's arch that each one changes.
 CHANGES = {"audio_encoder": {"audio_window": "window", "audio_stack": "stack"},
            "vision_encoder": {"image_merge": "merge"}}
+
+
+class Part(NamedTuple):
+    """A part of a system, as its file or folder has it."""
+
+    module: nn.Module
+    line: str  # about its tensors
+    tokenizer: Tokenizer | None = None  # a Thinker's
+    projector: dict | None = None  # an encoder's: the weights, and the hash of the Thinker's words
 
 
 def load_for_training(config: SFTConfig, device: torch.device) -> OmniNetwork:
@@ -68,32 +77,23 @@ def load(config: SFTConfig, make: Callable[..., OmniNetwork] = OmniNetwork,
     vision = _load_part(config, "vision_ckpt", "vision_encoder", "vision_tiny")
     report(vision.line)
     model = make(thinker.tokenizer, thinker.module, audio.module, vision.module)
-    for projector, part, place in ((model.audio_projector, audio, config.audio_ckpt),
-                                   (model.vision_projector, vision, config.vision_ckpt)):
+    words = words_hash(thinker.module.embed_tokens.weight)
+    for name, part, place in (("audio_projector", audio, config.audio_ckpt),
+                              ("vision_projector", vision, config.vision_ckpt)):
         if part.projector is not None:
-            report(_start_projector(projector, part.projector, words_of(thinker.module.embed_tokens.weight),
-                                    place))
+            report(_load_projector(getattr(model, name), part.projector, words, name, place))
     return model
 
 
-class Part(NamedTuple):
-    """A part of a system, as its file or folder has it."""
-
-    module: nn.Module
-    line: str  # about its tensors
-    tokenizer: Tokenizer | None = None  # a Thinker's
-    projector: dict | None = None  # of an encoder: the state, and the Thinker to whose words it maps
-
-
-def _start_projector(projector: nn.Module, pretrained: dict, words: str, place: str) -> str:
-    """Load a projector that was pretrained for the `words` of this Thinker; returns the line about it."""
+def _load_projector(projector: nn.Module, pretrained: dict, words: str, name: str, place: str) -> str:
+    """Load a pretrained projector if it is for a Thinker with these `words`; returns the line about it."""
     if not isinstance(pretrained, dict) or pretrained.get("words_of") != words:
         return f"{place}: its projector is for the words of another Thinker, so a new one is trained"
     state = pretrained.get("state")
     if not isinstance(state, dict) or {k: v.shape for k, v in state.items()} != \
             {k: v.shape for k, v in projector.state_dict().items()}:
         return f"{place}: its projector has another shape, so a new one is trained"
-    return checkpoint.load_state(projector, state, "projector", place)
+    return checkpoint.load_state(projector, state, name, place)
 
 
 def _load_part(config: SFTConfig, key: str, name: str, made_by: str) -> Part:

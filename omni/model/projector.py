@@ -19,6 +19,6 @@ class Projector(nn.Module):
         return self.down_proj(F.gelu(self.up_proj(x)))
 
 
-def words_of(embeddings: torch.Tensor) -> str:
-    """Names the Thinker by its embeddings (V, D), to whose words a projector of an encoder's file maps."""
+def words_hash(embeddings: torch.Tensor) -> str:
+    """A hash of a Thinker's embeddings (V, D). A pretrained projector is of use to this Thinker alone."""
     return checkpoint.fingerprint({"embeddings": embeddings}, torch.float32)

@@ -20,7 +20,7 @@ from omni.data import audio, image
 from omni.data.collate import pad_mels
 from omni.data.sample import Sample
 from omni.data.tokenizer import Tokenizer
-from omni.model.projector import Projector, words_of
+from omni.model.projector import Projector, words_hash
 from omni.pretrain.audio_encoder import AudioStage, mel_power
 from omni.pretrain.reading import Middle, cell_weights
 from omni.pretrain.vision_boxes import BoxStage
@@ -36,7 +36,7 @@ class Words:
         content = checkpoint.load(path, "thinker", 'choose another "thinker"')
         self.tokenizer = Tokenizer.from_content(content["tokenizer"])
         self.table = content["state"]["embed_tokens.weight"].float()
-        self.name = words_of(self.table)
+        self.hash = words_hash(self.table)
         self._known: dict[str, torch.Tensor] = {}
 
     def __call__(self, text: str) -> torch.Tensor:
@@ -46,7 +46,7 @@ class Words:
 
 
 class ProjectorStage:
-    """What both have in common: a stage for its media and encoder comes after this in a class's bases."""
+    """What both have in common. The other base of each class is the stage that reads its media."""
 
     def __init__(self, config: PretrainConfig):
         for key in ("start", "thinker"):
@@ -54,7 +54,6 @@ class ProjectorStage:
                 raise UserError(f'"{key}" is missing: a projector maps the features of "start" to the words '
                                 'of "thinker"')
         super().__init__(config)
-        self.before = checkpoint.load(config.start, self.kind, "make it with an earlier stage")
         self.thinker_words = Words(config.thinker)
         self.device = choose_device(config.device)
         self.encoder.to(self.device).requires_grad_(False).eval()
@@ -64,7 +63,7 @@ class ProjectorStage:
     def batch(self, numbers, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (n, token width) and the embeddings that they should become (n, D), of all `numbers`.
 
-        The encoder is frozen, so each medium is encoded once: every other one augmented.
+        The encoder is frozen, so each medium is encoded once, in one version.
         """
         new = [number for number in numbers if number not in self.kept]
         if new:
@@ -86,14 +85,15 @@ class ProjectorStage:
                                        wanted.var(0).mean())}
 
     def content(self) -> dict:
-        return {**self.before, "projector": {"words_of": self.thinker_words.name,
+        return {**self.before, "projector": {"words_of": self.thinker_words.hash,
                                              "state": self.model.state_dict()}}
 
 
 class VisionProjectorStage(ProjectorStage, BoxStage):
-    """C: each token of a picture becomes the sum of the words that are said of its place."""
+    """C: each token of a picture becomes the sum of the words that its place is described by."""
 
     def taken(self, numbers: list[int]) -> list[Pair]:
+        """Every other picture is augmented."""
         samples = [self.train[number] for number in numbers]
         return self.pairs(samples, [number % 2 for number in numbers])
 
@@ -104,7 +104,7 @@ class VisionProjectorStage(ProjectorStage, BoxStage):
 
     @torch.no_grad()
     def pairs(self, samples: Sequence[Sample], takes: list[int]) -> list[Pair]:
-        """Of each picture the features (S, token width), and the sum of the words of each token (S, D)."""
+        """For each picture its features (S, token width), and the sum of the words at each token (S, D)."""
         pixels, wanted = [], []
         for sample, take in zip(samples, takes, strict=True):
             path = sample.images[0]
@@ -115,9 +115,8 @@ class VisionProjectorStage(ProjectorStage, BoxStage):
         return list(zip(squares, wanted, strict=True))
 
     def _wanted(self, sample: Sample, placed: image.Placement | None) -> torch.Tensor:
-        whole = (0.0, 0.0, 1.0, 1.0)
-        boxes = [image.moved(box, placed) if placed and box != whole else box for _, box in sample.objects]
-        weights = cell_weights(np.array(boxes, np.float32), Middle, self.side)  # (objects, S)
+        boxes = np.array([self.shown(box, placed) for _, box in sample.objects], np.float32)
+        weights = cell_weights(boxes, Middle, self.side)  # (objects, S)
         words = torch.stack([sum(self.thinker_words(f" {word}") for word in words)
                              for words, _ in sample.objects])
         return torch.from_numpy(weights.astype(np.float32)).T @ words
@@ -139,6 +138,7 @@ class AudioProjectorStage(ProjectorStage, AudioStage):
         self.piece_words = torch.stack([*map(words, texts), silence])
 
     def taken(self, numbers: list[int]) -> list[Pair]:
+        """The clips are augmented as in stage B."""
         mels, lengths, _ = AudioStage.batch(self, numbers, epoch=0)
         return self.pairs(mels, lengths)
 
@@ -149,7 +149,7 @@ class AudioProjectorStage(ProjectorStage, AudioStage):
 
     @torch.no_grad()
     def pairs(self, mels: torch.Tensor, lengths: torch.Tensor) -> list[Pair]:
-        """Of each clip the features (S, width), and the mean words of each frame (S, D)."""
+        """For each clip its features (S, width), and the mean of the words at each frame (S, D)."""
         features, lengths = self.encoder(mels.to(self.device), lengths.to(self.device))
         found = []
         for row, length in zip(features.cpu(), lengths.tolist(), strict=True):

@@ -34,6 +34,7 @@ class Stage:
     model: nn.Module
     train: list
     lengths: list[int]
+    before: dict  # the checkpoint of `start`, if `first_encoder` took it
 
     def __init__(self, config: PretrainConfig):
         self.config = config
@@ -51,8 +52,8 @@ class Stage:
             return part(build(arch, config.arch, "arch"))
         if config.arch:
             raise UserError('"start" is an encoder with its own shape: leave "arch" out')
-        content = checkpoint.load(config.start, self.kind, "make it with an earlier stage")
-        return checkpoint.build_part(part, arch, content, self.kind, config.start)[0]
+        self.before = checkpoint.load(config.start, self.kind, "make it with an earlier stage")
+        return checkpoint.build_part(part, arch, self.before, self.kind, config.start)[0]
 
     def load_media(self, samples: list[Sample], what: str,
                    load: Callable[[Sample], T]) -> list[tuple[Sample, T]]:

@@ -15,6 +15,7 @@ from omni.model.vision_encoder import VisionEncoder
 from omni.pretrain.stage import Stage
 from omni.pretrain.vision_encoder import COLOR_WORDS, CachingReader, binary_word_loss, recolor
 
+WHOLE = (0.0, 0.0, 1.0, 1.0)  # the box of the ground
 PRESENT, ABSENT = 0.3, 0.1  # shares of a box or a cell, whichever is smaller; between: unknown
 
 
@@ -82,9 +83,8 @@ class BoxStage(Stage):
         centers = np.zeros((self.grid, self.grid, len(self.words)), np.float32)
         for words, box in sample.objects:
             ids = [self.words[word] for word in words if word in self.words]
-            whole = box == (0.0, 0.0, 1.0, 1.0)
+            box, whole = self.shown(box, placed), box == WHOLE
             if not whole:
-                box = image.moved(box, placed) if placed else box
                 column, row = (min(int((box[i] + box[i + 2]) / 2 * self.grid), self.grid - 1) for i in (0, 1))
                 centers[row, column, ids] = 1
             cells[:, :, ids] = np.maximum(cells[:, :, ids], shared(box, self.side)[:, :, None])
@@ -92,6 +92,11 @@ class BoxStage(Stage):
         if recolored:
             cells[:, :, self.colors] = centers[:, :, self.colors] = np.nan
         return tuple(torch.from_numpy(t).flatten(0, 1) for t in (cells, centers))
+
+    @staticmethod
+    def shown(box: tuple[float, ...], placed: image.Placement | None) -> tuple[float, ...]:
+        """A box where an augmented image shows it. What fills the whole image still does so."""
+        return image.moved(box, placed) if placed and box != WHOLE else box
 
     def batch(self, numbers, epoch: int):
         """Each image once plain and once augmented, in turns of an epoch; half of both recolored."""
