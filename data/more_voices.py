@@ -1,4 +1,4 @@
-"""More voices, throats, rooms and microphones for the clips that stage B learns from."""
+"""More voices, vocal tracts, rooms and microphones for the clips that stage B learns from."""
 
 import random
 from functools import cache
@@ -28,10 +28,10 @@ def draw_voice(rng: random.Random) -> str:
 
 
 def spoken(clips: list[tuple[str, str]], rng: random.Random) -> list[np.ndarray]:
-    """(text, voice) of each clip -> its waveform, each said in another way.
+    """The waveform of each (text, voice), at a random pace and pitch.
 
-    A take that is played faster or slower has another pitch and throat. The voice is told to speak slower or
-    faster by as much, so that its pace stays.
+    Some are resampled, which changes pitch and vocal tract. The voice then speaks slower or faster by as
+    much, so that the pace stays the same.
     """
     shifts = [rng.uniform(0.88, 1.15) if rng.random() < 0.6 else 1.0 for _ in clips]
     paces = [rng.uniform(0.82, 1.25) for _ in clips]

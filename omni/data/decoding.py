@@ -31,8 +31,8 @@ class Decoder:
     """Reads lists of media with `reader` in `workers` child processes ("auto": as many as cores).
 
     The results and their order don't depend on `workers`. With `keep` the children wait for more work until
-    this process ends. A forked child shares this process's memory, and what is freed here since then is still
-    held there; so children that are needed all the time should be forked early and kept.
+    this process ends. A forked child holds the memory that this process had at the fork, even what is freed
+    here later. So children that are needed throughout a run should be forked early and kept.
     """
 
     def __init__(self, reader: MediaReader, timeout: float, workers: int | str = 1, keep: bool = False):

@@ -58,8 +58,8 @@ class AudioStage(Stage):
     def _clips(self, paths: str | list[str], what: str) -> tuple[list[Sample], list[int]]:
         """The samples with one clip, and its number of mel frames.
 
-        Each clip is decoded once here, to see that it can be, and again when it is needed: the mels of many
-        hours don't fit in memory, and to decode a clip costs a tenth of a training step on it.
+        Each clip is decoded once here, to check it, and again whenever it is needed: the mels of many hours
+        don't fit in memory, and decoding takes a tenth of a training step's time.
         """
         samples = [sample for sample in self.read(paths) if len(sample.audios) == 1]
         loaded = self.load_media(samples, what,
