@@ -31,8 +31,8 @@ SHARES = {  # kind of line -> how often it is drawn
     "sum": 16.0,
     "list": 9.0,
     "counting": 5.5,
-    "ordering": 7.0,
-    "spelling": 9.0,
+    "ordering": 9.0,
+    "spelling": 11.0,
     "dialogue": 1.5,
     "about": 3.0,
     "definition": 1.5,
@@ -143,7 +143,7 @@ class Fresh:
         """A sum or difference of numbers below 100, in digits or, if small, in words."""
         rng = self.rng
         while True:
-            top = rng.choice((14, 20, 50, 50, 50, 99))
+            top = rng.choice((14, 20, 20, 50, 50, 99))
             a, b, sign = rng.randint(0, top), rng.randint(0, top), rng.choice("+++--")
             if sign == "-":
                 a, b = max(a, b), min(a, b)

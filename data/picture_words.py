@@ -8,7 +8,7 @@ from make_images import SCENES, pick, settle
 from questions import DESCRIBE, WEIGHTS, Asker, Scene, describe
 from wordings import plain
 
-SHARES = {"objects": 0.6, "counting": 0.24, "digit": 0.06, "sign": 0.1}
+SHARES = {"objects": 0.52, "counting": 0.32, "digit": 0.06, "sign": 0.1}
 SIDE = 128
 
 

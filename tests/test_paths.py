@@ -13,6 +13,7 @@ from omni.base.config import SFTConfig, build
 from omni.base.config_file import load_config, mix_entry
 from omni.base.errors import UserError
 from omni.data import manifest
+from omni.data import paths as media_paths
 from omni.data.mixture import input_fingerprints, read_mix
 from omni.data.skipped import reason_counts
 
@@ -139,3 +140,34 @@ def test_any_linked_manifest_has_its_media_beside_the_link_or_else_beside_its_fi
     os.symlink(folder / "set/m.jsonl", folder / "link/m.jsonl")
     found = images(manifest.read(str(folder / "link/m.jsonl")))
     assert found == [str(Path(folder, "link/a.png")), str(Path(folder, "set/b.png"))]
+
+
+def test_listed_folders_give_the_paths_and_reasons_of_single_lookups(folder, monkeypatch, tmp_path_factory):
+    """Where many files are looked up in a folder, its names are read at once."""
+    outside = tmp_path_factory.mktemp("outside")
+    put(outside, {"o.png": picture()})
+    links = {"media/inside.png": "a.png", "media/whole.png": folder / "media/a.png",
+             "media/two.png": "inside.png", "media/out.png": outside / "o.png", "media/loop.png": "loop.png",
+             "media/broken.png": "none.png", "to_deep": "media/deep", "media/up.png": "../media/deep/b.png"}
+    for name, target in links.items():
+        os.symlink(target, folder / name)
+    names = [*links, "media/a.png", "media/deep/b.png", "media/deep", "to_deep/b.png", "media/../media/a.png",
+             "media/deep/../a.png", "media//a.png", "a", "b.png", "../x.png", "media/none.png", "", "media/",
+             str(folder / "media/a.png"), str(outside / "o.png"), "media/A.png"]
+    path = write(folder, "m.jsonl", [entry(name, f"{k}") for name in names for k in range(3)])
+    found = []
+    for listed_after in (10 ** 9, 1):
+        monkeypatch.setattr(media_paths, "LISTED_AFTER", listed_after)
+        for allowed in (False, True):
+            source = manifest.read(path, allow_outside_paths=allowed)
+            found.append((source.samples, source.skipped))
+    assert found[:2] == found[2:] and len(found[0][0]) > 20 and len(found[0][1]) > 20
+
+
+def test_the_system_is_asked_once_for_a_folder_of_many_files(folder, monkeypatch):
+    put(folder, {f"many/{i}.png": b"" for i in range(media_paths.LISTED_AFTER * 2)})
+    path = write(folder, "m.jsonl", [entry(f"many/{i}.png") for i in range(media_paths.LISTED_AFTER * 2)])
+    asked, isfile = [], os.path.isfile
+    monkeypatch.setattr(os.path, "isfile", lambda path: asked.append(path) or isfile(path))
+    assert len(manifest.read(path).samples) == media_paths.LISTED_AFTER * 2
+    assert len(asked) < media_paths.LISTED_AFTER + 50

@@ -35,7 +35,7 @@ def told(toy, tmp_path, monkeypatch):
     """A stage on `LINES`, without the noise of an encoder."""
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
     monkeypatch.setattr(reading, "LOST", 0.0)
-    monkeypatch.setattr(reading, "WRONG", 0.0)
+    monkeypatch.setattr(reading, "UNSURE", 0.0)
     monkeypatch.setattr(thinker, "NOISE", 0.0)
     path = str(tmp_path / "t.jsonl")
     return ThinkerStage(config(toy, tmp_path, "thinker", train=path, val=path, arch=SHAPE))
@@ -76,15 +76,19 @@ def test_the_ground_is_told_in_all_cells():
     assert weights.tolist() == [[reading.GROUND] * 9]
 
 
-def test_words_of_a_cell_are_lost_and_mistaken(told, monkeypatch):
+def test_words_of_a_cell_are_lost_and_unsure_but_none_is_wrong(told, monkeypatch):
     monkeypatch.setattr(reading, "LOST", 0.5)
     counts = [len(told.data.pictures.cells(0, np.random.default_rng(seed)).tokens) for seed in range(20)]
     assert len({*counts}) > 3
     monkeypatch.setattr(reading, "LOST", 0.0)
-    monkeypatch.setattr(reading, "WRONG", 1.0)
+    monkeypatch.setattr(reading, "UNSURE", 1.0)
     pictures = [told.data.pictures.cells(1, np.random.default_rng(seed)) for seed in range(20)]
     shown = "".join(words_of(told, cells, 15) for cells in pictures)
     assert {*shown.split()} == {"grass", "red", "cat", "blue", "dog"}
+    for cells in pictures:
+        tokens, weights = cells.tokens[cells.starts[15]:], cells.weights[cells.starts[15]:]
+        for word in (" blue", " dog"):
+            assert all(weights[tokens == token].max() > 0.2 for token in told.tok.encode(word))
 
 
 def test_the_tokens_of_a_picture_are_the_sums_of_the_words_in_its_cells(told, monkeypatch):

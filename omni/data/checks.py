@@ -57,8 +57,9 @@ class Checker:
         audios = self.paths.find(audios, "audios") if audios else ()
         if audios and "cut" in entry:
             audios = self._cut(audios, *entry["cut"])
-        if marked or images or audios:
+        if marked or images:
             messages, images = placeholders.match(messages, IMAGE, images)
+        if marked or audios:
             messages, audios = placeholders.match(messages, AUDIO, audios)
         if untrained or messages[-1][0] != "assistant":
             messages, images, audios = _trim(messages, images, audios, untrained)

@@ -30,6 +30,7 @@ class Plan(NamedTuple):
     roles: dict[str, tuple[str, ...]]  # role -> keys, the preferred first
     beside_talk: tuple[str, ...]  # the keys that are not read if the entry is a conversation
     nothing: tuple[str, ...]  # keys that hold nothing to train on
+    media: tuple[tuple[str, str], ...]  # (image or audio, a key of such media)
     has_media: bool  # whether there are keys that media may be in
     plain: bool  # a conversation with nothing but its media and its system message beside it
 
@@ -97,6 +98,8 @@ class Columns:
                        or role in ("image", "audio", "medium")) + tuple(roles.get("talk", ())[1:])
         return Plan({role: tuple(keys) for role, keys in roles.items()}, beside,
                     tuple(roles.get("nothing", ())) + tuple(roles.get("source", ())),
+                    tuple((kind, key) for kind in ("image", "audio")
+                          for key in _of_media(roles.get(kind, []))),
                     not roles.keys().isdisjoint(("image", "audio", "medium", "source")),
                     "talk" in roles and roles.keys() <= PLAIN_ROLES and "transcript" not in present)
 
@@ -161,6 +164,11 @@ class Columns:
 KNOWN = {"image": ["image", "images", "image_path", "img", "picture", "photo", "path", "file_name"],
          "audio": ["audio", "audios", "audio_path", "audio_filepath", "wav", "sound", "clip", "path",
                    "file_name"]}
+
+
+def _of_media(keys: list[str]) -> list[str]:
+    """The keys that hold media of their own: image_1 and image_2, or one of image and image_path."""
+    return keys if all(any(c.isdigit() for c in key) for key in keys) else keys[:1]
 
 
 def _same_media(value, media: list[str]) -> bool:

@@ -107,13 +107,9 @@ class Converter:
         """({"images": [...], "audios": [...]} as far as the entry lists any, the keys that were read)."""
         roles = plan.roles
         found, read = {}, []
-        for kind, many in (("image", "images"), ("audio", "audios")):
-            keys = roles.get(kind, ())
-            # image_1 and image_2 are two images, image and image_path are one.
-            numbered = [key for key in keys if any(c.isdigit() for c in key)]
-            for key in keys if len(numbered) == len(keys) else keys[:1]:
-                found.setdefault(many, []).extend(media_paths(entry[key], kind, self.find_base64))
-                read.append(key)
+        for kind, key in plan.media:
+            found.setdefault(f"{kind}s", []).extend(media_paths(entry[key], kind, self.find_base64))
+            read.append(key)
         key = next(iter(roles.get("medium", ())), None)
         if key is None and "source" in roles and _is_medium_of(entry[roles["source"][0]]):
             key = roles["source"][0]

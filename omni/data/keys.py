@@ -71,6 +71,7 @@ def words(key: str) -> tuple[str, ...]:
     return tuple(re.findall(r"[^\W_]+", key))
 
 
+@lru_cache(maxsize=4096)
 def snake_case(key: str) -> str:
     """"imagePath" and "Image-Path" -> "image_path"."""
     return "_".join(words(key))

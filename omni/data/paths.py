@@ -14,6 +14,7 @@ _FOLDERS = {"images": ("images", "image", "imgs", "img", "pictures", "photos", "
                        "val", "test"),
             "audios": ("clips", "wavs", "wav", "audio", "audios", "data", "media", "train", "dev", "test")}
 MAX_FOLDERS = 20  # in which a file is looked for
+LISTED_AFTER = 1000  # files that are looked up in a folder, before its names are read at once
 _ENDINGS = {"images": IMAGE_SUFFIXES, "audios": AUDIO_SUFFIXES}
 _MISSING = " is missing: "
 
@@ -29,6 +30,7 @@ class MediaPaths:
         self.folder, self.allow_outside = str(folder), allow_outside  # an absolute path without links
         self._inside = self.folder.rstrip(os.sep) + os.sep
         self._blobs = _blobs_of(folder)
+        self._listings = Listings()
         self._other = MediaPaths(target, allow_outside) if target not in (None, folder) else None
         self._below: dict[str, list[str]] = {}  # kind -> folders in which to look
         self._last: dict[str, tuple[str, str]] = {}  # kind -> the folder and ending that were found last
@@ -47,9 +49,13 @@ class MediaPaths:
         if kind in self._last:
             before, after = self._last[kind]
             path = os.path.join(self.folder, before, name + after)
+            if real := self._listings.find(path):
+                return self._checked(path, kind, real)
             if os.path.isfile(path):
                 return self._checked(path, kind)
         first = os.path.join(self.folder, name)
+        if real := self._listings.find(first):
+            return self._checked(first, kind, real)
         path = self._checked(first, kind)
         if os.path.isfile(path):  # unlike Path.is_file it doesn't raise if the name is too long
             return path
@@ -76,8 +82,8 @@ class MediaPaths:
             self._below[kind] = ["", *names[:MAX_FOLDERS]]
         return self._below[kind]
 
-    def _checked(self, path: str, kind: str) -> str:
-        real = _real(path)
+    def _checked(self, path: str, kind: str, real: str = "") -> str:
+        real = real or _real(path)
         if self._blobs and real.startswith(self._blobs):
             path = os.path.normpath(path)
             if path.startswith(self._inside):
@@ -85,6 +91,45 @@ class MediaPaths:
         if not self.allow_outside and not real.startswith(self._inside) and real != self.folder:
             raise ValueError(f'"{kind}" leaves the manifest\'s folder (allow_outside_paths permits it)')
         return real
+
+
+class Listings:
+    """The names in folders where many files are looked up, so the system is asked once for all of them."""
+
+    def __init__(self):
+        self._asked: Counter = Counter()
+        self._names: dict[str, tuple[set[str], set[str]]] = {}  # folder -> its files, its links
+
+    def find(self, path: str) -> str | None:
+        """The real path of a file; None if it isn't known to be one."""
+        folder, name = os.path.split(path)
+        files, links = self._of(folder)
+        if name in links:
+            folder, name = os.path.split(os.path.join(_real_folder(folder), os.readlink(path)))
+            files, _ = self._of(folder)
+        return f"{_real_folder(folder).rstrip(os.sep)}{os.sep}{name}" if name in files else None
+
+    def _of(self, folder: str) -> tuple[set[str], set[str]]:
+        if folder not in self._names:
+            self._asked[folder] += 1
+            if self._asked[folder] < LISTED_AFTER:
+                return set(), set()
+            self._names[folder] = _names_in(folder)
+        return self._names[folder]
+
+
+def _names_in(folder: str) -> tuple[set[str], set[str]]:
+    files, links = set(), set()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    links.add(entry.name)
+                elif entry.is_file():
+                    files.add(entry.name)
+    except OSError:  # looking up each file will say why
+        pass
+    return files, links
 
 
 _real_folder = lru_cache(maxsize=4096)(os.path.realpath)

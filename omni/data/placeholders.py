@@ -10,6 +10,7 @@ from omni.data.tokenizer import split_placeholders
 
 Messages = tuple[tuple[str, str], ...]
 
+MARKS = re.compile(r"[<\[]|&lt;")  # with what any spelling of a placeholder begins
 _NAMES = {IMAGE: "image|img|picture|photo", AUDIO: "audio|sound|speech|voice|wav"}
 # <image_1>, <|image_1|>, <|AUDIO|>, <ImageHere>, <|image_pad|>, [IMG], <audio&gt;
 _OTHER = {mark: re.compile(rf"(?:<|&lt;|\[)\|?(?:{names})(?:_?(?:pad|token|here|placeholder))?[-_ ]?(\d*)\|?"
@@ -44,13 +45,15 @@ def match(messages: Messages, mark: str, media: tuple[str, ...]) -> tuple[Messag
     question about HTML, unless a question begins with it: then its medium is missing. ValueError if the
     numbers differ.
     """
-    found = _count(messages, mark)
-    if not media:
-        if found or any("<" in content for _, content in messages):
+    found = 0
+    if any([MARKS.search(content) for _, content in messages]):
+        found = _count(messages, mark)
+        if not media:
             _check_lost(messages, mark, found)
+        elif found != len(media):
+            messages, media, found = _other_spellings(messages, mark, media, found)
+    if not media:
         return messages, media
-    if found != len(media):
-        messages, media, found = _other_spellings(messages, mark, media, found)
     if found == 0:
         first = next((i for i, (role, _) in enumerate(messages) if role == "user"), None)
         if first is None:

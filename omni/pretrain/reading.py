@@ -17,7 +17,8 @@ from omni.pretrain.ragged import Ragged
 GRID = 4  # tokens a side of a picture of the shipped vision encoder: 128 pixels, patches of 16, merged 2 by 2
 CELLS = GRID * GRID
 BLUR = 0.25  # width of the edge between two cells, in cells
-LOST, WRONG = 0.02, 0.01  # of the words of a cell
+LOST, UNSURE = 0.02, 0.15  # of the words of a cell; beside an unsure word another one is told, but fainter
+FAINT = 0.4  # at most, of the weight of an unsure word
 GROUND = 0.5  # weight of the words of what fills the picture
 PROMPTS = ("Transcribe the audio.", "Transcribe.", "What is said?", "Write down what you hear.")
 
@@ -71,7 +72,10 @@ class Pictures:
         return number in self._row_of
 
     def cells(self, number: int, rng: np.random.Generator) -> Cells:
-        """The words of the picture of sample `number` in each cell, some lost and some wrong."""
+        """The words of the picture of sample `number` in each cell, some lost and some unsure.
+
+        None is wrong: from wrong words the Thinker would learn to doubt what it seldom sees together.
+        """
         flat, found, at = self._objects[self._row_of[number]], [], 0
         while at < len(flat):
             size = int(flat[at + 4])
@@ -82,14 +86,14 @@ class Pictures:
         shares: list[list[float]] = [[] for _ in range(CELLS)]
         for item, cell in zip(*weights.nonzero(), strict=True):
             for word in found[item][1]:
-                error = rng.random()
+                error, told = rng.random(), [(word, weights[item, cell])]
                 if error < LOST:
                     continue
-                if error < LOST + WRONG:
-                    word = rng.integers(len(self.words))
-                for token in self.tokens[word]:
-                    tokens[cell].append(token)
-                    shares[cell].append(weights[item, cell])
+                if error < LOST + UNSURE:
+                    told.append((rng.integers(len(self.words)), told[0][1] * rng.uniform(0, FAINT)))
+                for word, weight in told:
+                    tokens[cell] += self.tokens[word]
+                    shares[cell] += [weight] * len(self.tokens[word])
         starts = np.cumsum([0] + [len(t) for t in tokens[:-1]])
         return Cells(np.array(sum(tokens, []), np.int64), np.array(sum(shares, []), np.float32), starts)
 
