@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,17 +12,20 @@ import torch
 
 from omni.base import checkpoint
 from omni.base.config import AudioArch, PretrainConfig, ThinkerArch, VisionArch, build
+from omni.base.config_file import load_config
 from omni.base.errors import UserError
 from omni.data import image
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
-from omni.pretrain.__main__ import run
+from omni.pretrain.__main__ import STAGES, run
 from omni.pretrain.audio_encoder import AudioStage
+from omni.pretrain.stage import SOME_KEYS
 from omni.pretrain.thinker import ThinkerStage
 from omni.pretrain.vision_boxes import BoxStage, average_precision, shared
 from omni.pretrain.vision_encoder import COLOR_WORDS, VisionStage, competing_word_loss
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = {"width": 24, "layers": 1, "heads": 2, "mlp_width": 32}
 
 
@@ -31,9 +35,14 @@ def config(toy, tmp_path, stage: str, **more) -> PretrainConfig:
               "vision_projector": "image_text"}[stage]
     values = {"stage": stage, "train": str(toy.root / "data" / source / "train.jsonl"),
               "val": str(toy.root / "data" / source / "val.jsonl"), "output": str(tmp_path / f"{stage}.pt"),
-              "num_epochs": 2, "batch_size": 4, "warmup_steps": 1, "vocab_size": 330, "speech_pieces": 40,
-              "precision": "fp32", "device": "cpu", **more}
+              "num_epochs": 2, "batch_size": 4, "warmup_steps": 1, "precision": "fp32", "device": "cpu",
+              **{key: size for key, size in (("vocab_size", 330), ("speech_pieces", 40))
+                 if key in STAGES[stage].uses}, **more}
     return build(PretrainConfig, values, "toy")
+
+
+def decoder_of(stage: str) -> dict:
+    return {"decoder": TINY | {"kv_heads": 2, "head_dim": 8}} if stage == "vision" else {}
 
 
 @pytest.mark.parametrize("stage, kind, module, arch, shape", [
@@ -42,7 +51,7 @@ def config(toy, tmp_path, stage: str, **more) -> PretrainConfig:
     ("audio", "audio_encoder", AudioEncoder, AudioArch, {**TINY, "frames_per_second": 25.0}),
     ("vision", "vision_encoder", VisionEncoder, VisionArch, {**TINY, "image_size": 32, "patch_size": 8})])
 def test_a_stage_writes_a_part_that_loads(toy, tmp_path, capsys, stage, kind, module, arch, shape):
-    figures = run(config(toy, tmp_path, stage, arch=shape, decoder=TINY | {"kv_heads": 2, "head_dim": 8}))
+    figures = run(config(toy, tmp_path, stage, arch=shape, **decoder_of(stage)))
     assert figures and all(np.isfinite(v) for v in figures.values())
     content = checkpoint.load(tmp_path / f"{stage}.pt", kind, "")
     part, line = checkpoint.build_part(module, arch, content, kind, "toy")
@@ -57,8 +66,7 @@ def test_a_stage_is_reproducible_to_the_bit(toy, tmp_path, stage):
         shape = {**TINY, "image_size": 32, "patch_size": 8}
     states = []
     for name in ("one", "two"):
-        run(config(toy, tmp_path / name, stage, arch=shape, num_epochs=1,
-                   decoder=TINY | {"kv_heads": 2, "head_dim": 8}))
+        run(config(toy, tmp_path / name, stage, arch=shape, num_epochs=1, **decoder_of(stage)))
         states.append(torch.load(tmp_path / name / f"{stage}.pt", weights_only=True)["state"])
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
@@ -230,3 +238,23 @@ def test_media_that_cannot_be_read_are_skipped_and_named(toy, tmp_path, capsys, 
     (tmp_path / "none.jsonl").write_text(json.dumps({"text": "no media here"}) + "\n")
     with pytest.raises(UserError, match="none can be used"):
         type(made)(config(toy, tmp_path, stage, **{**changes, "val": str(tmp_path / "none.jsonl")}))
+
+
+@pytest.mark.parametrize("stage, key, value", [
+    ("audio", "reading_share", 0.2), ("thinker", "decoder", TINY), ("vision", "speech_pieces", 40),
+    ("vision_boxes", "photographs", ["x"]), ("audio_projector", "arch", TINY),
+    ("thinker", "thinker", "x.pt")])
+def test_a_key_that_the_stage_does_not_use_is_refused(toy, tmp_path, stage, key, value):
+    more = {"start": "x.pt", "thinker": "x.pt"} if "projector" in stage else {}
+    with pytest.raises(UserError, match=f'"{key}" is not used by the stage {stage}'):
+        run(config(toy, tmp_path, stage, **more | {key: value}))
+
+
+def test_the_shipped_configs_of_stages_hold_only_keys_that_are_used():
+    found = 0
+    for path in sorted((ROOT / "configs").glob("*.json")):
+        if '"stage"' in path.read_text(encoding="utf-8"):
+            stage, found = load_config(path, PretrainConfig), found + 1
+            for key in {*SOME_KEYS} - STAGES[stage.stage].uses:
+                assert getattr(stage, key) == getattr(PretrainConfig(), key)
+    assert found >= 10

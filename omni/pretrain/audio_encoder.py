@@ -25,6 +25,7 @@ class AudioStage(Stage):
     """B: connectionist temporal classification (CTC, Graves et al. 2006) of transcripts as pieces."""
 
     kind = "audio_encoder"
+    uses = {"arch", "speech_pieces", "start"}
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)

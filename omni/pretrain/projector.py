@@ -48,6 +48,8 @@ class Words:
 class ProjectorStage:
     """What both have in common. The other base of each class is the stage that reads its media."""
 
+    uses = {"start", "thinker"}
+
     def __init__(self, config: PretrainConfig):
         for key in ("start", "thinker"):
             if not getattr(config, key):

@@ -14,6 +14,8 @@ from omni.data import manifest
 from omni.data.sample import Sample
 
 T = TypeVar("T")
+SOME_KEYS = ("arch", "vocab_size", "reading_share", "speech_pieces", "max_length", "decoder", "start",
+             "thinker", "photographs")  # of a config: those that not every stage uses
 
 
 def bucketed(lengths, batch_size: int, rng: np.random.Generator) -> list[list[int]]:
@@ -31,13 +33,17 @@ class Stage:
     """A model, its samples and its loss. `kind` is the kind of checkpoint that it writes."""
 
     kind: str
+    uses: set[str]  # which of SOME_KEYS
     model: nn.Module
     train: list
     lengths: list[int]
     before: dict  # the checkpoint of `start`, if `first_encoder` took it
 
     def __init__(self, config: PretrainConfig):
-        self.config = config
+        self.config, default = config, PretrainConfig()
+        for key in SOME_KEYS:
+            if key not in self.uses and getattr(config, key) != getattr(default, key):
+                raise UserError(f'"{key}" is not used by the stage {config.stage}: leave it out')
 
     def read(self, paths: str | list[str]) -> list[Sample]:
         """The samples of one manifest or of several."""

@@ -43,6 +43,7 @@ class ThinkerStage(Stage):
     """
 
     kind = "thinker"
+    uses = {"arch", "vocab_size", "reading_share", "speech_pieces", "max_length", "start"}
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)

@@ -48,6 +48,7 @@ class BoxStage(Stage):
     """
 
     kind = "vision_encoder"
+    uses = {"arch", "start"}
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)

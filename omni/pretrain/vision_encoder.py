@@ -102,6 +102,7 @@ class VisionStage(Stage):
     """
 
     kind = "vision_encoder"
+    uses = {"arch", "vocab_size", "decoder", "photographs", "max_length", "start"}
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
