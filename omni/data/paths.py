@@ -98,24 +98,23 @@ class Listings:
 
     def __init__(self):
         self._asked: Counter = Counter()
-        self._names: dict[str, tuple[set[str], set[str]]] = {}  # folder -> its files, its links
+        self._known: dict[str, tuple[str, set[str], set[str]]] = {}  # folder -> real path, files, links
 
     def find(self, path: str) -> str | None:
         """The real path of a file; None if it isn't known to be one."""
         folder, name = os.path.split(path)
-        files, links = self._of(folder)
+        real, files, links = self._known.get(folder) or self._asked_for(folder)
         if name in links:
-            folder, name = os.path.split(os.path.join(_real_folder(folder), os.readlink(path)))
-            files, _ = self._of(folder)
-        return f"{_real_folder(folder).rstrip(os.sep)}{os.sep}{name}" if name in files else None
+            folder, name = os.path.split(os.path.join(real, os.readlink(path)))
+            real, files, _ = self._known.get(folder) or self._asked_for(folder)
+        return real + name if name in files else None
 
-    def _of(self, folder: str) -> tuple[set[str], set[str]]:
-        if folder not in self._names:
-            self._asked[folder] += 1
-            if self._asked[folder] < LISTED_AFTER:
-                return set(), set()
-            self._names[folder] = _names_in(folder)
-        return self._names[folder]
+    def _asked_for(self, folder: str) -> tuple[str, set[str], set[str]]:
+        self._asked[folder] += 1
+        if self._asked[folder] < LISTED_AFTER:
+            return "", set(), set()
+        self._known[folder] = os.path.join(_real_folder(folder), ""), *_names_in(folder)
+        return self._known[folder]
 
 
 def _names_in(folder: str) -> tuple[set[str], set[str]]:
