@@ -77,7 +77,8 @@ def test_qwen_audio_and_qwen_vl(folder):
 
 
 @pytest.mark.parametrize("text, wanted", [
-    ("<audio&gt;\nWhat?", "<audio>\nWhat?"), ("<|AUDIO|>What?", "<audio>What?"),
+    ("<audio&gt;\nWhat?", "<audio>\nWhat?"), ("&LT;Audio&GT;What?", "<audio>What?"),
+    ("<|AUDIO|>What?", "<audio>What?"),
     ("<sound>What?", "<audio>What?"),
     ("<|audio_bos|><|AUDIO|><|audio_eos|>What?", "<audio>What?"), ("<audio_1>What?", "<audio>What?"),
     ("<Speech><SpeechHere></Speech> What?", "<audio> What?"), ("Hear [AUDIO]: what?",

@@ -30,7 +30,7 @@ class Plan(NamedTuple):
     roles: dict[str, tuple[str, ...]]  # role -> keys, the preferred first
     beside_talk: tuple[str, ...]  # the keys that are not read if the entry is a conversation
     nothing: tuple[str, ...]  # keys that hold nothing to train on
-    media: tuple[tuple[str, str], ...]  # (image or audio, a key of such media)
+    media: tuple[tuple[str, str], ...]  # ("image" or "audio", a key that holds such media)
     has_media: bool  # whether there are keys that media may be in
     plain: bool  # a conversation with nothing but its media and its system message beside it
 
@@ -167,7 +167,7 @@ KNOWN = {"image": ["image", "images", "image_path", "img", "picture", "photo", "
 
 
 def _of_media(keys: list[str]) -> list[str]:
-    """The keys that hold media of their own: image_1 and image_2, or one of image and image_path."""
+    """The keys to read: image_1 and image_2 hold two media, image and image_path the same one."""
     return keys if all(any(c.isdigit() for c in key) for key in keys) else keys[:1]
 
 

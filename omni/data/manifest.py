@@ -144,7 +144,6 @@ def read(path: str | list[str], name: str = "", allow_outside_paths: bool = Fals
         raise UserError(f"{file}: can't be read ({err.strerror or err})") from None
     finally:
         gc.enable()
-        gc.freeze()  # samples are kept: checking them at each later collection would take seconds
     convert.columns.check(source.path, source.unit)
     guess_tasks(source.samples)
     common = ", ".join(shape for shape, _ in shapes.most_common(3)) or "nothing usable"

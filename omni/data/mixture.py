@@ -1,5 +1,6 @@
 """The data mix of a run: its sources, the samples that were skipped, and fingerprints of its files."""
 
+import gc
 import hashlib
 import os
 import time
@@ -81,6 +82,7 @@ def read_mix(config: SFTConfig) -> Mix:
         report_shared(name, mix)
         mix.val[name] = spread(mix.val[name], config.eval_samples)
         mix.weights[name] = weight
+    gc.freeze()  # the samples stay for the whole run: garbage collection need not look at millions of them
     return mix
 
 

@@ -14,7 +14,7 @@ _FOLDERS = {"images": ("images", "image", "imgs", "img", "pictures", "photos", "
                        "val", "test"),
             "audios": ("clips", "wavs", "wav", "audio", "audios", "data", "media", "train", "dev", "test")}
 MAX_FOLDERS = 20  # in which a file is looked for
-LISTED_AFTER = 1000  # files that are looked up in a folder, before its names are read at once
+LISTED_AFTER = 1000  # lookups in a folder before all its names are read at once
 _ENDINGS = {"images": IMAGE_SUFFIXES, "audios": AUDIO_SUFFIXES}
 _MISSING = " is missing: "
 
@@ -94,22 +94,22 @@ class MediaPaths:
 
 
 class Listings:
-    """The names in folders where many files are looked up, so the system is asked once for all of them."""
+    """Finds files by the names in their folder, which are read at once after LISTED_AFTER lookups in it."""
 
     def __init__(self):
         self._asked: Counter = Counter()
         self._known: dict[str, tuple[str, set[str], set[str]]] = {}  # folder -> real path, files, links
 
     def find(self, path: str) -> str | None:
-        """The real path of a file; None if it isn't known to be one."""
+        """The real path of a file; None if it must be looked up singly."""
         folder, name = os.path.split(path)
-        real, files, links = self._known.get(folder) or self._asked_for(folder)
+        real, files, links = self._known.get(folder) or self._listing(folder)
         if name in links:
             folder, name = os.path.split(os.path.join(real, os.readlink(path)))
-            real, files, _ = self._known.get(folder) or self._asked_for(folder)
+            real, files, _ = self._known.get(folder) or self._listing(folder)
         return real + name if name in files else None
 
-    def _asked_for(self, folder: str) -> tuple[str, set[str], set[str]]:
+    def _listing(self, folder: str) -> tuple[str, set[str], set[str]]:
         self._asked[folder] += 1
         if self._asked[folder] < LISTED_AFTER:
             return "", set(), set()

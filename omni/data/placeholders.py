@@ -10,7 +10,7 @@ from omni.data.tokenizer import split_placeholders
 
 Messages = tuple[tuple[str, str], ...]
 
-MARKS = re.compile(r"[<\[]|&lt;")  # with what any spelling of a placeholder begins
+_BEGINS = re.compile(r"[<\[]|&lt;", re.I)  # how every spelling of a placeholder begins
 _NAMES = {IMAGE: "image|img|picture|photo", AUDIO: "audio|sound|speech|voice|wav"}
 # <image_1>, <|image_1|>, <|AUDIO|>, <ImageHere>, <|image_pad|>, [IMG], <audio&gt;
 _OTHER = {mark: re.compile(rf"(?:<|&lt;|\[)\|?(?:{names})(?:_?(?:pad|token|here|placeholder))?[-_ ]?(\d*)\|?"
@@ -46,7 +46,7 @@ def match(messages: Messages, mark: str, media: tuple[str, ...]) -> tuple[Messag
     numbers differ.
     """
     found = 0
-    if any([MARKS.search(content) for _, content in messages]):
+    if any([_BEGINS.search(content) for _, content in messages]):
         found = _count(messages, mark)
         if not media:
             _check_lost(messages, mark, found)

@@ -17,8 +17,8 @@ from omni.pretrain.ragged import Ragged
 GRID = 4  # tokens a side of a picture of the shipped vision encoder: 128 pixels, patches of 16, merged 2 by 2
 CELLS = GRID * GRID
 BLUR = 0.25  # width of the edge between two cells, in cells
-LOST, UNSURE = 0.02, 0.15  # of the words of a cell; beside an unsure word another one is told, but fainter
-FAINT = 0.4  # at most, of the weight of an unsure word
+LOST, UNSURE = 0.02, 0.15  # shares of a cell's words; an unsure word has a random one beside it
+FAINT = 0.4  # the greatest weight of that random word, relative to the unsure one
 GROUND = 0.5  # weight of the words of what fills the picture
 PROMPTS = ("Transcribe the audio.", "Transcribe.", "What is said?", "Write down what you hear.")
 
@@ -74,7 +74,7 @@ class Pictures:
     def cells(self, number: int, rng: np.random.Generator) -> Cells:
         """The words of the picture of sample `number` in each cell, some lost and some unsure.
 
-        None is wrong: from wrong words the Thinker would learn to doubt what it seldom sees together.
+        The right word always has the greatest weight, so an answer can be read and need not be guessed.
         """
         flat, found, at = self._objects[self._row_of[number]], [], 0
         while at < len(flat):
