@@ -133,7 +133,8 @@ def test_an_error_that_only_rank_0_finds_ends_all_ranks_in_order(toy, tmp_path, 
     run = torchrun(2, toy, tmp_path / "out", **changes)
     said = finished(run, 60)
     assert run.returncode != 0 and word in said
-    assert not any(f'File "{ROOT}' in line for line in said.splitlines()), "a traceback"
+    ours = [line for line in said.splitlines() if f'File "{ROOT}' in line and "site-packages" not in line]
+    assert ours == []  # no traceback; torchrun's own is from a virtual environment, which may be in ROOT
 
 
 LEAVING = """
