@@ -37,6 +37,7 @@ from omni.model import compiled
 from omni.model.load import load_for_training
 from omni.report import run_report
 from omni.train import graphs, optim
+from omni.train.audio_alignment import align_audio
 from omni.train.features import FeatureStore, read_media
 from omni.train.interrupts import FULL_STEP, StopSignal, explain_out_of_memory, explained
 from omni.train.metrics import MetricsFile
@@ -80,6 +81,8 @@ def main(arguments: list[str] | None = None) -> None:
                        config.max_length, features)
     skipped.drop_overlong(mix, collate, decoder.frames, read_first)
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
+    if config.audio_alignment_clips and not args.dry_run:
+        align_audio(model, mix, features, config, world, fitted=resume)
     sizes = {name: len(samples) for name, samples in mix.train.items()}
     sampler = WeightedSampler(sizes, mix.weights, config.seed)
     schedule = Schedule(config.samples_per_epoch or sum(sizes.values()), config.batch_size, config.num_epochs)

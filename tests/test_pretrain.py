@@ -250,6 +250,11 @@ def test_a_key_that_the_stage_does_not_use_is_refused(toy, tmp_path, stage, key,
         run(config(toy, tmp_path, stage, **more | {key: value}))
 
 
+def test_a_vocabulary_is_not_chosen_twice(toy, tmp_path):
+    with pytest.raises(UserError, match="is a Thinker with its own tokenizer"):
+        run(config(toy, tmp_path, "thinker", start="x.pt", vocab_size=400))
+
+
 def test_the_shipped_configs_of_stages_hold_only_keys_that_are_used():
     found = 0
     for path in sorted((ROOT / "configs").glob("*.json")):

@@ -1,0 +1,119 @@
+"""Before training: a new audio projector is fitted to the Thinker's words, by the transcripts of clips.
+
+A Thinker learns to read the features of a random projector from tens of thousands of clips. Connectionist
+temporal classification (CTC, Graves et al. 2006) finds which frame says which token, and needs no Thinker for
+it: a clip costs a hundredth as much.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from omni.base.config import SFTConfig
+from omni.base.console import progress, say
+from omni.base.distributed import World
+from omni.base.errors import UserError
+from omni.data.mixture import Mix
+from omni.data.sample import Sample, spread
+from omni.model.omni import OmniNetwork
+from omni.train import optim
+from omni.train.features import FeatureStore
+
+EPOCHS, BATCH, RATE, WARMUP = 4, 32, 1e-3, 50
+VARIANCE = 0.25  # of a token's frames around its embedding
+DROPPED = 0.2  # share of the features that are hidden
+SILENCE = " "  # what frames without speech become
+
+
+class Clip(NamedTuple):
+    path: str
+    tokens: list[int]  # of its transcript
+
+    @property
+    def least(self) -> int:
+        """The frames that CTC needs: one per token, and one more between equal neighbours."""
+        return len(self.tokens) + sum(a == b for a, b in zip(self.tokens, self.tokens[1:], strict=False))
+
+
+def transcript(sample: Sample) -> str:
+    """The words of a sample's only clip; "" if they are not known."""
+    if len(sample.audios) != 1:
+        return ""
+    return sample.transcript or (sample.answer if sample.task == "asr" else "")
+
+
+def align_audio(model: OmniNetwork, mix: Mix, features: FeatureStore, config: SFTConfig, world: World,
+                fitted: bool = False) -> None:
+    """Fit the audio projector to `audio_alignment_clips` training clips, unless it is `fitted` already.
+
+    Their features are kept from now on: a resumed run needs that too, to see the same bits. UserError if no
+    clip has a transcript that fits in its frames.
+    """
+    began = time.time()
+    samples = [sample for source in mix.train.values() for sample in source if transcript(sample)]
+    samples = spread(samples, min(config.audio_alignment_clips, len(samples)))
+    features.add(samples, 1, "the clips of the alignment")
+    clips = [Clip(sample.audios[0], model.tokenizer.encode(transcript(sample))) for sample in samples]
+    clips = [clip for clip in clips if features.holds([(clip.path, 0)])
+             and 0 < clip.least <= len(features.audio(clip.path, 0))]
+    if not clips:
+        raise UserError('"audio_alignment_clips": no training clip has a transcript that fits in its frames; '
+                        'name the task of transcripts ("task": "asr"), or set it to 0')
+    if fitted:
+        return
+    state, first, last = world.from_first(lambda: _fit(model, clips, features, config.seed))
+    model.audio_projector.load_state_dict(state)
+    say(f"audio projector fitted to the transcripts of {len(clips):,} clips in "
+        f"{(time.time() - began) / 60:.1f} min: CTC loss {first:.2f} -> {last:.2f} a token")
+
+
+def _fit(model: OmniNetwork, clips: Sequence[Clip], features: FeatureStore,
+         seed: int) -> tuple[dict[str, torch.Tensor], float, float]:
+    """The projector's new weights, and the loss per token of the first and of the last epoch.
+
+    The score of a token is its log density under a normal distribution around its embedding, up to a constant
+    that all tokens of a frame share: so a frame comes near the embedding of what is said there.
+    """
+    projector, table = model.audio_projector, model.thinker.embed_tokens.weight.detach().float()
+    used = sorted({token for clip in clips for token in clip.tokens})
+    number = {token: i for i, token in enumerate(used)}
+    near = table[[*used, model.tokenizer.encode(SILENCE)[0]]]  # silence is CTC's blank, the last one
+    optimizer = optim.adamw([(projector, RATE)], 0.01, projector)
+    batches, losses = -(-len(clips) // BATCH), []
+    rng = torch.Generator().manual_seed(seed)
+    for step in progress(range(EPOCHS * batches), desc="alignment", unit="step"):
+        if step % batches == 0:
+            order = torch.randperm(len(clips), generator=rng).tolist()
+        chosen = [clips[i] for i in order[step % batches * BATCH:][:BATCH]]
+        frames = [features.audio(clip.path, 0).float() for clip in chosen]
+        hidden = torch.rand(len(chosen), 1, frames[0].shape[1], generator=rng) < DROPPED
+        padded = (pad_sequence(frames, batch_first=True) * ~hidden / (1 - DROPPED)).to(table.device)
+        scores = (projector(padded) @ near.T - near.square().sum(1) / 2) / VARIANCE  # (clips, frames, tokens)
+        targets = [number[token] for clip in chosen for token in clip.tokens]
+        loss = F.ctc_loss(scores.log_softmax(-1).transpose(0, 1), torch.tensor(targets),
+                          torch.tensor([len(rows) for rows in frames]),
+                          torch.tensor([len(clip.tokens) for clip in chosen]), blank=len(used),
+                          reduction="sum") / len(targets)
+        optim.set_lr(optimizer, optim.lr_factor(step, EPOCHS * batches, WARMUP, 0.0))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(projector.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    optimizer.zero_grad()
+    state = _rescaled(projector, padded, near)
+    return state, sum(losses[:batches]) / batches, sum(losses[-batches:]) / batches
+
+
+@torch.no_grad()
+def _rescaled(projector: nn.Module, frames: torch.Tensor, near: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The projector's weights, such that its outputs are as long as embeddings, which the Thinker expects."""
+    factor = near.norm(dim=1).mean() / projector(frames).norm(dim=-1).mean()
+    projector.down_proj.weight *= factor
+    projector.down_proj.bias *= factor
+    return {name: weight.cpu() for name, weight in projector.state_dict().items()}
