@@ -38,7 +38,7 @@ class Item(NamedTuple):
 
     @property
     def held(self):
-        return HELD_COLOR[self.kind] == self.color
+        return HELD_COLOR.get(self.kind) == self.color
 
 
 @dataclass
@@ -67,10 +67,13 @@ def named(items):
 
 
 class Asker:
-    """Asks about one scene. With `held`, for the held-out split, it prefers items in their held-out color."""
+    """Asks about one scene. With `held`, for the held-out split, it prefers items in their held-out color.
 
-    def __init__(self, rng, scene, held):
-        self.rng, self.scene, self.held = rng, scene, held
+    `kinds` and `colors` are those that it may ask about and that are absent.
+    """
+
+    def __init__(self, rng, scene, held, kinds=KINDS, colors=tuple(COLORS)):
+        self.rng, self.scene, self.held, self.kinds, self.colors = rng, scene, held, kinds, colors
         self.items, self.named = scene.items, named(scene.items)
 
     def pick(self, options):
@@ -127,7 +130,7 @@ class Asker:
         if self.scene.sort == "counting":
             item, chance = self.item(self.items), self.rng.random()
             if chance < 0.03:
-                absent = self.pick([k for k in KINDS if k not in counts])
+                absent = self.pick([k for k in self.kinds if k not in counts])
                 return self.pick(COUNT_TEXTS).format(plural(absent)), "zero"
             if chance < 0.15 and len(self.items) < 7:
                 return self.pick(COUNT_TEXTS).format("things"), NUMBER_WORDS[len(self.items)]
@@ -203,20 +206,21 @@ class Asker:
         kinds, pairs = {i.kind for i in self.items}, {(i.kind, i.color) for i in self.items}
         if form < 0.4:
             text = self.pick(("Is there {}?", "Can you see {}?", "Do you see {}?"))
-            group = ANIMALS if self.rng.random() < 0.55 else KINDS  # as often as they are drawn
+            group = ANIMALS if self.rng.random() < 0.55 else self.kinds  # as often as they are drawn
             absent = self.pick([k for k in group if k not in kinds])
             return "", "", text.format(article(item.kind)), text.format(article(absent))
         if form < 0.75 or item not in self.named:
             text = self.pick(("Is there {}?", "Can you see {}?", "Do you see {}?"))
-            near = [(k, c) for k in KINDS for c in COLORS
+            near = [(k, c) for k in self.kinds for c in self.colors
                     if (k, c) not in pairs and (k in kinds) + (c in {i.color for i in self.items}) > 0
-                    and (self.held or HELD_COLOR[k] != c)]  # in training they would always be absent
+                    and (self.held or HELD_COLOR.get(k) != c)]  # in training they would always be absent
             same = [p for p in near if p[0] == item.kind]
-            rare = [p for p in near if HELD_COLOR[p[0]] == p[1]] if self.rng.random() < 0.5 else []
+            rare = [p for p in near if HELD_COLOR.get(p[0]) == p[1]] if self.rng.random() < 0.5 else []
             kind, color = self.pick(rare or (same if self.rng.random() < 0.75 else near))
             yes, no = article(f"{item.color} {item.kind}"), article(f"{color} {kind}")
             return "", "", text.format(yes), text.format(no)
-        others = [c for c in COLORS if c != item.color and (self.held or c != HELD_COLOR[item.kind])]
+        others = [c for c in self.colors
+                  if c != item.color and (self.held or c != HELD_COLOR.get(item.kind))]
         text = f"Is the {item.kind} {{}}?"
         return "", "", text.format(item.color), text.format(self.pick(others))
 

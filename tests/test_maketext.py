@@ -2,8 +2,10 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -11,11 +13,12 @@ sys.path.append(str(ROOT / "data"))
 
 import assistant  # noqa: E402
 import make_text  # noqa: E402
+import picture_words  # noqa: E402
 import talks  # noqa: E402
 from facts import HELD, RELATIONS, fill  # noqa: E402
 from fresh_text import ONE_QUESTION, QUESTIONS, SHARES, TEXT_ONLY, Fresh  # noqa: E402
 from wordings import plain, slipped, typed  # noqa: E402
-from world import HELD_OUT_PAIRS  # noqa: E402
+from world import HELD_OUT_PAIRS, KINDS, article  # noqa: E402
 
 
 def lines(name: str) -> list[dict]:
@@ -112,6 +115,38 @@ def test_the_share_of_pictures_is_as_asked(monkeypatch):
     lines = make_text.fresh_lines(1, make_text.with_pictures(45), 1)
     assert 0.39 < sum('"objects"' in line for line in lines) / len(lines) < 0.51
     assert make_text.with_pictures(45).keys() == SHARES.keys()
+
+
+@pytest.fixture(scope="module")
+def told():
+    """Pictures that are told by their objects, with their questions."""
+    rng, balance = np.random.default_rng(0), {}
+    return [picture_words.picture(rng, balance) for _ in range(800)]
+
+
+def test_no_told_thing_has_its_held_out_color(told):
+    pairs = {(words[-1], words[-2]) for one in told for words in (o["words"] for o in one["objects"])
+             if len(words) > 1}
+    assert not pairs & HELD_OUT_PAIRS
+    assert len(pairs) > 400  # many more than there are drawn kinds and colors
+
+
+def test_a_noun_that_is_not_drawn_is_asked_for_where_it_is_and_where_it_is_not(told):
+    """Else "yes" could be told from the noun alone."""
+    new = {article(kind) for kind in picture_words.MORE_KINDS} - {article(kind) for kind in KINDS}
+    answers = Counter(answer["content"] for one in told
+                      for question, answer in zip(one["messages"][::2], one["messages"][1::2], strict=True)
+                      if any(plain(question["content"]).endswith(f" {noun}") for noun in new)
+                      and answer["content"] in ("yes", "no"))
+    assert min(answers["yes"], answers["no"]) > 0.25 * answers.total() > 10
+
+
+def test_nothing_is_asked_again_in_other_words(told):
+    """The second answer would be a copy of the first."""
+    for one in told:
+        counts = [a["content"] for q, a in zip(one["messages"][::2], one["messages"][1::2], strict=True)
+                  if q["content"].lower().startswith(("how many", "count the"))]
+        assert len(counts) == len({*counts})
 
 
 def test_every_kind_is_drawn_and_is_a_method(drawn):

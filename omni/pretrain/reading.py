@@ -17,8 +17,8 @@ from omni.pretrain.ragged import Ragged
 GRID = 4  # tokens a side of a picture of the shipped vision encoder: 128 pixels, patches of 16, merged 2 by 2
 CELLS = GRID * GRID
 BLUR = 0.25  # width of the edge between two cells, in cells
-LOST, UNSURE = 0.02, 0.15  # shares of a cell's words; an unsure word has a random one beside it
-FAINT = 0.4  # the greatest weight of that random word, relative to the unsure one
+LOST, UNSURE = 0.005, 0.1  # shares of a cell's words; an unsure word has a random one beside it
+FAINT = 0.3  # the greatest weight of that random word, relative to the unsure one
 GROUND = 0.5  # weight of the words of what fills the picture
 PROMPTS = ("Transcribe the audio.", "Transcribe.", "What is said?", "Write down what you hear.")
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from omni.base import checkpoint
 from omni.base.config import PretrainConfig, ThinkerArch, build
+from omni.base.errors import UserError
 from omni.data.batch import IGNORE, Batch
 from omni.data.packing import Row, pack
 from omni.data.sample import Sample
@@ -19,7 +20,7 @@ from omni.pretrain.reading import Cells, Pictures, Speech, with_picture
 from omni.pretrain.stage import Stage
 
 TOKENIZER_TEXTS = 200_000  # texts that the tokenizer is trained on, evenly spaced
-NOISE = 0.3  # standard deviation of the noise on a picture's cells, relative to that of the embeddings
+NOISE = 0.2  # standard deviation of the noise on a picture's cells, relative to that of the embeddings
 
 
 class Encoded(NamedTuple):
@@ -47,6 +48,8 @@ class ThinkerStage(Stage):
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
+        if config.start and config.vocab_size != PretrainConfig().vocab_size:
+            raise UserError('"start" is a Thinker with its own tokenizer: leave "vocab_size" out')
         train, val = self.read(config.train), self.read(config.val)
         before = checkpoint.load(config.start, "thinker", 'choose another "start"') if config.start else None
         self.tok = Tokenizer.from_content(before["tokenizer"]) if before else self._new_tokenizer(train)
