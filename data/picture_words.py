@@ -13,7 +13,7 @@ from world import COLORS, KINDS
 
 SHARES = {"objects": 0.44, "counting": 0.42, "digit": 0.05, "sign": 0.09}
 SIDE = 128
-# Most scenes are of any nouns and colors, so that a Thinker looks: among the few kinds that are drawn it would
+# Most scenes are of any nouns and colors, so that a Thinker looks: of the few kinds that are drawn it would
 # learn by heart which color goes with which.
 RENAMED = 0.9
 MORE_KINDS = KINDS + tuple("""
