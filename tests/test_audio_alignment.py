@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from test_parallel import finished, torchrun
 from toy import WORDS
 
 from omni.base import checkpoint
@@ -109,3 +110,9 @@ def test_a_resumed_run_is_exact(toy, tmp_path, media, capsys):
         was, now = (content[part].get("state", content[part]) for content in (final, again))
         assert all(torch.equal(tensor, now[name]) for name, tensor in was.items())
     assert json.loads((out / "config.json").read_text())["audio_alignment_clips"] == 8
+
+
+def test_two_ranks_share_the_work(toy, tmp_path):
+    run = torchrun(2, toy, tmp_path / "out", audio_alignment_clips=8, num_epochs=1)
+    said = finished(run, 100)
+    assert run.returncode == 0 and said.count("fitted to the transcripts of 8 clips") == 1, said
