@@ -16,7 +16,7 @@ from omni.data.decoding import Decoder
 from omni.data.mixture import Mix
 from omni.data.sample import AUDIO, Sample, flat
 from omni.train import audio_alignment
-from omni.train.audio_alignment import Clip, align_audio, transcript
+from omni.train.audio_alignment import Clip, align, transcript
 from omni.train.features import FeatureStore
 from sft_omni import main
 
@@ -45,7 +45,7 @@ def aligned(toy, tmp_path, source="audio_text", **changes):
     decoder = Decoder(toy.collator(model).reader, 20)
     features = FeatureStore(model, decoder, 1.0, folder=str(tmp_path / "features"))
     mix = Mix(train={source: samples}, val={source: samples}, weights={source: 1.0})
-    align_audio(model, mix, features, config, ALONE)
+    align(model, mix, features, config, ALONE)
     return model, samples, features
 
 

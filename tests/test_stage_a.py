@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_pretrain import TINY, config
 
+from omni.base.config import PretrainConfig
 from omni.base.errors import UserError
 from omni.data.sample import Sample
 from omni.pretrain import reading, thinker
@@ -161,7 +162,7 @@ def test_a_stopped_stage_continues_as_if_it_had_not_stopped(toy, tmp_path, monke
 def test_a_thinker_is_trained_further_with_its_tokenizer(toy, tmp_path):
     first = config(toy, tmp_path / "a", "thinker", arch=SHAPE, num_epochs=1)
     run(first)
-    other = {"vocab_size": 300, "num_epochs": 1, "start": first.output}
+    other = {"vocab_size": PretrainConfig().vocab_size, "num_epochs": 1, "start": first.output}
     begun = ThinkerStage(first)
     further = ThinkerStage(config(toy, tmp_path / "b", "thinker", arch=SHAPE, **other))
     saved = torch.load(first.output, weights_only=True)
@@ -170,7 +171,7 @@ def test_a_thinker_is_trained_further_with_its_tokenizer(toy, tmp_path):
     with pytest.raises(UserError, match="mis-shaped"):
         ThinkerStage(config(toy, tmp_path / "b", "thinker", arch=SHAPE | {"width": 16}, **other))
     with pytest.raises(UserError, match='no such checkpoint; choose another "start"'):
-        ThinkerStage(config(toy, tmp_path / "b", "thinker", arch=SHAPE, start="nowhere.pt"))
+        ThinkerStage(config(toy, tmp_path / "b", "thinker", arch=SHAPE, **other | {"start": "nowhere.pt"}))
 
 
 def test_a_stage_is_continued_only_with_its_config_and_data(toy, tmp_path):

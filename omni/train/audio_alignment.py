@@ -47,13 +47,15 @@ def transcript(sample: Sample) -> str:
     return sample.transcript or (sample.answer if sample.task == "asr" else "")
 
 
-def align_audio(model: OmniNetwork, mix: Mix, features: FeatureStore, config: SFTConfig, world: World,
-                fitted: bool = False) -> None:
+def align(model: OmniNetwork, mix: Mix, features: FeatureStore | None, config: SFTConfig, world: World,
+          fitted: bool = False) -> None:
     """Fit the audio projector to `audio_alignment_clips` training clips, unless it is `fitted` already.
 
-    Their features are kept from now on: a resumed run needs that too, to see the same bits. UserError if no
-    clip has a transcript that fits in its frames.
+    Their features are kept from now on: a resumed run needs that too, to see the same bits. Does nothing in a
+    dry run, which keeps no features. UserError if no clip has a transcript that fits in its frames.
     """
+    if not config.audio_alignment_clips or features is None:
+        return
     began = time.time()
     samples = [sample for source in mix.train.values() for sample in source if transcript(sample)]
     samples = spread(samples, min(config.audio_alignment_clips, len(samples)))
