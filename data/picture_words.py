@@ -13,9 +13,9 @@ from world import COLORS, KINDS
 
 SHARES = {"objects": 0.44, "counting": 0.42, "digit": 0.05, "sign": 0.09}
 SIDE = 128
-# Most scenes are of any nouns and colors, so that a Thinker looks: of the few kinds that are drawn it would
-# learn by heart which color goes with which.
-RENAMED = 0.9
+# With the few drawn kinds alone a Thinker learns by heart which colors they have, and fails on new
+# combinations. So most scenes get other nouns and colors, and it must look.
+RENAMED = 0.9  # share of the scenes
 MORE_KINDS = KINDS + tuple("""
     book chair table apple key lamp ball cup shoe hat flower train plane horse cow duck frog bear bee ring
     door clock bell spoon plate egg cake cloud rock bottle bag coat bed ship truck spider pig goat lemon

@@ -69,7 +69,7 @@ def named(items):
 class Asker:
     """Asks about one scene. With `held`, for the held-out split, it prefers items in their held-out color.
 
-    `kinds` and `colors` are those that it may ask about and that are absent.
+    What it asks about and isn't there is one of `kinds` and `colors`.
     """
 
     def __init__(self, rng, scene, held, kinds=KINDS, colors=tuple(COLORS)):

@@ -60,7 +60,7 @@ class SFTConfig:
     lora_rank: int = _key(0, low=0, high=4096)  # above 0: train low-rank adapters in place of the Thinker
     lora_alpha: float | None = _key(None, above=0.0, high=1e6)  # None: twice the rank
     lora_targets: list = _key(factory=lambda: list(PROJECTIONS))
-    audio_alignment_clips: int = _key(0, low=0, high=10 ** 6)  # to fit the audio projector to words, at first
+    audio_alignment_clips: int = _key(0, low=0, high=10 ** 6)  # that a new audio projector is first fitted to
     # Optimisation
     batch_size: int = _key(8, low=1, high=2 ** 16)  # samples per step, over all micro-batches and ranks
     gradient_accumulation_steps: int = _key(1, low=1, high=2 ** 16)  # micro-batches per step

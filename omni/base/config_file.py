@@ -124,8 +124,8 @@ def check_parts(config: SFTConfig, given: dict, where: str) -> None:
     if config.lora_rank and not config.lora_targets:
         problems.append('"lora_targets" is empty, so "lora_rank" has nothing to adapt; name projections')
     if config.audio_alignment_clips and ("audio" not in config.frozen or not config.feature_cache_gb):
-        problems.append('"audio_alignment_clips" needs the kept features of a frozen audio encoder '
-                        '("freeze_encoders", "feature_cache_gb"); set it to 0')
+        problems.append('"audio_alignment_clips" needs the kept features of a frozen audio encoder: '
+                        'freeze it and set "feature_cache_gb" above 0, or leave this key out')
     for key in ("lora_alpha", "lora_targets"):
         if key in chosen and not config.lora_rank:
             problems.append(f'"{key}" has no effect without "lora_rank"; set it, for example to 16')

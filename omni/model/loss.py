@@ -1,4 +1,6 @@
-"""The loss over answer tokens, without ever holding the logits of all of them."""
+"""The loss over answer tokens, without ever holding the logits of all of them; and what CTC needs."""
+
+from collections.abc import Sequence
 
 import torch
 from torch.autograd import Function
@@ -63,3 +65,11 @@ class _LinearCrossEntropy(Function):
     def backward(ctx, dloss, _):
         dh, dw = ctx.saved_tensors
         return None if dh is None else dh * dloss, None if dw is None else dw * dloss, None, None
+
+
+def ctc_frames(labels: Sequence[int]) -> int:
+    """The least frames that CTC needs: one per label, and one more between equal neighbours.
+
+    With fewer its loss is infinite.
+    """
+    return len(labels) + sum(a == b for a, b in zip(labels, labels[1:], strict=False))

@@ -13,6 +13,7 @@ from omni.data.sample import Sample
 from omni.data.tokenizer import SpeechPieces
 from omni.eval.grading import WordErrors, normalise_words, word_errors
 from omni.model.audio_encoder import AudioEncoder
+from omni.model.loss import ctc_frames
 from omni.pretrain.stage import Stage
 
 
@@ -42,8 +43,7 @@ class AudioStage(Stage):
         self.model = nn.ModuleDict({"encoder": encoder,
                                     "head": nn.Linear(encoder.token_width, len(self.pieces) + 1)})
         self.blank = len(self.pieces)
-        # CTC needs a frame per label, and one more between equal neighbours; else its loss is infinite.
-        self.needed = [len(n) + sum(a == b for a, b in zip(n, n[1:], strict=False)) for n in self.labels]
+        self.needed = [ctc_frames(labels) for labels in self.labels]
         fits = [i for i, frames in enumerate(self.lengths)
                 if 0 < self.needed[i] <= self.encoder.lengths(frames)]
         if len(fits) < len(self.train):
