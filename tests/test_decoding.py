@@ -140,9 +140,9 @@ import sys
 sys.path.insert(0, "tests")
 from test_decoding import *
 decoding.MEDIA_PER_CHILD["fork"] = 1
-kept = Decoder(Odd(*ARCHS), 4, 2, keep=True)
+kept = Decoder(Odd(*ARCHS), 0.5, 2, keep=True)
 list(kept.read([("pixels", "pid", 0), ("pixels", "pid too", 0)]))
-media = Decoder(Odd(*ARCHS), 4, 3).read([("pixels", name, 0) for name in ("pid", "pid", "hang")])
+media = Decoder(Odd(*ARCHS), 0.5, 3).read([("pixels", name, 0) for name in ("pid", "pid", "hang")])
 print(int(next(media)), int(next(media)), flush=True)
 import multiprocessing
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
@@ -163,7 +163,7 @@ def test_children_end_after_the_run_is_killed_even_one_that_hangs():
                            text=True)
     run.stdout.readline()
     children = [int(word) for word in run.stdout.readline().split()]
-    assert len(children) == 4
+    assert len(children) in (3, 4)  # two that are kept, the one that hangs, perhaps the one that is done
     run.send_signal(signal.SIGKILL)
     run.communicate()
     end = time.monotonic() + 20
