@@ -110,7 +110,7 @@ def check_parts(config: SFTConfig, given: dict, where: str) -> None:
     chosen = {key for key, value in given.items() if value != getattr(default, key)}
     if config.system_ckpt is not None:
         for key in ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "audio_window", "audio_stack",
-                    "image_merge"):
+                    "image_merge", "audio_alignment_clips"):
             if key in chosen:
                 problems.append(f'"{key}" and "system_ckpt" exclude each other: the system has its own; '
                                 "remove one of them")

@@ -80,20 +80,28 @@ def load(config: SFTConfig, make: Callable[..., OmniNetwork] = OmniNetwork,
     words = words_hash(thinker.module.embed_tokens.weight)
     for name, part, place in (("audio_projector", audio, config.audio_ckpt),
                               ("vision_projector", vision, config.vision_ckpt)):
-        if part.projector is not None:
-            report(_load_projector(getattr(model, name), part.projector, words, name, place))
+        if part.projector is None:
+            continue
+        projector = getattr(model, name)
+        if misfit := _misfit(projector, part.projector, words):
+            report(f"{place}: its projector {misfit}, so a new one is trained")
+        elif name == "audio_projector" and config.audio_alignment_clips:
+            raise UserError(f'"audio_alignment_clips" is for a new projector, and {place} brings one that is '
+                            "fitted already; remove the key")
+        else:
+            report(checkpoint.load_state(projector, part.projector["state"], name, place))
     return model
 
 
-def _load_projector(projector: nn.Module, pretrained: dict, words: str, name: str, place: str) -> str:
-    """Load a pretrained projector if it is for a Thinker with these `words`; returns the line about it."""
+def _misfit(projector: nn.Module, pretrained: dict, words: str) -> str:
+    """Why a pretrained projector isn't for a Thinker with these `words`; "" if it is."""
     if not isinstance(pretrained, dict) or pretrained.get("words_of") != words:
-        return f"{place}: its projector is for the words of another Thinker, so a new one is trained"
+        return "is for the words of another Thinker"
     state = pretrained.get("state")
     if not isinstance(state, dict) or {k: v.shape for k, v in state.items()} != \
             {k: v.shape for k, v in projector.state_dict().items()}:
-        return f"{place}: its projector has another shape, so a new one is trained"
-    return checkpoint.load_state(projector, state, name, place)
+        return "has another shape"
+    return ""
 
 
 def _load_part(config: SFTConfig, key: str, name: str, made_by: str) -> Part:

@@ -104,7 +104,7 @@ def _fit(model: OmniNetwork, clips: Sequence[Clip], features: FeatureStore,
         optimizer.step()
         losses.append(float(loss.detach()))
     optimizer.zero_grad()
-    state = _rescaled(projector, padded, near)
+    state = _rescaled(projector, torch.cat(frames).to(table.device), near)
     return state, sum(losses[:batches]) / batches, sum(losses[-batches:]) / batches
 
 
