@@ -32,7 +32,7 @@ SHARES = {  # kind of line -> how often it is drawn
     "list": 9.0,
     "counting": 5.5,
     "ordering": 9.0,
-    "spelling": 11.0,
+    "spelling": 16.0,
     "dialogue": 1.5,
     "about": 3.0,
     "definition": 1.5,

@@ -11,7 +11,7 @@ from questions import DESCRIBE, HELD_COLOR, WEIGHTS, Asker, Scene, describe
 from wordings import plain
 from world import COLORS, KINDS
 
-SHARES = {"objects": 0.44, "counting": 0.42, "digit": 0.05, "sign": 0.09}
+SHARES = {"objects": 0.33, "counting": 0.55, "digit": 0.04, "sign": 0.08}
 SIDE = 128
 # With the few drawn kinds alone a Thinker learns by heart which colors they have, and fails on new
 # combinations. So most scenes get other nouns and colors, and it must look.

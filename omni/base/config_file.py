@@ -87,7 +87,7 @@ def load_config(path: str, cls, overrides: list[str] = ()):
 
 
 INPUT_PATHS = ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "system_ckpt", "data_dir", "train", "val",
-               "photographs")
+               "photographs", "clips", "audio_encoder")
 SOURCE_PATHS = ("train", "val", "image_folder", "media_dir")
 
 

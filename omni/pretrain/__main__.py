@@ -4,6 +4,7 @@
     python -m omni.pretrain --config configs/thinker_tiny.json      A: more about pictures
     python -m omni.pretrain --config configs/audio_shipped.json     B: CTC
     python -m omni.pretrain --config configs/audio_enc_tiny.json    B: more voices
+    python -m omni.pretrain --config configs/thinker_heard.json     A: what the audio encoder hears
     python -m omni.pretrain --config configs/audio_projector.json   B: the Thinker's words of what is heard
     python -m omni.pretrain --config configs/vision_captions.json   C: captions and answers
     python -m omni.pretrain --config configs/vision_tiny.json       C: what is where

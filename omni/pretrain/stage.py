@@ -15,7 +15,7 @@ from omni.data.sample import Sample
 
 T = TypeVar("T")
 SOME_KEYS = ("arch", "vocab_size", "reading_share", "speech_pieces", "max_length", "decoder", "start",
-             "thinker", "photographs")  # keys of a config that only some stages use
+             "thinker", "photographs", "audio_encoder", "clips")  # keys of a config that only some stages use
 
 
 def bucketed(lengths, batch_size: int, rng: np.random.Generator) -> list[list[int]]:

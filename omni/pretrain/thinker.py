@@ -15,6 +15,7 @@ from omni.data.sample import Sample
 from omni.data.tokenizer import Tokenizer
 from omni.model.loss import answer_loss
 from omni.model.thinker import Thinker
+from omni.pretrain.heard import Heard
 from omni.pretrain.ragged import Ragged
 from omni.pretrain.reading import Cells, Pictures, Speech, with_picture
 from omni.pretrain.stage import Stage
@@ -40,14 +41,17 @@ class ThinkerStage(Stage):
 
     A sample with `objects` and no image is a picture: each of its tokens is the sum of the embeddings of the
     words in its cell. `reading_share` of all samples are speech, drawn anew for each epoch from the texts
-    that could be spoken.
+    that could be spoken; or, if the config names `clips`, what its `audio_encoder` hears in them.
     """
 
     kind = "thinker"
-    uses = {"arch", "vocab_size", "reading_share", "speech_pieces", "max_length", "start"}
+    uses = {"arch", "vocab_size", "reading_share", "speech_pieces", "max_length", "start",
+            "audio_encoder", "clips"}
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
+        if bool(config.clips) != bool(config.audio_encoder):
+            raise UserError('"clips" are heard by "audio_encoder": give both, or neither')
         if config.start and config.vocab_size != PretrainConfig().vocab_size:
             raise UserError('"start" is a Thinker with its own tokenizer: leave "vocab_size" out')
         train, val = self.read(config.train), self.read(config.val)
@@ -56,7 +60,8 @@ class ThinkerStage(Stage):
         self.speech = Speech(train, self.tok, config.speech_pieces)
         self.val, self.train = val, range(len(train))
         self.data, self.val_data = self._encoded(train), self._encoded(val)
-        share = config.reading_share if self.speech.texts else 0.0
+        self.heard = self._heard() if config.clips else None
+        share = config.reading_share if self.speech.texts or self.heard else 0.0
         self.readings = round(len(train) * share / max(1e-9, 1 - share))
         self.model = Thinker(build(ThinkerArch, {**config.arch, "vocab_size": len(self.tok)}, "arch"))
         if before:
@@ -80,6 +85,12 @@ class ThinkerStage(Stage):
             data.trained.add([label != IGNORE for label in labels[:size - 1]] + [False])
         return data
 
+    def _heard(self) -> Heard:
+        heard = Heard(self.config.audio_encoder, self.tok, self.config.seed)
+        clips = [s for s in self.read(self.config.clips) if len(s.audios) == 1 and not s.images]
+        self.load_media(clips, "clips", heard.add)
+        return heard
+
     def batches(self, epoch: int) -> list[list[int]]:
         """Random samples. Numbers from `len(train)` on are readings of speech."""
         order = self.rng(epoch).permutation(len(self.train) + self.readings)
@@ -88,6 +99,11 @@ class ThinkerStage(Stage):
     def batch(self, numbers, epoch: int):
         rows, cells = [], []
         for number in map(int, numbers):
+            if number >= len(self.train) and self.heard:
+                row, frames = self.heard.row((number + epoch * self.readings) % len(self.heard))
+                rows.append(row)
+                cells.append(frames)
+                continue
             if number >= len(self.train):
                 rows.append(self.speech.reading(self.rng(epoch, number)))
                 continue
