@@ -15,6 +15,7 @@ from omni.base.errors import UserError
 from omni.data import audio, image
 from omni.data.collate import pad_mels
 from omni.model.load import load
+from omni.pretrain import reading
 from omni.pretrain.__main__ import run
 from omni.pretrain.audio_encoder import mel_power
 from omni.pretrain.projector import AudioProjectorStage, VisionProjectorStage
@@ -46,8 +47,8 @@ def test_a_picture_becomes_the_words_of_its_places(parts):
     table, encode = stage.thinker_words.table, stage.thinker_words.tokenizer.encode
     red, cat, grass = (table[encode(f" {word}")].sum(0) for word in ("red", "cat", "grass"))
     (features, wanted), = stage.pairs(stage.train[:1], [0])
-    assert torch.allclose(wanted[0], red + cat + 0.5 * grass, atol=1e-6)
-    assert all(torch.allclose(wanted[place], 0.5 * grass) for place in (1, 2, 3))
+    assert torch.allclose(wanted[0], red + cat + reading.GROUND * grass, atol=1e-6)
+    assert all(torch.allclose(wanted[place], reading.GROUND * grass) for place in (1, 2, 3))
     patches = stage.encoder(stage.reader.pixels(stage.train[0].images[0])[None]).reshape(4, 4, -1)
     assert torch.allclose(features[1], patches[:2, 2:].reshape(-1), atol=1e-6)
 

@@ -19,7 +19,7 @@ CELLS = GRID * GRID
 BLUR = 0.25  # width of the edge between two cells, in cells
 LOST, UNSURE = 0.005, 0.1  # shares of a cell's words; an unsure word has a random one beside it
 FAINT = 0.3  # the greatest weight of that random word, relative to the unsure one
-GROUND = 0.5  # weight of the words of what fills the picture
+GROUND = 1.5  # weight of the words of what fills the picture: norms divide by it, so half a thing counts half
 PROMPTS = ("Transcribe the audio.", "Transcribe.", "What is said?", "Write down what you hear.")
 
 
@@ -112,7 +112,7 @@ def cell_weights(boxes: np.ndarray, rng: np.random.Generator | type[Middle],
     weights = down[:, :, None] * across[:, None]  # (n, rows, columns)
     weights *= rng.uniform(0.85, 1.15, weights.shape)
     whole = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) > 0.98
-    weights[whole] = GROUND * rng.uniform(0.8, 1.2, (int(whole.sum()), side, side))
+    weights[whole] = GROUND * rng.uniform(0.9, 1.1, (int(whole.sum()), side, side))
     return weights.reshape(len(boxes), side * side)
 
 
