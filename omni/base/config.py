@@ -215,7 +215,7 @@ class PretrainConfig:
     # Stages A and C
     vocab_size: int = _key(1200, low=300)  # of the byte-level BPE trained on `train`
     reading_share: float = _key(0.3, low=0.0, high=1.0)  # Stage A: share of samples that are speech to read
-    # Stage A: manifests of clips, and the file of stage B that hears them: speech to read is what it hears
+    # Stage A: manifests of clips, and the encoder of stage B. The Thinker reads what that hears in them
     clips: str | list = ""
     audio_encoder: str | None = None
     # Stages A and B: the subwords that the audio encoder outputs and the Thinker learns to read

@@ -1,6 +1,7 @@
 """Stage B: the audio encoder, by connectionist temporal classification."""
 
 import torch
+from tokenizers import decoders
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,6 +16,15 @@ from omni.eval.grading import WordErrors, normalise_words, word_errors
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.loss import ctc_frames
 from omni.pretrain.stage import Stage
+
+VARIED = 0.9  # share of the clips that are augmented
+
+
+def piece_texts(content: dict, path: str) -> list[str]:
+    """What the CTC head of a stage B checkpoint outputs, as texts. UserError if it has no head."""
+    if "ctc_head" not in content:
+        raise UserError(f"{path}: has no CTC head; make it with stage B")
+    return [decoders.ByteLevel().decode([piece]) for piece in content["pieces"]]
 
 
 def mel_power(clip: str) -> torch.Tensor:
@@ -71,7 +81,7 @@ class AudioStage(Stage):
         mels = []
         for i in numbers:
             rng, power = self.rng(epoch, int(i)), mel_power(self.train[i])
-            if rng.random() < 0.9:
+            if rng.random() < VARIED:
                 varied = audio.augment(power, rng)
                 # A faster take may have too few frames for its pieces.
                 if self.encoder.lengths(len(varied)) >= self.needed[i]:

@@ -1,47 +1,43 @@
-"""What an audio encoder hears in clips, told in a Thinker's words: for stage A.
+"""For stage A: what an audio encoder hears in clips, in a Thinker's words.
 
-Each frame has the words of the pieces that the CTC head finds likely there, which is what the audio projector
-gives later (`projector.py`). So the Thinker learns from the encoder's own mistakes which words were said.
+A frame is the mean of the words of its pieces, weighted by the CTC head's probabilities. The audio projector
+gives the same later (`projector.py`). So the Thinker learns to read the encoder's own mistakes.
 """
 
 import numpy as np
 import torch
-from tokenizers import decoders
+from torch.nn import functional as F
 
 from omni.base import checkpoint
 from omni.base.config import AudioArch
-from omni.base.errors import UserError
 from omni.data import audio
 from omni.data.packing import Row
 from omni.data.sample import Sample
 from omni.data.tokenizer import Tokenizer
 from omni.model.audio_encoder import AudioEncoder
-from omni.pretrain.audio_encoder import mel_power
+from omni.pretrain.audio_encoder import VARIED, mel_power, piece_texts
 from omni.pretrain.ragged import Ragged
 from omni.pretrain.reading import Cells
 
 LIKELY = 0.02  # pieces below this probability are dropped
-VARIED = 0.9  # share of the clips that are augmented
 
 
 class Heard:
-    """Clips by number, each with its sample and the likely pieces of its frames.
+    """Samples with one clip each, by number, and the likely pieces of the clips' frames.
 
-    `encoder_file` is a checkpoint of stage B with its CTC head. Without one, UserError.
+    `encoder_file` is a checkpoint of stage B. UserError if it has no CTC head.
     """
 
     def __init__(self, encoder_file: str, tok: Tokenizer, seed: int):
         before = checkpoint.load(encoder_file, "audio_encoder", "make it with stage B")
-        if "ctc_head" not in before:
-            raise UserError(f'{encoder_file}: has no CTC head; make it with stage B')
+        texts = piece_texts(before, encoder_file)
         self.encoder, _ = checkpoint.build_part(AudioEncoder, AudioArch, before, "audio_encoder",
                                                 encoder_file)
         self.encoder.eval()
         self.head, self.tok, self.seed, self.samples = before["ctc_head"], tok, seed, []
-        texts = [decoders.ByteLevel().decode([piece]) for piece in before["pieces"]]
         self.piece_tokens = [*map(tok.encode, texts), [tok.audio]]  # the last one is silence
         self._frames = Ragged("i")  # how many pieces each frame of a clip has
-        self._pieces, self._shares = Ragged("H"), Ragged("f")
+        self._pieces, self._probabilities = Ragged("H"), Ragged("f")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -55,28 +51,28 @@ class Heard:
             power = audio.augment(power, rng)
         mel = audio.log_mel(power, self.encoder.arch.level)
         features, _ = self.encoder(mel[None], torch.tensor([len(mel)]))
-        chances = (features[0] @ self.head["weight"].T + self.head["bias"]).softmax(-1)
-        likely = chances >= LIKELY
+        probabilities = F.linear(features[0], self.head["weight"], self.head["bias"]).softmax(-1)
+        likely = probabilities >= LIKELY
         self.samples.append(sample)
         self._frames.add(likely.sum(1).tolist())
         self._pieces.add(likely.nonzero()[:, 1].tolist())
-        self._shares.add(chances[likely].tolist())
+        self._probabilities.add(probabilities[likely].tolist())
 
     def row(self, number: int) -> tuple[Row, Cells]:
         """Ids and labels of a clip's sample, and what is heard in its frames.
 
-        The frames have the placeholder of pictures: both are told, and in the batch's order.
+        The frames get the placeholder of pictures, since the words of both replace it in the same way.
         """
         frames, at = self._frames[number], 0
-        pieces, shares = self._pieces[number], self._shares[number]
+        pieces, probabilities = self._pieces[number], self._probabilities[number]
         tokens: list[int] = []
         weights: list[float] = []
         starts: list[int] = []
         for count in frames:
             starts.append(len(tokens))
-            for piece, share in zip(pieces[at:at + count], shares[at:at + count], strict=True):
-                tokens += self.piece_tokens[piece]
-                weights += [share] * len(self.piece_tokens[piece])
+            for i in range(at, at + count):
+                tokens += self.piece_tokens[pieces[i]]
+                weights += [probabilities[i]] * len(self.piece_tokens[pieces[i]])
             at += count
         sample = self.samples[number]
         ids, labels = self.tok.chat(sample.messages, [], [len(frames)], sample.untrained)
@@ -84,4 +80,3 @@ class Heard:
         ids[begin:begin + len(frames)] = [self.tok.image] * len(frames)
         return (ids, labels), Cells(*(np.array(part, kind) for part, kind in
                                     ((tokens, np.int64), (weights, np.float32), (starts, np.int64))))
-

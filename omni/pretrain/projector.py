@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from tokenizers import decoders
 from torch.nn import functional as F
 
 from omni.base import checkpoint
@@ -21,7 +20,7 @@ from omni.data.collate import pad_mels
 from omni.data.sample import Sample
 from omni.data.tokenizer import Tokenizer
 from omni.model.projector import Projector, words_hash
-from omni.pretrain.audio_encoder import AudioStage, mel_power
+from omni.pretrain.audio_encoder import AudioStage, mel_power, piece_texts
 from omni.pretrain.reading import Middle, cell_weights
 from omni.pretrain.vision_boxes import BoxStage
 
@@ -132,11 +131,8 @@ class AudioProjectorStage(ProjectorStage, AudioStage):
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
-        if "ctc_head" not in self.before:
-            raise UserError(f'{config.start}: has no CTC head; make it with stage B')
-        words, pieces = self.thinker_words, self.before["pieces"]
+        texts, words = piece_texts(self.before, config.start), self.thinker_words
         silence = words.table[words.tokenizer.audio]
-        texts = [decoders.ByteLevel().decode([piece]) for piece in pieces]
         self.piece_words = torch.stack([*map(words, texts), silence])
 
     def taken(self, numbers: list[int]) -> list[Pair]:

@@ -19,7 +19,9 @@ CELLS = GRID * GRID
 BLUR = 0.25  # width of the edge between two cells, in cells
 LOST, UNSURE = 0.005, 0.1  # shares of a cell's words; an unsure word has a random one beside it
 FAINT = 0.3  # the greatest weight of that random word, relative to the unsure one
-GROUND = 1.5  # weight of the words of what fills the picture: norms divide by it, so half a thing counts half
+# Weight of the words of what fills the picture. Norms divide a cell by its length, so beside a light ground
+# half a thing would look like a whole one.
+GROUND = 1.5
 PROMPTS = ("Transcribe the audio.", "Transcribe.", "What is said?", "Write down what you hear.")
 
 

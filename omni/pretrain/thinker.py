@@ -40,8 +40,8 @@ class ThinkerStage(Stage):
     """A: next-token prediction on text, on pictures that are told in words, and on noisy pieces of speech.
 
     A sample with `objects` and no image is a picture: each of its tokens is the sum of the embeddings of the
-    words in its cell. `reading_share` of all samples are speech, drawn anew for each epoch from the texts
-    that could be spoken; or, if the config names `clips`, what its `audio_encoder` hears in them.
+    words in its cell. `reading_share` of all samples are speech: what `audio_encoder` hears in `clips`, or
+    without these texts that could be spoken, drawn anew for each epoch.
     """
 
     kind = "thinker"
@@ -60,7 +60,7 @@ class ThinkerStage(Stage):
         self.speech = Speech(train, self.tok, config.speech_pieces)
         self.val, self.train = val, range(len(train))
         self.data, self.val_data = self._encoded(train), self._encoded(val)
-        self.heard = self._heard() if config.clips else None
+        self.heard = self._listened() if config.clips else None
         share = config.reading_share if self.speech.texts or self.heard else 0.0
         self.readings = round(len(train) * share / max(1e-9, 1 - share))
         self.model = Thinker(build(ThinkerArch, {**config.arch, "vocab_size": len(self.tok)}, "arch"))
@@ -85,10 +85,15 @@ class ThinkerStage(Stage):
             data.trained.add([label != IGNORE for label in labels[:size - 1]] + [False])
         return data
 
-    def _heard(self) -> Heard:
+    def _listened(self) -> Heard:
+        """What `audio_encoder` hears in the samples of `clips` that have one clip and no image."""
         heard = Heard(self.config.audio_encoder, self.tok, self.config.seed)
-        clips = [s for s in self.read(self.config.clips) if len(s.audios) == 1 and not s.images]
-        self.load_media(clips, "clips", heard.add)
+        samples = self.read(self.config.clips)
+        alone = [sample for sample in samples if len(sample.audios) == 1 and not sample.images]
+        if len(alone) < len(samples):
+            print(f'{len(samples) - len(alone)} of {len(samples)} samples of "clips" are skipped: '
+                  "they have another number of clips, or an image")
+        self.load_media(alone, "clips", heard.add)
         return heard
 
     def batches(self, epoch: int) -> list[list[int]]:
@@ -99,17 +104,16 @@ class ThinkerStage(Stage):
     def batch(self, numbers, epoch: int):
         rows, cells = [], []
         for number in map(int, numbers):
-            if number >= len(self.train) and self.heard:
+            if number < len(self.train):
+                rows.append(self.data.row(number))
+                if number in self.data.pictures:
+                    cells.append(self.data.pictures.cells(number, self.rng(epoch, number)))
+            elif self.heard:
                 row, frames = self.heard.row((number + epoch * self.readings) % len(self.heard))
                 rows.append(row)
                 cells.append(frames)
-                continue
-            if number >= len(self.train):
+            else:
                 rows.append(self.speech.reading(self.rng(epoch, number)))
-                continue
-            rows.append(self.data.row(number))
-            if number in self.data.pictures:
-                cells.append(self.data.pictures.cells(number, self.rng(epoch, number)))
         return self._packed(rows, cells, self.rng(epoch, int(numbers[0])))
 
     def _packed(self, rows: list[Row], cells: list[Cells], rng: np.random.Generator):
