@@ -32,7 +32,6 @@ def choose_device(name: str) -> torch.device:
         torch.backends.cuda.enable_cudnn_sdp(False)
     elif name == "cpu":
         machine.keep_freed_memory()
-        torch.set_flush_denormal(True)  # on some CPUs numbers below 1e-38 take many times as long
     return torch.device(name)
 
 
