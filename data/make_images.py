@@ -22,7 +22,7 @@ QUALITY = 75
 SETS = {  # name -> folder, number of the random stream, pictures, percent of each kind of scene
     "train": ("image_text", 0, 5000, {"objects": 65, "counting": 12, "digit": 11, "sign": 12}),
     "val": ("image_text", 1, 500, {"objects": 65, "counting": 12, "digit": 11, "sign": 12}),
-    "counting": ("image_text", 7, 2000, {"counting": 100}),  # more for "train": this takes the most examples
+    "counting": ("image_text", 7, 2000, {"counting": 100}),  # more for "train": it takes the most examples
     "spoken_train": ("image_audio_text", 2, 1000, {"objects": 75, "counting": 25}),
     "spoken_val": ("image_audio_text", 3, 200, {"objects": 75, "counting": 25}),
 }
@@ -248,10 +248,9 @@ def main():
             work = pool.imap(partial(sample, name, args.seed, args.out), range(total), chunksize=25)
             samples = list(tqdm(work, name, total))
         manifest = f"questions_{name.removeprefix('spoken_')}" if name.startswith("spoken") else name
-        if name == "counting":  # behind the other lines of "train"
+        mode = "w"
+        if name == "counting":  # its lines follow those of "train", in the same manifest
             manifest, mode = "train", "a"
-        else:
-            mode = "w"
         with open(root / f"{manifest}.jsonl", mode, encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines(name, args.seed, samples))
 

@@ -36,7 +36,7 @@ def command(main: Callable[[], object]) -> None:
     with contextlib.suppress(AttributeError):  # a terminal may not show arrows; a file name may not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
         sys.stdin.reconfigure(errors="replace")
-    torch.set_flush_denormal(True)  # some CPUs take many times as long for numbers below 1e-38
+    torch.set_flush_denormal(True)  # some CPUs compute many times slower with numbers below 1e-38
     try:
         main()
         distributed.stop()

@@ -4,9 +4,9 @@ A Thinker needs many clips before it can read the features of a random projector
 classification (CTC, Graves et al. 2006) finds which frame says which token. It doesn't run the Thinker, so a
 clip takes some 5 ms in place of 140 (whisper-base and SmolLM2-135M on two cores).
 
-CTC only asks that the right token scores better than others, and its frames point in directions that the
-Thinker has never seen: the cosine to the token's embedding was 0.19. So then each frame is fitted to the mean
-of the embeddings, by the probabilities that CTC gives them.
+CTC alone is not enough. It only asks that the right token scores best, so a frame need not resemble the
+token's embedding: the cosine was 0.19, and the Thinker read nothing. So each frame is then fitted to the mean
+of the embeddings, weighted by CTC's probabilities.
 """
 
 import copy
@@ -33,7 +33,7 @@ from omni.train.features import FeatureStore
 EPOCHS, MEAN_EPOCHS = 4, 3  # of CTC, and of the means
 BATCH, RATE, WARMUP = 32, 1e-3, 50
 VARIANCE = 0.25  # of a token's frames around its embedding
-DROPPED = 0.5  # share of the features that are hidden from CTC, which learns some thousand clips by heart
+DROPPED = 0.5  # share of the features that are hidden from CTC, so that it does not memorise the clips
 SILENCE = " "  # what frames without speech become
 
 
@@ -81,7 +81,7 @@ def _fit(model: OmniNetwork, clips: Sequence[Clip], features: FeatureStore,
     """The projector's new weights, and CTC's loss per token in the first and in the last epoch.
 
     A token's score is the log density of a normal distribution around its embedding, without the terms that
-    all tokens share.
+    all tokens share. After CTC the frames are fitted to the means (see above).
     """
     projector, table = model.audio_projector, model.thinker.embed_tokens.weight.detach().float()
     used = sorted({token for clip in clips for token in clip.tokens})
