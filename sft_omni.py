@@ -36,7 +36,7 @@ from omni.eval.scores import cut_counts, epoch_lines, sample_counts, summarise
 from omni.model import compiled
 from omni.model.load import load_for_training
 from omni.report import run_report
-from omni.train import audio_alignment, graphs, optim
+from omni.train import alignment, graphs, optim
 from omni.train.features import FeatureStore, read_media
 from omni.train.interrupts import FULL_STEP, StopSignal, explain_out_of_memory, explained
 from omni.train.metrics import MetricsFile
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
                        config.max_length, features)
     skipped.drop_overlong(mix, collate, decoder.frames, read_first)
     skipped.check(mix, config.max_skipped, None if args.dry_run else run_dir.write_skipped(mix.skipped))
-    audio_alignment.align(model, mix, features, config, world, fitted=resume)
+    alignment.align(model, mix, features, config, world, fitted=resume)
     sizes = {name: len(samples) for name, samples in mix.train.items()}
     sampler = WeightedSampler(sizes, mix.weights, config.seed)
     schedule = Schedule(config.samples_per_epoch or sum(sizes.values()), config.batch_size, config.num_epochs)

@@ -10,10 +10,8 @@ from torch.nn import functional as F
 
 from omni.base.config import PretrainConfig
 from omni.base.errors import UserError
-from omni.data import audio
 from omni.pretrain import heard
 from omni.pretrain.__main__ import run
-from omni.pretrain.audio_encoder import mel_power
 from omni.pretrain.projector import AudioProjectorStage
 from omni.pretrain.thinker import ThinkerStage
 
@@ -40,7 +38,7 @@ def test_a_clip_is_told_as_its_projector_will_give_it(toy, hearing, tmp_path, mo
         (ids, labels), cells = stage.heard.row(number)
         tokens, weights, starts = map(torch.from_numpy, cells)
         told = F.embedding_bag(tokens, table, starts, mode="sum", per_sample_weights=weights)
-        mel = audio.log_mel(mel_power(sample.audios[0]), fitted.encoder.arch.level)
+        mel = fitted.reader.mel(sample.audios[0])
         (_, wanted), = fitted.pairs(mel[None], torch.tensor([len(mel)]))
         assert torch.allclose(told, wanted, atol=1e-5)
         plain, same_labels = stage.tok.chat(sample.messages, [], [len(wanted)])

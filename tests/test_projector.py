@@ -12,12 +12,11 @@ from torch.nn import functional as F
 from omni.base import checkpoint
 from omni.base.config import SFTConfig, build
 from omni.base.errors import UserError
-from omni.data import audio, image
+from omni.data import image
 from omni.data.collate import pad_mels
 from omni.model.load import load
 from omni.pretrain import reading
 from omni.pretrain.__main__ import run
-from omni.pretrain.audio_encoder import mel_power
 from omni.pretrain.projector import AudioProjectorStage, VisionProjectorStage
 
 THINKER = {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp_width": 32}
@@ -63,7 +62,7 @@ def test_a_thing_that_was_moved_is_told_where_it_is_now(parts, monkeypatch):
 def test_a_frame_becomes_the_words_of_its_pieces(parts):
     stage = AudioProjectorStage(parts["audio"])
     words, pieces = stage.thinker_words, stage.before["pieces"]
-    clips = [audio.log_mel(mel_power(clip), stage.level) for clip in stage.val[:3]]
+    clips = [stage.reader.mel(clip) for clip in stage.val[:3]]
     pairs = stage.pairs(*pad_mels(clips))
     assert [len(features) for features, _ in pairs] == [stage.encoder.lengths(len(clip)) for clip in clips]
     features, wanted = map(torch.cat, zip(*pairs, strict=True))

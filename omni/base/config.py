@@ -60,7 +60,9 @@ class SFTConfig:
     lora_rank: int = _key(0, low=0, high=4096)  # above 0: train low-rank adapters in place of the Thinker
     lora_alpha: float | None = _key(None, above=0.0, high=1e6)  # None: twice the rank
     lora_targets: list = _key(factory=lambda: list(PROJECTIONS))
-    audio_alignment_clips: int = _key(0, low=0, high=10 ** 6)  # that a new audio projector is first fitted to
+    # How many clips and images new projectors are first fitted to
+    audio_alignment_clips: int = _key(0, low=0, high=10 ** 6)
+    vision_alignment_images: int = _key(0, low=0, high=10 ** 6)
     # Optimisation
     batch_size: int = _key(8, low=1, high=2 ** 16)  # samples per step, over all micro-batches and ranks
     gradient_accumulation_steps: int = _key(1, low=1, high=2 ** 16)  # micro-batches per step
@@ -223,6 +225,7 @@ class PretrainConfig:
     decoder: dict = _key(factory=dict)  # Stage C: the captioning decoder, not kept afterwards
     # Stage A: a Thinker to train further, with its tokenizer. Stages B and C: an encoder, in place of `arch`
     start: str | None = None
+    head_learning_rate: float | None = _key(None, above=0.0, high=1.0)  # Stage B: of the CTC head
     thinker: str | None = None  # Projectors: the Thinker to whose words they map the features of `start`
     photographs: list = _key(factory=list)  # Stage C: manifests of `train` to augment as photographs
 

@@ -9,6 +9,9 @@ from omni.base.config import ENCODERS, PROJECTIONS, SFTConfig, build
 from omni.base.errors import UserError
 from omni.base.paths import from_config
 
+# The keys that say how many media a new projector is fitted to, and the encoder that must be frozen then.
+ALIGNED = {"audio_alignment_clips": "audio", "vision_alignment_images": "vision"}
+
 
 def parse_json(text: str, where: str):
     """Parse JSON that may hold `//` and `/* */` comments and trailing commas.
@@ -110,7 +113,7 @@ def check_parts(config: SFTConfig, given: dict, where: str) -> None:
     chosen = {key for key, value in given.items() if value != getattr(default, key)}
     if config.system_ckpt is not None:
         for key in ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "audio_window", "audio_stack",
-                    "image_merge", "audio_alignment_clips"):
+                    "image_merge", *ALIGNED):
             if key in chosen:
                 problems.append(f'"{key}" and "system_ckpt" exclude each other: the system has its own; '
                                 "remove one of them")
@@ -123,9 +126,10 @@ def check_parts(config: SFTConfig, given: dict, where: str) -> None:
         problems.append('"lora_rank" trains the Thinker, which "freeze_thinker" forbids; remove one of them')
     if config.lora_rank and not config.lora_targets:
         problems.append('"lora_targets" is empty, so "lora_rank" has nothing to adapt; name projections')
-    if config.audio_alignment_clips and ("audio" not in config.frozen or not config.feature_cache_gb):
-        problems.append('"audio_alignment_clips" needs the kept features of a frozen audio encoder: '
-                        'freeze it and set "feature_cache_gb" above 0, or leave this key out')
+    for key, part in ALIGNED.items():
+        if getattr(config, key) and (part not in config.frozen or not config.feature_cache_gb):
+            problems.append(f'"{key}" needs the kept features of a frozen {part} encoder: '
+                            'freeze it and set "feature_cache_gb" above 0, or leave this key out')
     for key in ("lora_alpha", "lora_targets"):
         if key in chosen and not config.lora_rank:
             problems.append(f'"{key}" has no effect without "lora_rank"; set it, for example to 16')

@@ -45,6 +45,10 @@ class MediaReader:
         power = self.power(path)
         if take:
             power = audio.augment(power, self.rng(path, take), self.max_frames)
+        return self.log_mel(power)
+
+    def log_mel(self, power: torch.Tensor) -> torch.Tensor:
+        """The log-mel of a mel power (F, mels), as the encoder needs it."""
         return whisper_mel.log_mel(power) if self.whisper else audio.log_mel(power, self.audio.level)
 
     def plain_frames(self, samples: int) -> int:

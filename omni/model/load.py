@@ -78,16 +78,17 @@ def load(config: SFTConfig, make: Callable[..., OmniNetwork] = OmniNetwork,
     report(vision.line)
     model = make(thinker.tokenizer, thinker.module, audio.module, vision.module)
     words = words_hash(thinker.module.embed_tokens.weight)
-    for name, part, place in (("audio_projector", audio, config.audio_ckpt),
-                              ("vision_projector", vision, config.vision_ckpt)):
+    for name, part, place, key in (
+            ("audio_projector", audio, config.audio_ckpt, "audio_alignment_clips"),
+            ("vision_projector", vision, config.vision_ckpt, "vision_alignment_images")):
         if part.projector is None:
             continue
         projector = getattr(model, name)
         if misfit := _misfit(projector, part.projector, words):
             report(f"{place}: its projector {misfit}, so a new one is trained")
-        elif name == "audio_projector" and config.audio_alignment_clips:
-            raise UserError(f'"audio_alignment_clips" is for a new projector, and {place} brings one that is '
-                            "fitted already; remove the key")
+        elif getattr(config, key):
+            raise UserError(f'"{key}" is for a new projector, and {place} brings one that is fitted already; '
+                            "remove the key")
         else:
             report(checkpoint.load_state(projector, part.projector["state"], name, place))
     return model
@@ -122,6 +123,15 @@ def _load_part(config: SFTConfig, key: str, name: str, made_by: str) -> Part:
     module, line = _build(content.get(name) if whole else content, name, place, changes)
     tokenizer = _tokenizer(content, module, place) if name == "thinker" else None
     return Part(module, line, tokenizer, None if whole else content.get("projector"))
+
+
+def load_encoder(place: str, name: str) -> tuple[nn.Module, dict]:
+    """The encoder `name` in a checkpoint or a published folder, and the checkpoint ({} for a folder)."""
+    path = hub.locate(place)
+    if path.is_dir():
+        return FOLDERS[name](path)[0], {}
+    content = checkpoint.load(path, name, "make it with an earlier stage")
+    return _build(content, name, place)[0], content
 
 
 def load_system(content: dict, where: str,

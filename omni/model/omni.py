@@ -11,7 +11,7 @@ from omni.data.tokenizer import Tokenizer, image_tokens
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.lora import merged_state
 from omni.model.loss import answer_loss
-from omni.model.projector import Projector
+from omni.model.projector import Projector, merge_patches
 from omni.model.thinker import Thinker
 from omni.model.vision_encoder import VisionEncoder
 
@@ -112,9 +112,7 @@ class OmniNetwork(nn.Module):
 
     def _project_images(self, patches: torch.Tensor) -> torch.Tensor:
         """(M, P, width) -> (M * P / merge ** 2, D): each merge x merge square of patches is one token."""
-        (M, _, W), merge = patches.shape, self.vision_encoder.arch.merge
-        side = self.vision_encoder.grid // merge
-        squares = patches.view(M, side, merge, side, merge, W).transpose(2, 3).reshape(M * side * side, -1)
+        squares = merge_patches(patches, self.vision_encoder.arch.merge).flatten(0, 1)
         return self.vision_projector(squares.to(self.vision_projector.up_proj.weight.dtype))
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

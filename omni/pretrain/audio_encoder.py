@@ -6,15 +6,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from omni.base import checkpoint
-from omni.base.config import AudioArch, PretrainConfig
+from omni.base.config import PretrainConfig
 from omni.base.errors import UserError
 from omni.data import audio
 from omni.data.collate import pad_mels
+from omni.data.media_reader import MediaReader
 from omni.data.sample import Sample
 from omni.data.tokenizer import SpeechPieces
 from omni.eval.grading import WordErrors, normalise_words, word_errors
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.loss import ctc_frames
+from omni.model.whisper import WhisperEncoder
 from omni.pretrain.stage import Stage
 
 VARIED = 0.9  # share of the clips that are augmented
@@ -27,21 +29,20 @@ def piece_texts(content: dict, path: str) -> list[str]:
     return [decoders.ByteLevel().decode([piece]) for piece in content["pieces"]]
 
 
-def mel_power(clip: str) -> torch.Tensor:
-    """The mel power of a clip: (F, MELS)."""
-    return audio.mel_power(audio.load(clip))
-
-
 class AudioStage(Stage):
-    """B: connectionist temporal classification (CTC, Graves et al. 2006) of transcripts as pieces."""
+    """B: connectionist temporal classification (CTC, Graves et al. 2006) of transcripts as pieces.
+
+    A new encoder of this project, or further training of one or of Whisper's (`start`).
+    """
 
     kind = "audio_encoder"
-    uses = {"arch", "speech_pieces", "start"}
+    uses = {"arch", "speech_pieces", "start", "head_learning_rate"}
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
-        self.encoder = encoder = self.first_encoder(AudioEncoder, AudioArch)
-        self.level = encoder.arch.level
+        self.encoder = encoder = self.first_encoder(AudioEncoder, WhisperEncoder)
+        self.reader = MediaReader(None, encoder.arch, config.seed)
+        self.varied_level = getattr(encoder.arch, "level", "clip") == "speech"
         train, self.lengths = self._clips(config.train, "training clips")
         val, _ = self._clips(config.val, "held-out clips")
         self.train, self.val = ([s.audios[0] for s in samples] for samples in (train, val))
@@ -73,22 +74,22 @@ class AudioStage(Stage):
         don't fit in memory, and decoding takes a tenth of a training step's time.
         """
         samples = [sample for sample in self.read(paths) if len(sample.audios) == 1]
-        loaded = self.load_media(samples, what,
-                                 lambda sample: audio.mel_frames(len(audio.load(sample.audios[0]))))
+        loaded = self.load_media(samples, what, lambda sample: len(self.reader.power(sample.audios[0])))
         return [sample for sample, _ in loaded], [frames for _, frames in loaded]
 
     def batch(self, numbers, epoch: int):
         mels = []
         for i in numbers:
-            rng, power = self.rng(epoch, int(i)), mel_power(self.train[i])
+            rng, power = self.rng(epoch, int(i)), self.reader.power(self.train[i])
             if rng.random() < VARIED:
-                varied = audio.augment(power, rng)
+                varied = audio.augment(power, rng, self.reader.max_frames)
                 # A faster take may have too few frames for its pieces.
                 if self.encoder.lengths(len(varied)) >= self.needed[i]:
                     power = varied
             # Half of the clips are normalised as a whole, so that the encoder works with either level.
-            level = "clip" if self.level == "speech" and rng.random() < 0.5 else self.level
-            mels.append(audio.spec_augment(audio.log_mel(power, level), rng))
+            by_clip = self.varied_level and rng.random() < 0.5
+            mel = audio.log_mel(power, "clip") if by_clip else self.reader.log_mel(power)
+            mels.append(audio.spec_augment(mel, rng))
         return *pad_mels(mels), [self.labels[i] for i in numbers]
 
     def loss(self, batch, device) -> tuple[torch.Tensor, int]:
@@ -104,8 +105,7 @@ class AudioStage(Stage):
         """Corpus word error rate of greedy decoding, for each group of held-out clips."""
         sums: dict[str, WordErrors] = {}
         for start in range(0, len(self.val), 64):
-            mels, lengths = pad_mels([audio.log_mel(mel_power(clip), self.level)
-                                      for clip in self.val[start:start + 64]])
+            mels, lengths = pad_mels([self.reader.mel(clip) for clip in self.val[start:start + 64]])
             features, lengths = self.encoder(mels.to(device), lengths.to(device))
             best = self.model["head"](features).argmax(-1)
             for row, length, text, group in zip(best.tolist(), lengths.tolist(), self.val_texts[start:],

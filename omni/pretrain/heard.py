@@ -8,14 +8,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from omni.base import checkpoint
-from omni.base.config import AudioArch
 from omni.data import audio
+from omni.data.media_reader import MediaReader
 from omni.data.packing import Row
 from omni.data.sample import Sample
 from omni.data.tokenizer import Tokenizer
-from omni.model.audio_encoder import AudioEncoder
-from omni.pretrain.audio_encoder import VARIED, mel_power, piece_texts
+from omni.model.load import load_encoder
+from omni.pretrain.audio_encoder import VARIED, piece_texts
 from omni.pretrain.ragged import Ragged
 from omni.pretrain.reading import Cells
 
@@ -29,11 +28,10 @@ class Heard:
     """
 
     def __init__(self, encoder_file: str, tok: Tokenizer, seed: int):
-        before = checkpoint.load(encoder_file, "audio_encoder", "make it with stage B")
+        self.encoder, before = load_encoder(encoder_file, "audio_encoder")
         texts = piece_texts(before, encoder_file)
-        self.encoder, _ = checkpoint.build_part(AudioEncoder, AudioArch, before, "audio_encoder",
-                                                encoder_file)
         self.encoder.eval()
+        self.reader = MediaReader(None, self.encoder.arch, seed)
         self.head, self.tok, self.seed, self.samples = before["ctc_head"], tok, seed, []
         self.piece_tokens = [*map(tok.encode, texts), [tok.audio]]  # the last one is silence
         self._frames = Ragged("i")  # how many pieces each frame of a clip has
@@ -46,10 +44,10 @@ class Heard:
     def add(self, sample: Sample) -> None:
         """Listen to the only clip of a sample and keep it. MediaError if it can't be read."""
         rng = np.random.default_rng([self.seed, len(self.samples)])
-        power = mel_power(sample.audios[0])
+        power = self.reader.power(sample.audios[0])
         if rng.random() < VARIED:
-            power = audio.augment(power, rng)
-        mel = audio.log_mel(power, self.encoder.arch.level)
+            power = audio.augment(power, rng, self.reader.max_frames)
+        mel = self.reader.log_mel(power)
         features, _ = self.encoder(mel[None], torch.tensor([len(mel)]))
         probabilities = F.linear(features[0], self.head["weight"], self.head["bias"]).softmax(-1)
         likely = probabilities >= LIKELY

@@ -15,12 +15,12 @@ from omni.base import checkpoint
 from omni.base.config import PretrainConfig
 from omni.base.device import choose_device
 from omni.base.errors import UserError
-from omni.data import audio, image
+from omni.data import image
 from omni.data.collate import pad_mels
 from omni.data.sample import Sample
 from omni.data.tokenizer import Tokenizer
-from omni.model.projector import Projector, words_hash
-from omni.pretrain.audio_encoder import AudioStage, mel_power, piece_texts
+from omni.model.projector import Projector, merge_patches, words_hash
+from omni.pretrain.audio_encoder import AudioStage, piece_texts
 from omni.pretrain.reading import Middle, cell_weights
 from omni.pretrain.vision_boxes import BoxStage
 
@@ -112,8 +112,8 @@ class VisionProjectorStage(ProjectorStage, BoxStage):
             pixels.append(self.reader.pixels(path, take))
             placed = image.placement(self.reader.rng(path, take)) if take else None
             wanted.append(self._wanted(sample, placed))
-        squares = self.squares(self.encoder(torch.stack(pixels).to(self.device))).cpu()
-        return list(zip(squares, wanted, strict=True))
+        patches = self.encoder(torch.stack(pixels).to(self.device)).cpu()
+        return list(zip(merge_patches(patches, self.encoder.arch.merge), wanted, strict=True))
 
     def _wanted(self, sample: Sample, placed: image.Placement | None) -> torch.Tensor:
         boxes = np.array([self.shown(box, placed) for _, box in sample.objects], np.float32)
@@ -142,8 +142,8 @@ class AudioProjectorStage(ProjectorStage, AudioStage):
 
     def held_out(self) -> Iterator[Pair]:
         for start in range(0, len(self.val), BATCH):
-            yield from self.pairs(*pad_mels([audio.log_mel(mel_power(clip), self.level)
-                                             for clip in self.val[start:start + BATCH]]))
+            clips = self.val[start:start + BATCH]
+            yield from self.pairs(*pad_mels([self.reader.mel(clip) for clip in clips]))
 
     @torch.no_grad()
     def pairs(self, mels: torch.Tensor, lengths: torch.Tensor) -> list[Pair]:

@@ -7,15 +7,16 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from omni.base import checkpoint
 from omni.base.config import PretrainConfig, build
 from omni.base.errors import MediaError, UserError
 from omni.data import manifest
 from omni.data.sample import Sample
+from omni.model.load import KINDS, load_encoder
 
 T = TypeVar("T")
+# Keys of a config that only some stages use.
 SOME_KEYS = ("arch", "vocab_size", "reading_share", "speech_pieces", "max_length", "decoder", "start",
-             "thinker", "photographs", "audio_encoder", "clips")  # keys of a config that only some stages use
+             "head_learning_rate", "thinker", "photographs", "audio_encoder", "clips")
 
 
 def bucketed(lengths, batch_size: int, rng: np.random.Generator) -> list[list[int]]:
@@ -37,7 +38,7 @@ class Stage:
     model: nn.Module
     train: list
     lengths: list[int]
-    before: dict  # the checkpoint of `start`, if `first_encoder` took it
+    before: dict  # the checkpoint of `start`, if `first_encoder` took it; {} if it was a published folder
 
     def __init__(self, config: PretrainConfig):
         self.config, default = config, PretrainConfig()
@@ -51,15 +52,19 @@ class Stage:
         return [sample for path in paths for sample in
                 manifest.read(path, allow_outside_paths=self.config.allow_outside_paths).check(0.05).samples]
 
-    def first_encoder(self, part: type[nn.Module], arch: type) -> nn.Module:
-        """The encoder to train: a new one of the config's `arch`, or that of an earlier stage, `start`."""
+    def first_encoder(self, *kinds: type[nn.Module]) -> nn.Module:
+        """The encoder to train: a new one of the config's `arch`, or `start`, if it is of these kinds."""
         config = self.config
         if not config.start:
-            return part(build(arch, config.arch, "arch"))
+            encoder, arch = next(iter(KINDS[self.kind].values()))
+            return encoder(build(arch, config.arch, "arch"))
         if config.arch:
             raise UserError('"start" is an encoder with its own shape: leave "arch" out')
-        self.before = checkpoint.load(config.start, self.kind, "make it with an earlier stage")
-        return checkpoint.build_part(part, arch, self.before, self.kind, config.start)[0]
+        encoder, self.before = load_encoder(config.start, self.kind)
+        if not isinstance(encoder, kinds):
+            raise UserError(f"{config.start}: a {type(encoder).__name__}, which the stage {config.stage} "
+                            "can't train")
+        return encoder
 
     def load_media(self, samples: list[Sample], what: str,
                    load: Callable[[Sample], T]) -> list[tuple[Sample, T]]:

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from omni.base import checkpoint
-from omni.base.config import PretrainConfig, VisionArch
+from omni.base.config import PretrainConfig
 from omni.base.errors import UserError
 from omni.data import image
 from omni.data.sample import Sample
+from omni.model.projector import merge_patches
 from omni.model.vision_encoder import VisionEncoder
 from omni.pretrain.stage import Stage
 from omni.pretrain.vision_encoder import COLOR_WORDS, CachingReader, binary_word_loss, recolor
@@ -52,7 +53,7 @@ class BoxStage(Stage):
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
-        self.encoder = encoder = self.first_encoder(VisionEncoder, VisionArch)
+        self.encoder = encoder = self.first_encoder(VisionEncoder)
         arch = encoder.arch
         self.reader = CachingReader(arch, config.seed, set())
         self.train, self.val = self._with_boxes(config.train), self._with_boxes(config.val)
@@ -116,13 +117,8 @@ class BoxStage(Stage):
     def scores(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The words' scores in cells (M, S, words) and in patches (M, P, words)."""
         patches = self.encoder(pixels)
-        return self.model["cell"](self.squares(patches)).float(), self.model["center"](patches).float()
-
-    def squares(self, patches: torch.Tensor) -> torch.Tensor:
-        """Patches (M, P, width) -> the squares of patches that are a token each: (M, S, token width)."""
-        M, merge = len(patches), self.encoder.arch.merge
-        squares = patches.view(M, self.side, merge, self.side, merge, -1).transpose(2, 3)
-        return squares.reshape(M, self.side ** 2, -1)
+        squares = merge_patches(patches, self.encoder.arch.merge)
+        return self.model["cell"](squares).float(), self.model["center"](patches).float()
 
     def loss(self, batch, device) -> tuple[torch.Tensor, int]:
         pixels, *targets = (part.to(device) for part in batch)

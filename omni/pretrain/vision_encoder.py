@@ -112,7 +112,7 @@ class VisionStage(Stage):
         for path in config.photographs:
             if path not in paths:
                 raise UserError(f'"photographs": {path} is not among those to train on: {", ".join(paths)}')
-        encoder = self.first_encoder(VisionEncoder, VisionArch)
+        encoder = self.first_encoder(VisionEncoder)
         arch = encoder.arch
         reader = CachingReader(arch, config.seed, photographs)
         for number, path in enumerate(paths):

@@ -10,6 +10,7 @@ import torch
 
 from omni.base import checkpoint
 from omni.base.config import SFTConfig
+from omni.base.config_file import ALIGNED
 from omni.base.console import say
 from omni.base.distributed import World, gathered, sharded_like
 from omni.base.errors import UserError
@@ -21,7 +22,7 @@ from omni.train.state import TrainState
 # A resume may change these only with --allow-change: the order of samples or what is trained depends on them.
 FIXED_KEYS = ("seed", "batch_size", "samples_per_epoch", "data_mix", "data_dir", "freeze_encoders",
               "freeze_thinker", "lora_rank", "lora_alpha", "lora_targets", "audio_window", "audio_stack",
-              "image_merge", "audio_alignment_clips", "augment_takes", "max_length", "check_media")
+              "image_merge", *ALIGNED, "augment_takes", "max_length", "check_media")
 # The keys of a step checkpoint and their types.
 CHECKPOINT_KEYS = {"step": int, "sums": dict, "model": dict, "optimizer": dict, "config": dict,
                    "inputs": dict}

@@ -1,0 +1,74 @@
+"""What the vision projector is fitted to: the words that answers use of pictures.
+
+Each place of a picture tells a token of these words, or none. A picture has a token if any of its places
+tells it (noisy-or multiple-instance learning, as Fang et al. 2015 do with captions). Tokens are weighted by
+their inverse document frequency (Spaerck Jones 1972): what is said of every picture is no information.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from omni.base.errors import UserError
+from omni.data.sample import Sample
+from omni.model.omni import OmniNetwork
+from omni.model.projector import merge_patches
+from omni.train.features import FeatureStore
+from omni.train.word_scores import WordScores, no_word
+
+LEAST = 10  # pictures that have a token; rarer ones are ignored
+LEAST_LOG = 1e-6  # keeps logarithms of 1 - p finite
+
+
+def has_words(sample: Sample) -> bool:
+    """Whether the answers of a sample are about one picture and nothing else."""
+    return len(sample.images) == 1 and not sample.audios
+
+
+class Pictures:
+    """Pictures with the tokens of their answers. UserError if none is said of some pictures only."""
+
+    def __init__(self, model: OmniNetwork, samples: Sequence[Sample], features: FeatureStore):
+        self.features, self.merge = features, model.vision_encoder.arch.merge
+        said: dict[str, set[int]] = {}
+        for sample in samples:
+            if features.holds([(sample.images[0], 0)]):
+                said.setdefault(sample.images[0], set()).update(
+                    token for role, content in sample.messages if role == "assistant"
+                    for token in model.tokenizer.encode(f" {content}"))
+        counts = Counter(token for tokens in said.values() for token in tokens)
+        self.words = WordScores(model, (token for token, count in counts.items()
+                                        if LEAST <= count < len(said) and token != no_word(model.tokenizer)))
+        if not self.words.tokens:
+            raise UserError('"vision_alignment_images": no word is in the answers about at least '
+                            f"{LEAST} training images, but not about all; set it to 0")
+        number = self.words.number
+        self.images = [(path, sorted(number[token] for token in tokens if token in number))
+                       for path, tokens in said.items()]
+        self.weights = torch.tensor([len(said) / counts[token] for token in self.words.tokens]).log()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def rows(self, numbers: Sequence[int]) -> list[torch.Tensor]:
+        """The features of the images with these numbers, as they make a token each: (S, width) each."""
+        patches = torch.stack([self.features.image(self.images[i][0], 0) for i in numbers]).float()
+        return list(merge_patches(patches, self.merge))
+
+    def loss(self, projector: nn.Module, numbers: Sequence[int], rng: torch.Generator) -> torch.Tensor:
+        """Weighted binary cross-entropy of the tokens, summed over them, per picture."""
+        device = self.words.embeddings.device
+        has = torch.zeros(len(numbers), len(self.words.tokens))
+        for row, i in enumerate(numbers):
+            has[row, self.images[i][1]] = 1
+        told = self.words.log_probabilities(projector(torch.stack(self.rows(numbers)).to(device)))
+        absent = log_of_rest(told[..., :-1]).sum(1)  # no place tells the token
+        has, weights = has.to(device), self.weights.to(device)
+        return -((has * log_of_rest(absent) + (1 - has) * absent) * weights).sum(1).mean()
+
+
+def log_of_rest(log: torch.Tensor) -> torch.Tensor:
+    """log(1 - p) of log(p), as if p were a little below 1."""
+    return (-torch.expm1(log.clamp(max=-LEAST_LOG))).log()
