@@ -34,14 +34,26 @@ def write(path: Path, lines: list[dict]) -> None:
     print(f"{path}: {len(lines):,} samples")
 
 
-def easy_vqa(real: Path, out: Path) -> None:
-    """The questions as published. Each answer is one of 13 words."""
+def about_picture(turns: list[tuple[str, str]], image: str, split: str,
+                  rng: np.random.Generator) -> list[dict]:
+    """One conversation in training: a step learns more from each picture. Single questions if held out."""
+    if split == "val":
+        return [conversation(f"<image>{q}", a, images=[image], task="qa") for q, a in turns]
+    turns = [turns[i] for i in rng.permutation(len(turns))]
+    messages = [message for q, a in turns for message in conversation(q, a)["messages"]]
+    messages[0]["content"] = "<image>" + messages[0]["content"]
+    return [{"messages": messages, "images": [image], "task": "qa"}]
+
+
+def easy_vqa(real: Path, out: Path, rng: np.random.Generator) -> None:
+    """The questions as published, some ten a picture. Each answer is one of 13 words."""
     for theirs, ours in (("train", "train"), ("test", "val")):
         shutil.copytree(real / theirs / "images", out / ours, dirs_exist_ok=True)
-        rows = json.loads((real / theirs / "questions.json").read_text(encoding="utf-8"))
-        write(out / f"{ours}.jsonl", [
-            conversation(f"<image>{question}", answer, images=[f"{ours}/{number}.png"], task="qa")
-            for question, answer, number in rows])
+        asked: dict[int, list] = {}
+        for question, answer, number in json.loads((real / theirs / "questions.json").read_text("utf-8")):
+            asked.setdefault(number, []).append((question, answer))
+        write(out / f"{ours}.jsonl", [line for number, turns in asked.items()
+                                      for line in about_picture(turns, f"{ours}/{number}.png", ours, rng)])
 
 
 def article(noun: str) -> str:
@@ -49,7 +61,7 @@ def article(noun: str) -> str:
 
 
 def photographs(real: Path, out: Path, rng: np.random.Generator) -> None:
-    """Two or three questions a picture: one conversation in training, separate samples when held out."""
+    """Two or three questions a picture."""
     for theirs, ours in (("train", "train"), ("test", "val")):
         lines = []
         for path in sorted((real / theirs).glob("*/*.jpg")):
@@ -61,13 +73,7 @@ def photographs(real: Path, out: Path, rng: np.random.Generator) -> None:
                       "Yes, it is an animal." if kind in ANIMALS else "No, it is a thing.")]
             if kind in ANIMALS:
                 turns.append(("What animal?", f"This is {article(kind)}."))
-            if ours == "val":
-                lines += [conversation(f"<image>{q}", a, images=[image], task="qa") for q, a in turns]
-                continue
-            turns = [turns[i] for i in rng.permutation(len(turns))]
-            messages = [m for q, a in turns for m in conversation(q, a)["messages"]]
-            messages[0]["content"] = "<image>" + messages[0]["content"]
-            lines.append({"messages": messages, "images": [image], "task": "qa"})
+            lines += about_picture(turns, image, ours, rng)
         write(out / f"{ours}.jsonl", lines)
 
 
@@ -110,7 +116,7 @@ def digits(real: Path, out: Path, seed: int, train: int, val: int) -> None:
         speakers = sorted({speaker for speaker, _ in heard[split]})
         (out / split).mkdir(parents=True, exist_ok=True)
         lines = []
-        for number in tqdm(range(count), desc=f"digits, {split}"):
+        for number in tqdm(range(count), desc=f"digits, {split}", disable=None):
             speaker = speakers[number % len(speakers)]
             name, rate = f"{split}/{number:05d}.wav", RATE
             if split == "train":  # half of them mix speakers, so that a digit's neighbours say less about it
@@ -144,9 +150,8 @@ def main() -> None:
                         help="strings of digits for training; a sixth as many are held out")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    rng = np.random.default_rng(args.seed)
-    easy_vqa(args.real / "easy-vqa", args.out / "easyvqa")
-    photographs(args.real / "cifar10", args.out / "animals", rng)
+    easy_vqa(args.real / "easy-vqa", args.out / "easyvqa", np.random.default_rng(args.seed))
+    photographs(args.real / "cifar10", args.out / "animals", np.random.default_rng(args.seed))
     digits(args.real / "fsdd", args.out / "digits", args.seed, train=args.strings, val=args.strings // 6)
     instructions(args.real / "alpaca", args.out / "alpaca")
 

@@ -32,7 +32,8 @@ def made(tmp_path_factory) -> Path:
             for kind in ("airplane", "cat"):
                 picture(real / "cifar10" / split / kind / f"{number:04d}.jpg")
         (real / "easy-vqa" / split / "questions.json").write_text(
-            json.dumps([["what shape is in the image?", "circle", number] for number in range(2)]))
+            json.dumps([[question, "circle", number] for number in range(2)
+                        for question in ("what shape is in the image?", "what shape is present?")]))
     (real / "fsdd").mkdir()
     for speaker in SPEAKERS:
         for digit in range(10):
@@ -49,7 +50,7 @@ def made(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name, train, val, task", [
-    ("easyvqa", 2, 2, "qa"), ("animals", 4, 10, "qa"), ("digits", 240, 40, "asr"),
+    ("easyvqa", 2, 4, "qa"), ("animals", 4, 10, "qa"), ("digits", 240, 40, "asr"),
     ("alpaca", 18, 2, "text")])
 def test_every_sample_is_read_and_no_medium_is_in_both_splits(made, name, train, val, task):
     sides = [manifest.read(str(made / name / f"{split}.jsonl")) for split in ("train", "val")]
@@ -59,11 +60,16 @@ def test_every_sample_is_read_and_no_medium_is_in_both_splits(made, name, train,
     assert not media[0] & media[1]
 
 
-def test_photographs_are_conversations_in_training_and_single_questions_when_held_out(made):
-    conversations, questions = (manifest.read(str(made / "animals" / f"{split}.jsonl")).samples
-                        for split in ("train", "val"))
-    assert sorted({len(c.messages) for c in conversations}) == [4, 6]  # things have two turns, animals three
+@pytest.mark.parametrize("name, turns", [("easyvqa", [4]), ("animals", [4, 6])])  # things have no third turn
+def test_a_picture_is_a_conversation_in_training_and_single_questions_when_held_out(made, name, turns):
+    conversations, questions = (manifest.read(str(made / name / f"{split}.jsonl")).samples
+                                for split in ("train", "val"))
+    assert sorted({len(c.messages) for c in conversations}) == turns
     assert {len(question.messages) for question in questions} == {2}
+
+
+def test_the_answers_about_photographs(made):
+    questions = manifest.read(str(made / "animals" / "val.jsonl")).samples
     assert {q.answer for q in questions} == {
         "There is an airplane in the picture.", "There is a cat in the picture.", "This is a cat.",
         "Yes, it is an animal.", "No, it is a thing."}

@@ -53,6 +53,8 @@ class AudioStage(Stage):
         self.labels = [self.pieces.encode(t) for t in self.texts]
         self.model = nn.ModuleDict({"encoder": encoder,
                                     "head": nn.Linear(encoder.token_width, len(self.pieces) + 1)})
+        if config.start and "ctc_head" in self.before and self.before["pieces"] == self.pieces.pieces:
+            self.model["head"].load_state_dict(self.before["ctc_head"])
         self.blank = len(self.pieces)
         self.needed = [ctc_frames(labels) for labels in self.labels]
         fits = [i for i, frames in enumerate(self.lengths)

@@ -23,12 +23,12 @@ from omni.base.config import SFTConfig
 from omni.base.console import progress, say
 from omni.base.distributed import World
 from omni.data.mixture import Mix
-from omni.data.sample import spread
+from omni.data.sample import Sample, spread
 from omni.model.omni import OmniNetwork
 from omni.train import optim
-from omni.train.audio_alignment import Clips, transcript
+from omni.train.audio_alignment import Clips
 from omni.train.features import FeatureStore
-from omni.train.vision_alignment import Pictures, has_words
+from omni.train.vision_alignment import Pictures
 from omni.train.word_scores import WordScores
 
 EPOCHS, MEAN_EPOCHS = 4, 3  # of the words, and of the means
@@ -38,7 +38,14 @@ BATCH, RATE, WARMUP = 32, 1e-3, 50
 class Media(Protocol):
     """Clips or pictures with what is known about their words."""
 
+    key: str  # of the config: how many
+    projector: str  # of the model
+    name: str
     words: WordScores
+
+    @staticmethod
+    def medium(sample: Sample) -> str:
+        """The path of the sample's medium; "" if it has none, or several, or its words are not known."""
 
     def __len__(self) -> int: ...
 
@@ -59,23 +66,20 @@ def align(model: OmniNetwork, mix: Mix, features: FeatureStore | None, config: S
     """
     if features is None:
         return
-    for count, projector, usable, kind, field, name in (
-            (config.audio_alignment_clips, model.audio_projector, transcript, Clips, "audios", "clips"),
-            (config.vision_alignment_images, model.vision_projector, has_words, Pictures, "images",
-             "images")):
+    for kind in (Clips, Pictures):
+        count, began = getattr(config, kind.key), time.time()
         if not count:
             continue
-        began = time.time()
-        samples = [sample for source in mix.train.values() for sample in source if usable(sample)]
-        chosen = {*spread([*dict.fromkeys(getattr(sample, field)[0] for sample in samples)], count)}
-        samples = [sample for sample in samples if getattr(sample, field)[0] in chosen]
-        features.add(samples, 1, f"{name} to align")
-        media = kind(model, samples, features)
+        samples = [sample for source in mix.train.values() for sample in source if kind.medium(sample)]
+        chosen = {*spread([*dict.fromkeys(map(kind.medium, samples))], count)}
+        samples = [sample for sample in samples if kind.medium(sample) in chosen]
+        features.add(samples, 1, f"{kind.name} to align")
+        media, projector = kind(model, samples, features), getattr(model, kind.projector)
         if fitted:
             continue
         state, first, last = world.from_first(lambda: _fit(projector, media, config.seed))
         projector.load_state_dict(state)
-        say(f"{name[:-1]} projector fitted to the words of {len(media):,} {name} in "
+        say(f"{kind.projector} fitted to the words of {len(media):,} {kind.name} in "
             f"{(time.time() - began) / 60:.1f} min: loss {first:.2f} -> {last:.2f}")
 
 

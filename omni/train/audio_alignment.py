@@ -30,6 +30,8 @@ def transcript(sample: Sample) -> str:
 class Clips:
     """Clips with the tokens of their transcripts. UserError if no clip has frames enough for them."""
 
+    key, projector, name = "audio_alignment_clips", "audio_projector", "clips"
+
     def __init__(self, model: OmniNetwork, samples: Sequence[Sample], features: FeatureStore):
         self.features = features
         known = [(sample.audios[0], model.tokenizer.encode(transcript(sample))) for sample in samples]
@@ -39,6 +41,11 @@ class Clips:
             raise UserError('"audio_alignment_clips": no training clip has a transcript that fits in its '
                             'frames; name the task of transcripts ("task": "asr"), or set it to 0')
         self.words = WordScores(model, (token for _, tokens in self.clips for token in tokens))
+
+    @staticmethod
+    def medium(sample: Sample) -> str:
+        """The path of the sample's only clip, if its words are known; else ""."""
+        return sample.audios[0] if transcript(sample) else ""
 
     def __len__(self) -> int:
         return len(self.clips)

@@ -22,13 +22,10 @@ LEAST = 10  # pictures that have a token; rarer ones are ignored
 LEAST_LOG = 1e-6  # keeps logarithms of 1 - p finite
 
 
-def has_words(sample: Sample) -> bool:
-    """Whether the answers of a sample are about one picture and nothing else."""
-    return len(sample.images) == 1 and not sample.audios
-
-
 class Pictures:
     """Pictures with the tokens of their answers. UserError if none is said of some pictures only."""
+
+    key, projector, name = "vision_alignment_images", "vision_projector", "images"
 
     def __init__(self, model: OmniNetwork, samples: Sequence[Sample], features: FeatureStore):
         self.features, self.merge = features, model.vision_encoder.arch.merge
@@ -48,6 +45,11 @@ class Pictures:
         self.images = [(path, sorted(number[token] for token in tokens if token in number))
                        for path, tokens in said.items()]
         self.weights = torch.tensor([len(said) / counts[token] for token in self.words.tokens]).log()
+
+    @staticmethod
+    def medium(sample: Sample) -> str:
+        """The path of the picture that the answers of the sample are about alone; else ""."""
+        return sample.images[0] if len(sample.images) == 1 and not sample.audios else ""
 
     def __len__(self) -> int:
         return len(self.images)
