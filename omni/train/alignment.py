@@ -13,6 +13,7 @@ next, weighted by the probabilities that the first fit gives them.
 import copy
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -77,7 +78,7 @@ def align(model: OmniNetwork, mix: Mix, features: FeatureStore | None, config: S
         media, projector = kind(model, samples, features), getattr(model, kind.projector)
         if fitted:
             continue
-        state, first, last = world.from_first(lambda: _fit(projector, media, config.seed))
+        state, first, last = world.from_first(partial(_fit, projector, media, config.seed))
         projector.load_state_dict(state)
         say(f"{kind.projector} fitted to the words of {len(media):,} {kind.name} in "
             f"{(time.time() - began) / 60:.1f} min: loss {first:.2f} -> {last:.2f}")
