@@ -50,7 +50,8 @@ def easy_vqa(real: Path, out: Path, rng: np.random.Generator) -> None:
     for theirs, ours in (("train", "train"), ("test", "val")):
         shutil.copytree(real / theirs / "images", out / ours, dirs_exist_ok=True)
         asked: dict[int, list] = {}
-        for question, answer, number in json.loads((real / theirs / "questions.json").read_text("utf-8")):
+        rows = json.loads((real / theirs / "questions.json").read_text(encoding="utf-8"))
+        for question, answer, number in rows:
             asked.setdefault(number, []).append((question, answer))
         write(out / f"{ours}.jsonl", [line for number, turns in asked.items()
                                       for line in about_picture(turns, f"{ours}/{number}.png", ours, rng)])
