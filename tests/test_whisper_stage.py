@@ -48,3 +48,5 @@ def test_a_new_head_has_its_own_rate(toy, tmp_path):
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert {rates[id(p)] for p in head.model["head"].parameters()} == {0.02}
     assert {rates[id(p)] for p in head.encoder.parameters()} == {0.003}
+    with pytest.raises(UserError, match='"head_learning_rate" has no effect with "optimizer": "muon"'):
+        AudioStage(replace(head.config, optimizer="muon"))

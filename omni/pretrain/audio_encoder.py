@@ -40,6 +40,9 @@ class AudioStage(Stage):
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
+        if config.head_learning_rate is not None and config.optimizer != "adamw":
+            raise UserError(f'"head_learning_rate" has no effect with "optimizer": "{config.optimizer}"; '
+                            "remove one of them")
         self.encoder = encoder = self.first_encoder(AudioEncoder, WhisperEncoder)
         self.reader = MediaReader(None, encoder.arch, config.seed)
         self.varied_level = getattr(encoder.arch, "level", "clip") == "speech"

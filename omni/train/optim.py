@@ -120,7 +120,7 @@ def of_stage(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optim
     Muon (Jordan et al. 2024) gives all directions of a matrix equal steps. Its updates are scaled to the
     size of AdamW's, so both take the same learning rate. With "muon" only the blocks' matrices decay.
     """
-    if config.head_learning_rate is not None:  # checked: only for stage B, with AdamW
+    if config.head_learning_rate is not None:  # stage B alone has it, and only with AdamW
         groups = [(model["encoder"], config.learning_rate), (model["head"], config.head_learning_rate)]
         return [adamw(groups, config.weight_decay, model)]
     if config.optimizer == "adamw":
