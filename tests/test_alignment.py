@@ -84,7 +84,7 @@ def test_places_become_the_words_of_answers(toy, tmp_path, monkeypatch, capsys):
     for number, (_, has) in enumerate(pictures.images):
         with torch.no_grad():
             places = model.vision_projector(pictures.rows([number])[0])
-        told = {*torch.cdist(places, words.embeddings).argmin(1).tolist()} - {words.nothing}
+        told = {*torch.cdist(places, words.embeddings).argmin(1).tolist()} - {words.blank}
         if len(has) < len(places):  # each place tells one token
             assert told == {*has}
             few += 1

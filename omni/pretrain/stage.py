@@ -63,7 +63,7 @@ class Stage:
         encoder, self.before = load_encoder(config.start, self.kind)
         if not isinstance(encoder, kinds):
             raise UserError(f"{config.start}: a {type(encoder).__name__}, which the stage {config.stage} "
-                            "can't train")
+                            'can\'t train; choose another "start"')
         return encoder
 
     def load_media(self, samples: list[Sample], what: str,

@@ -1,13 +1,13 @@
 """Before training: new projectors are fitted to the Thinker's words.
 
 A Thinker needs many samples before it can read the features of a random projector. What the projector
-should give is known before: the words that are said in a clip (audio_alignment.py), or that answers use of a
+should give is known before: the words that are said in a clip (audio_alignment.py), or in the answers about a
 picture (vision_alignment.py). This fit doesn't run the Thinker, so a clip takes some 5 ms in place of 140
 (whisper-base and SmolLM2-135M on two cores).
 
-First the right words are to score best. But then a feature need not resemble a word's embedding: for clips
-the cosine was 0.19, and the Thinker read nothing. So each feature is fitted to the mean of the embeddings
-next, weighted by the probabilities that the first fit gives them.
+The first fit makes the right words score best. That isn't enough, since a feature still need not resemble a
+word's embedding: for clips the cosine was 0.19, and the Thinker read nothing. So the second fit brings each
+feature to the mean of the embeddings, weighted by the probabilities that the first gives them.
 """
 
 import copy
@@ -32,7 +32,7 @@ from omni.train.features import FeatureStore
 from omni.train.vision_alignment import Pictures
 from omni.train.word_scores import WordScores
 
-EPOCHS, MEAN_EPOCHS = 4, 3  # of the words, and of the means
+EPOCHS, MEAN_EPOCHS = 4, 3  # of the first fit, and of the second
 BATCH, RATE, WARMUP = 32, 1e-3, 50
 
 
@@ -54,7 +54,7 @@ class Media(Protocol):
         """The features of the media with these numbers: (tokens, width) each."""
 
     def loss(self, projector: nn.Module, numbers: Sequence[int], rng: torch.Generator) -> torch.Tensor:
-        """How badly the projected features tell the words."""
+        """The loss of the first fit."""
 
 
 def align(model: OmniNetwork, mix: Mix, features: FeatureStore | None, config: SFTConfig, world: World,
@@ -85,7 +85,7 @@ def align(model: OmniNetwork, mix: Mix, features: FeatureStore | None, config: S
 
 
 def _fit(projector: nn.Module, media: Media, seed: int) -> tuple[dict[str, torch.Tensor], float, float]:
-    """The projector's new weights, and the words' mean loss in the first and in the last epoch."""
+    """The projector's new weights, and the first fit's mean loss in its first and in its last epoch."""
     words, rng = media.words, torch.Generator().manual_seed(seed)
     device = words.embeddings.device
 

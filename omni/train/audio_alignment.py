@@ -55,7 +55,7 @@ class Clips:
         return [self.features.audio(self.clips[i][0], 0).float() for i in numbers]
 
     def loss(self, projector: nn.Module, numbers: Sequence[int], rng: torch.Generator) -> torch.Tensor:
-        """CTC's loss per token of the transcripts; "no word" is its blank."""
+        """CTC's loss per token of the transcripts."""
         frames, tokens = self.rows(numbers), [self.clips[i][1] for i in numbers]
         hidden = torch.rand(len(frames), 1, frames[0].shape[1], generator=rng) < DROPPED
         padded = pad_sequence(frames, batch_first=True) * ~hidden / (1 - DROPPED)
@@ -63,5 +63,5 @@ class Clips:
         targets = [self.words.number[token] for row in tokens for token in row]
         return F.ctc_loss(scores.transpose(0, 1), torch.tensor(targets),
                           torch.tensor([len(rows) for rows in frames]),
-                          torch.tensor([len(row) for row in tokens]), blank=self.words.nothing,
+                          torch.tensor([len(row) for row in tokens]), blank=self.words.blank,
                           reduction="sum") / len(targets)

@@ -1,4 +1,4 @@
-"""Words of a Thinker that projected features are compared with."""
+"""How well projected features match the embeddings of a Thinker's tokens."""
 
 from collections.abc import Iterable
 
@@ -10,20 +10,20 @@ from omni.model.omni import OmniNetwork
 VARIANCE = 0.25  # of a token's features around its embedding
 
 
-def no_word(tokenizer: Tokenizer) -> int:
-    """The token of features that tell no word, like silence."""
+def blank_token(tokenizer: Tokenizer) -> int:
+    """The token whose embedding features without a word get, like those of silence."""
     return tokenizer.encode(" ")[0]
 
 
 class WordScores:
-    """Some tokens of a Thinker, numbered, and their embeddings; the last number is that of no word."""
+    """Some tokens of a Thinker, numbered from 0, and their embeddings; the last number is the blank."""
 
     def __init__(self, model: OmniNetwork, tokens: Iterable[int]):
         self.tokens = sorted(set(tokens))
         self.number = {token: i for i, token in enumerate(self.tokens)}
-        self.nothing = len(self.tokens)
+        self.blank = len(self.tokens)
         table = model.thinker.embed_tokens.weight.detach().float()
-        self.embeddings = table[[*self.tokens, no_word(model.tokenizer)]]  # (tokens + 1, D)
+        self.embeddings = table[[*self.tokens, blank_token(model.tokenizer)]]  # (tokens + 1, D)
 
     def log_probabilities(self, projected: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., tokens + 1).
