@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni.data.batch import IGNORE
-from omni.data.tokenizer import SPECIALS, SpeechPieces, Tokenizer, split_placeholders
+from omni.data.tokenizer import SPECIALS, Tokenizer, split_placeholders
 
 TEXTS = ["what color is the cat", "the cat is red", "it is 12", "Ünïcödé 你好"] * 3
 TOK = Tokenizer.train(TEXTS, 320)
@@ -87,12 +87,3 @@ def test_splitting_loses_nothing_and_odd_pieces_are_placeholders(content):
     pieces = split_placeholders(content)
     assert "".join(pieces) == content and set(pieces[1::2]) <= {"<image>", "<audio>"}
     assert not any("<image>" in p or "<audio>" in p for p in pieces[::2])
-
-
-@given(st.text("abcdefghijklmnopqrstuvwxyz ", max_size=40))
-@settings(deadline=None)
-def test_speech_pieces_are_decoded_unchanged(words):
-    pieces = SpeechPieces(["the quick brown fox jumps over the lazy dog", "it is low", "it was high"] * 2, 60)
-    words = " ".join(words.split())
-    assert pieces.decode(pieces.encode(words)) == words
-    assert all(0 <= n < len(pieces) == 60 for n in pieces.encode(words))

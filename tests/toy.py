@@ -16,7 +16,8 @@ from omni.data import manifest
 from omni.data.collate import Collator
 from omni.data.media_reader import MediaReader
 from omni.data.sample import Sample
-from omni.data.tokenizer import SpeechPieces, Tokenizer
+from omni.data.speech_pieces import SpeechPieces
+from omni.data.tokenizer import Tokenizer
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.load import load_for_training
 from omni.model.omni import OmniNetwork
@@ -117,7 +118,7 @@ def make(root: Path) -> Toy:
                                            conv_kernel=5))
     vision_encoder = VisionEncoder(VisionArch(image_size=32, patch_size=8, width=32, layers=1, heads=2,
                                               mlp_width=32))
-    pieces = SpeechPieces([t.lower() for t in texts], 60)
+    pieces = SpeechPieces.train([t.lower() for t in texts], 60)
     head = torch.nn.Linear(24, len(pieces) + 1)
     contents = {"thinker": {**checkpoint.part(thinker), "tokenizer": tokenizer.json_text,
                             "pieces": pieces.pieces},

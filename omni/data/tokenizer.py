@@ -267,32 +267,3 @@ def audio_tokens(arch: AudioArch | WhisperArch, mel_frames):
     for _ in range(strides):  # each stride halves the frames, rounding up
         mel_frames = (mel_frames + 1) // 2
     return mel_frames
-
-
-class SpeechPieces:
-    """The small vocabulary of an audio encoder's CTC loss: a BPE over lower-case transcripts.
-
-    CTC needs at least one frame per piece. At 12.5 frames a second there are fewer frames than letters, but
-    enough for about 190 pieces: the letters and 160 merges.
-    """
-
-    def __init__(self, texts, size: int):
-        self._bpe = BPETokenizer(models.BPE())
-        self._bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        self._bpe.decoder = decoders.ByteLevel()
-        self._bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, show_progress=False))
-        self.pieces = [self._bpe.id_to_token(i) for i in range(self._bpe.get_vocab_size())]
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-    def encode(self, text: str) -> list[int]:
-        """The text as ids of pieces. Letters that were not in the training texts are dropped."""
-        return self._bpe.encode(text).ids
-
-    def decode(self, ids) -> str:
-        return self._bpe.decode([int(i) for i in ids]).strip()
-
-    def text(self, piece_id: int) -> str:
-        """One piece as text, with a space before it if it begins a word."""
-        return self._bpe.decode([piece_id])

@@ -12,7 +12,7 @@ from omni.data import audio
 from omni.data.collate import pad_mels
 from omni.data.media_reader import MediaReader
 from omni.data.sample import Sample
-from omni.data.tokenizer import SpeechPieces
+from omni.data.speech_pieces import SpeechPieces
 from omni.eval.grading import WordErrors, normalise_words, word_errors
 from omni.model.audio_encoder import AudioEncoder
 from omni.model.loss import ctc_frames
@@ -52,11 +52,11 @@ class AudioStage(Stage):
         self.texts, self.val_texts = ([" ".join(normalise_words(s.transcript or s.answer)) for s in samples]
                                       for samples in (train, val))
         self.val_groups = [s.group or "known" for s in val]
-        self.pieces = SpeechPieces(self.texts, config.speech_pieces)
+        self.pieces = self._pieces()
         self.labels = [self.pieces.encode(t) for t in self.texts]
         self.model = nn.ModuleDict({"encoder": encoder,
                                     "head": nn.Linear(encoder.token_width, len(self.pieces) + 1)})
-        if config.start and "ctc_head" in self.before and self.before["pieces"] == self.pieces.pieces:
+        if self.before.get("pieces") == self.pieces.pieces:
             self.model["head"].load_state_dict(self.before["ctc_head"])
         self.blank = len(self.pieces)
         self.needed = [ctc_frames(labels) for labels in self.labels]
@@ -81,6 +81,20 @@ class AudioStage(Stage):
         samples = [sample for sample in self.read(paths) if len(sample.audios) == 1]
         loaded = self.load_media(samples, what, lambda sample: len(self.reader.power(sample.audios[0])))
         return [sample for sample, _ in loaded], [frames for _, frames in loaded]
+
+    def _pieces(self) -> SpeechPieces:
+        """Those of the start, whose head is kept then; new ones if they are too many or lack a letter."""
+        new = SpeechPieces.train(self.texts, self.config.speech_pieces)
+        if "pieces" not in self.before:
+            return new
+        known = SpeechPieces.of(self.before["pieces"])
+        missing = sorted({letter for text in self.texts for letter in text if not known.spells(letter)})
+        if missing or len(known) > self.config.speech_pieces:
+            why = f"its pieces lack {' '.join(missing)}" if missing else f"it has {len(known)} pieces"
+            print(f"the CTC head of {self.config.start} is replaced by a new one: {why}")
+            return new
+        print(f"the CTC head of {self.config.start} is kept, with its {len(known)} pieces")
+        return known
 
     def batch(self, numbers, epoch: int):
         mels = []

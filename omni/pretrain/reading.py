@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from omni.data.sample import AUDIO, IMAGE, Sample
-from omni.data.tokenizer import SpeechPieces, Tokenizer
+from omni.data.speech_pieces import SpeechPieces
+from omni.data.tokenizer import Tokenizer
 from omni.eval.grading import normalise_words
 from omni.pretrain.ragged import Ragged
 
@@ -130,7 +131,7 @@ class Speech:
         self.questions = [(s.turns[1], s.answer) for s in samples
                           if len(s.turns) == 4 and s.turns[0] == "user" and self.understands(s.turns[1])]
         if self.texts:
-            self.pieces = SpeechPieces(self.texts, size)
+            self.pieces = SpeechPieces.train(self.texts, size)
             self.piece_ids = [tok.encode(self.pieces.text(k)) for k in range(len(self.pieces))]
 
     def understands(self, text: str) -> bool:

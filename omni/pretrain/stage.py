@@ -38,10 +38,10 @@ class Stage:
     model: nn.Module
     train: list
     lengths: list[int]
-    before: dict  # the checkpoint of `start`, if `first_encoder` took it; {} if it was a published folder
+    before: dict  # the checkpoint of `start`, if `first_encoder` took one of ours; else {}
 
     def __init__(self, config: PretrainConfig):
-        self.config, default = config, PretrainConfig()
+        self.config, self.before, default = config, {}, PretrainConfig()
         for key in SOME_KEYS:
             if key not in self.uses and getattr(config, key) != getattr(default, key):
                 raise UserError(f'"{key}" is not used by the stage {config.stage}: leave it out')
