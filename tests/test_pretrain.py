@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +106,20 @@ def test_a_box_moves_with_its_image(photograph):
         seen = (columns[0] / 64, rows[0] / 64, (columns[-1] + 1) / 64, (rows[-1] + 1) / 64)
         assert np.allclose(box, seen, atol=1.5 / 64), seed
     assert (mirrored > 4) == photograph
+
+
+@pytest.mark.parametrize("stage, need", [("audio", "one clip"), ("vision", "one image and no clip"),
+                                         ("vision_boxes", "one image with boxes")])
+def test_samples_that_a_stage_cannot_use_are_named(toy, tmp_path, capsys, stage, need):
+    made = config(toy, tmp_path, stage)
+    mixed = Path(made.train).with_name("mixed.jsonl")
+    text = (toy.root / "data" / "text_only" / "val.jsonl").read_text().splitlines()
+    mixed.write_text("\n".join(Path(made.train).read_text().splitlines() + text))
+    with suppress(UserError):  # no image of the toy has boxes
+        STAGES[stage](replace(made, train=str(mixed)))
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith(f"{mixed}: ") and line.endswith(f" are skipped: the stage {stage} needs {need}")
+    assert stage == "vision_boxes" or int(line.split()[1]) == len(text)
 
 
 def test_images_without_color_words_keep_their_colors(toy, tmp_path):

@@ -78,7 +78,7 @@ class AudioStage(Stage):
         Each clip is decoded once here, to check it, and again whenever it is needed: the mels of many hours
         don't fit in memory, and decoding takes a tenth of a training step's time.
         """
-        samples = [sample for sample in self.read(paths) if len(sample.audios) == 1]
+        samples = self.usable(paths, lambda sample: len(sample.audios) == 1, "one clip")
         loaded = self.load_media(samples, what, lambda sample: len(self.reader.power(sample.audios[0])))
         return [sample for sample, _ in loaded], [frames for _, frames in loaded]
 

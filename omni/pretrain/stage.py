@@ -52,6 +52,15 @@ class Stage:
         return [sample for path in paths for sample in
                 manifest.read(path, allow_outside_paths=self.config.allow_outside_paths).check(0.05).samples]
 
+    def usable(self, paths: str | list[str], fits: Callable[[Sample], bool], need: str) -> list[Sample]:
+        """The samples of manifests that the stage can use. A line says how many are skipped."""
+        samples = self.read(paths)
+        kept = [sample for sample in samples if fits(sample)]
+        if len(kept) < len(samples):
+            print(f"{paths}: {len(samples) - len(kept)} of {len(samples)} samples are skipped: "
+                  f"the stage {self.config.stage} needs {need}")
+        return kept
+
     def first_encoder(self, *kinds: type[nn.Module]) -> nn.Module:
         """The encoder to train: a new one of the config's `arch`, or `start`, if it is of these kinds."""
         config = self.config

@@ -88,12 +88,9 @@ class ThinkerStage(Stage):
     def _listened(self) -> Heard:
         """What `audio_encoder` hears in the samples of `clips` that have one clip and no image."""
         heard = Heard(self.config.audio_encoder, self.tok, self.config.seed)
-        samples = self.read(self.config.clips)
-        alone = [sample for sample in samples if len(sample.audios) == 1 and not sample.images]
-        if len(alone) < len(samples):
-            print(f'{len(samples) - len(alone)} of {len(samples)} samples of "clips" are skipped: '
-                  "they have another number of clips, or an image")
-        self.load_media(alone, "clips", heard.add)
+        samples = self.usable(self.config.clips, lambda s: len(s.audios) == 1 and not s.images,
+                              'one clip and no image in "clips"')
+        self.load_media(samples, "clips", heard.add)
         return heard
 
     def batches(self, epoch: int) -> list[list[int]]:

@@ -72,7 +72,7 @@ class BoxStage(Stage):
 
     def _with_boxes(self, paths: str | list[str]) -> list[Sample]:
         """The samples with one image and boxes; their images are then in the reader's cache."""
-        samples = [s for s in self.read(paths) if len(s.images) == 1 and s.objects]
+        samples = self.usable(paths, lambda s: len(s.images) == 1 and bool(s.objects), "one image with boxes")
         return [sample for sample, _ in self.load_media(samples, f"images of {paths}", self._cache)]
 
     def _cache(self, sample: Sample) -> None:

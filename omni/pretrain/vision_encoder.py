@@ -141,7 +141,7 @@ class VisionStage(Stage):
 
     def _of_one_image(self, paths: str | list[str], reader: CachingReader) -> list[Sample]:
         """The samples with one image and no clip; their images are then in the reader's cache."""
-        samples = [s for s in self.read(paths) if len(s.images) == 1 and not s.audios]
+        samples = self.usable(paths, lambda s: len(s.images) == 1 and not s.audios, "one image and no clip")
         loaded = self.load_media(samples, f"images of {paths}", lambda s: reader.pixels(s.images[0]))
         return [sample for sample, _ in loaded]
 
