@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +55,21 @@ def test_what_is_added_is_found_again_by_any_process(tmp_path_factory, batches):
     assert not cache.intact(key(99)) and cache.find(key(99)) is None
     with pytest.raises(KeyError):
         cache.read(key(99))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of mapped files from /proc")
+def test_features_that_were_read_do_not_count_as_memory(tmp_path):
+    def mapped_mb() -> float:
+        return int(Path("/proc/self/status").read_text().partition("RssFile:")[2].split()[0]) / 1024
+
+    cache = FeatureCache(tmp_path, "enc", 1e9)
+    for number in range(256):
+        cache.add(key(number), torch.full((1024, 128), float(number)).half())
+    cache.flush()
+    before = mapped_mb()
+    for number in range(256):  # 64 MB
+        assert cache.intact(key(number)) and cache.read(key(number))[7, 8] == number
+    assert mapped_mb() < before + 8
 
 
 def test_keys_with_the_same_first_half_are_told_apart(tmp_path):

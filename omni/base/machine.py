@@ -5,6 +5,7 @@ So no other module asks which system it runs on.
 
 import ctypes
 import faulthandler
+import mmap
 import multiprocessing
 import os
 import sys
@@ -115,6 +116,16 @@ def forget_cached(file) -> None:
     """Drop a flushed file from the page cache, so that the disk is read back. Only Linux can."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def release_mapped(mapped: mmap.mmap, start: int, stop: int) -> None:
+    """Release the pages of some bytes of a mapped file. They would count as memory of this process.
+
+    The system keeps the pages cached, so they can be read again at once. Does nothing on Windows.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):
+        first = start - start % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, first, stop - first)
 
 
 def keep_freed_memory() -> None:

@@ -7,6 +7,7 @@ temporary name and is never changed afterwards.
 
 import contextlib
 import hashlib
+import mmap
 import os
 import uuid
 import zlib
@@ -18,6 +19,7 @@ import torch
 
 from omni.base.console import say
 from omni.base.errors import UserError
+from omni.base.machine import release_mapped
 
 SUFFIX = ".features"
 SHARD = 64 * 2 ** 20  # bytes of features after which a shard is written
@@ -65,7 +67,7 @@ class FeatureCache:
 
     def __init__(self, root: Path, encoder: str, limit: float):
         self.root, self.folder, self.limit = root, root / encoder, limit
-        self._maps: list[np.memmap] = []  # the shards' bytes
+        self._maps: list[mmap.mmap] = []  # the shards' bytes
         self._paths: list[Path] = []
         self._sort(np.empty(0, RECORD), np.empty(0, np.int64))  # records, and the shard of each
         self._used: set[Path] = set()
@@ -83,7 +85,7 @@ class FeatureCache:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__ |= state
-        self._maps = [np.memmap(path, np.uint8, "r") for path in self._paths]
+        self._maps = [_mapped(path) for path in self._paths]
 
     def refresh(self) -> None:
         """Add the shards that other processes wrote. A damaged one is deleted."""
@@ -141,10 +143,13 @@ class FeatureCache:
             path.unlink()
         return False
 
-    def _bytes(self, place: int) -> np.ndarray:
-        record = self._index[place]
-        size = 2 * int(record["rows"]) * int(record["width"])
-        return self._maps[self._shard_of[place]][int(record["offset"]):int(record["offset"]) + size]
+    def _bytes(self, place: int) -> bytearray:
+        record, shard = self._index[place], self._maps[self._shard_of[place]]
+        start = int(record["offset"])
+        stop = start + 2 * int(record["rows"]) * int(record["width"])
+        content = bytearray(memoryview(shard)[start:stop])
+        release_mapped(shard, start, stop)
+        return content
 
     def read(self, key: Key) -> torch.Tensor:
         """A feature (rows, width) in fp16. KeyError if it is not there."""
@@ -152,7 +157,7 @@ class FeatureCache:
         if place is None:
             raise KeyError(key)
         record = self._index[place]
-        values = np.array(self._bytes(place)).view(np.float16)
+        values = np.frombuffer(self._bytes(place), np.float16)
         return torch.from_numpy(values).view(int(record["rows"]), int(record["width"]))
 
     def size(self, key: Key) -> tuple[int, int]:
@@ -213,13 +218,18 @@ class FeatureCache:
                     total -= stat.st_size
 
 
-def _read_table(path: Path) -> tuple[np.ndarray | None, np.memmap | None]:
+def _mapped(path: Path) -> mmap.mmap:
+    with open(path, "rb") as f:
+        return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _read_table(path: Path) -> tuple[np.ndarray | None, mmap.mmap | None]:
     """The records of a shard and its bytes; (None, None) if it is damaged."""
     try:
-        content = np.memmap(path, np.uint8, "r")
-        tail = bytes(content[-TAIL:])
+        content = _mapped(path)
+        tail = content[-TAIL:]
         count = int.from_bytes(tail[:8], "little")
-        table = bytes(content[len(content) - TAIL - count * RECORD.itemsize:len(content) - TAIL])
+        table = content[max(0, len(content) - TAIL - count * RECORD.itemsize):len(content) - TAIL]
         if len(table) != count * RECORD.itemsize or hashlib.sha256(table).digest() != tail[8:]:
             return None, None
         records = np.frombuffer(table, RECORD)
