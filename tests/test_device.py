@@ -36,6 +36,25 @@ def test_peak_memory_is_that_of_the_process_itself():
     assert 0.05 < float(found.stdout) < ballast.nbytes / 2 ** 30
 
 
+@pytest.mark.skipif(sys.platform != "linux" or not torch.backends.mkldnn.is_available(),
+                    reason="reads the memory from /proc, and needs oneDNN")
+def test_clips_of_many_lengths_do_not_fill_the_memory():
+    code = """if True:
+        import torch
+        from omni.base.device import choose_device
+        choose_device("cpu")
+        conv = torch.nn.Conv1d(80, 384, 3, stride=2)
+        def memory():
+            return int(open("/proc/self/status").read().partition("RssAnon:")[2].split()[0]) / 1024
+        with torch.no_grad():
+            for length in range(600, 680):
+                conv(torch.zeros(32, 80, length))
+                before = memory() if length == 610 else before if length > 610 else 0
+        print(memory() - before)"""
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert float(found.stdout) < 100
+
+
 @pytest.fixture
 def machine_with(monkeypatch):
     """Pretends that these devices are there, on this version of macOS."""

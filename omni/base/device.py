@@ -32,6 +32,7 @@ def choose_device(name: str) -> torch.device:
         torch.backends.cuda.enable_cudnn_sdp(False)
     elif name == "cpu":
         machine.keep_freed_memory()
+        machine.limit_kernels()
     return torch.device(name)
 
 
