@@ -1,10 +1,11 @@
 """Speaks the texts of Alpaca: `python data/make_spoken.py`, after make_real.py.
 
 It needs what make_fresh_speech.py needs. An encoder that hears the shipped clips alone knows some 1,000
-words, and forgets others that it knew. So strings of all words of Alpaca are spoken and short sentences of
-its answers, to be transcribed, and short instructions, a third of them to be answered. Those of
-`alpaca/val.jsonl` are held out, to be transcribed. `shipped.jsonl` is the shipped manifest without the
-questions that the shipped Thinker is to decline ("Sorry, I don't know that."): a larger one may know.
+words, and forgets others that it knew. So short sentences of Alpaca's answers are spoken, and nearly all of
+its words in random strings, to be transcribed; and short instructions, about a quarter of them to be
+answered. Those of `alpaca/val.jsonl` are held out, to be transcribed. `shipped.jsonl` is the shipped manifest
+without the questions that the shipped Thinker is to decline ("Sorry, I don't know that."): a larger one may
+know. Its clips stay where they are: "media_dir" is data/tiny/audio_text.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def sentences(lines: list[dict], answered: bool) -> list[Sentence]:
 
 
 def strings(lines: list[dict], rng: random.Random) -> list[Sentence]:
-    """All words of the conversations, in random order."""
+    """Each word once, in random order, but no abbreviations, and no words with a hyphen or an apostrophe."""
     texts = [turn["content"] for line in lines for turn in line["messages"]]
     words = sorted({word.lower() for text in texts for word in re.findall(WORD, text)})
     rng.shuffle(words)
@@ -72,7 +73,8 @@ def main() -> None:
         rng = random.Random(name)
         make(args.out, name, [(one, draw_voice(rng)) for one in chosen], f"spoken {name}")
         print(f"{args.out / name}.jsonl: {len(chosen):,} clips or fewer, those of over 5 seconds are dropped")
-    shipped = [line for line in read(TINY / "audio_text/train.jsonl") if line["kind"] != "unknown"]
+    shipped = [line for line in read(TINY / "audio_text/train.jsonl")
+               if (line["kind"], line["task"]) != ("unknown", "qa")]
     (args.out / "shipped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in shipped),
                                             encoding="utf-8")
 

@@ -60,7 +60,8 @@ def test_what_is_added_is_found_again_by_any_process(tmp_path_factory, batches):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of mapped files from /proc")
 def test_features_that_were_read_do_not_count_as_memory(tmp_path):
     def mapped_mb() -> float:
-        return int(Path("/proc/self/status").read_text().partition("RssFile:")[2].split()[0]) / 1024
+        status = Path("/proc/self/status").read_text()
+        return sum(int(status.partition(f"{kind}:")[2].split()[0]) for kind in ("RssFile", "RssShmem")) / 1024
 
     cache = FeatureCache(tmp_path, "enc", 1e9)
     for number in range(256):

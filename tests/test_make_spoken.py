@@ -55,5 +55,5 @@ def test_what_is_held_out_is_not_spoken_in_training(tmp_path, monkeypatch):
     assert sorted(said["val"]) == ["it flows north", "name a large river please", "the nile is long"]
     assert said["train"].count("it flies to space") == make_spoken.TAKES
     assert "the nile is long" not in said["train"]
-    assert len(made["shipped"]) > 6000 and "unknown" not in {line["kind"] for line in made["shipped"] if
-                                                             line["task"] == "qa"}
+    assert len(made["shipped"]) == 6600 - 140, "the declined questions are left out"
+    assert all((tmp_path / "out" / line["audios"][0]).exists() for line in made["train"] + made["val"])

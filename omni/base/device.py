@@ -8,9 +8,11 @@ import torch
 from omni.base import machine
 from omni.base.errors import UserError
 
-# oneDNN caches compiled code for each shape of a matrix product, by default for 1,024 shapes. With batches of
-# many lengths that takes a gigabyte. It reads this variable at the first product.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
+CPU_HAS_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+# oneDNN caches compiled code and scratch memory for each shape, by default for 1,024 shapes. With batches of
+# many lengths that takes gigabytes. In fp32 it computes convolutions but no matrix products, so few are
+# enough. It reads this variable at its first operation.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512" if CPU_HAS_BF16 else "16")
 
 
 def choose_device(name: str) -> torch.device:
@@ -32,7 +34,6 @@ def choose_device(name: str) -> torch.device:
         torch.backends.cuda.enable_cudnn_sdp(False)
     elif name == "cpu":
         machine.keep_freed_memory()
-        machine.limit_kernels()
     return torch.device(name)
 
 
@@ -54,7 +55,7 @@ def computes_in_bf16(device: torch.device, precision: str) -> bool:
         if precision == "bf16" and not native:
             raise UserError('"precision" is bf16, which MPS has since macOS 14; use "auto" or "fp32"')
     else:
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        native = CPU_HAS_BF16
     return precision == "bf16" or (precision == "auto" and native)
 
 

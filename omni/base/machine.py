@@ -25,7 +25,6 @@ except ImportError:  # Windows
 
 LOCKED_BYTE = 2 ** 30  # on Windows a locked byte can't be read, so it is one behind the text
 IDLE = 30.0  # seconds
-KERNELS = 16  # as many as the vision encoders need to be as fast as with all
 OUT_OF_MEMORY = 77  # exit code of a process that went over `limit_memory`
 SPAWNED = 4  # children that "auto" starts at most where each needs a PyTorch of its own, some 0.25 GB
 
@@ -139,15 +138,6 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(-3, 2 ** 25)  # M_MMAP_THRESHOLD: larger blocks are always returned
         mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD
-
-
-def limit_kernels() -> None:
-    """Let oneDNN, which computes convolutions on a CPU, keep few kernels. Only before the first convolution.
-
-    It keeps each shape's kernels with their scratch memory, by default 1,024 of them. Clips have hundreds of
-    lengths: Whisper's encoder took some 2 GB for 30 of these.
-    """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
 
 
 def limit_memory(more: int) -> None:

@@ -88,9 +88,10 @@ class AudioStage(Stage):
         if "pieces" not in self.before:
             return new
         known = SpeechPieces.of(self.before["pieces"])
-        missing = sorted({letter for text in self.texts for letter in text if not known.spells(letter)})
-        if missing or len(known) > self.config.speech_pieces:
-            why = f"its pieces lack {' '.join(missing)}" if missing else f"it has {len(known)} pieces"
+        missing = sorted(letter for letter in {*"".join(self.texts)} if not known.spells(letter))
+        if missing or len(known) > max(self.config.speech_pieces, len(new)):
+            why = (f"its pieces lack {' '.join(missing)}" if missing else
+                   f"it has {len(known)} pieces, speech_pieces is {self.config.speech_pieces}")
             print(f"the CTC head of {self.config.start} is replaced by a new one: {why}")
             return new
         print(f"the CTC head of {self.config.start} is kept, with its {len(known)} pieces")
