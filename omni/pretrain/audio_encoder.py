@@ -56,7 +56,7 @@ class AudioStage(Stage):
         self.labels = [self.pieces.encode(t) for t in self.texts]
         self.model = nn.ModuleDict({"encoder": encoder,
                                     "head": nn.Linear(encoder.token_width, len(self.pieces) + 1)})
-        if self.before.get("pieces") == self.pieces.pieces:
+        if "ctc_head" in self.before and self.before["pieces"] == self.pieces.pieces:
             self.model["head"].load_state_dict(self.before["ctc_head"])
         self.blank = len(self.pieces)
         self.needed = [ctc_frames(labels) for labels in self.labels]
@@ -85,7 +85,7 @@ class AudioStage(Stage):
     def _pieces(self) -> SpeechPieces:
         """Those of the start, whose head is kept then; new ones if they are too many or lack a letter."""
         new = SpeechPieces.train(self.texts, self.config.speech_pieces)
-        if "pieces" not in self.before:
+        if "ctc_head" not in self.before:
             return new
         known = SpeechPieces.of(self.before["pieces"])
         missing = sorted(letter for letter in {*"".join(self.texts)} if not known.spells(letter))
