@@ -4,7 +4,7 @@ It needs what make_fresh_speech.py needs. An encoder that hears the shipped clip
 words, and forgets others that it knew. So short sentences of Alpaca's answers are spoken, and nearly all of
 its words in random strings, to be transcribed; and short instructions, about a quarter of them to be
 answered. Those of `alpaca/val.jsonl` are held out, to be transcribed. `shipped.jsonl` is the shipped manifest
-without the questions that the shipped Thinker is to decline ("Sorry, I don't know that."): a larger one may
+without the questions that the shipped Thinker should decline ("Sorry, I don't know that."): a larger one may
 know. Its clips stay where they are: "media_dir" is data/tiny/audio_text.
 """
 

@@ -74,8 +74,8 @@ def test_it_learns_to_read_what_is_heard(hearing):
 def test_samples_that_are_not_one_clip_are_named(toy, hearing, capsys):
     both = [hearing.clips, str(toy.root / "data" / "text_only" / "train.jsonl")]
     assert len(ThinkerStage(replace(hearing, clips=both)).heard) == 12
-    assert '12 of 24 samples are skipped: the stage thinker needs one clip and no image in "clips"' \
-        in capsys.readouterr().out
+    assert ('12 of 24 samples are skipped: the stage thinker needs one clip and no image in each sample of '
+            '"clips"') in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("changes, words", [

@@ -119,9 +119,9 @@ def forget_cached(file) -> None:
 
 
 def release_mapped(mapped: mmap.mmap, start: int, stop: int) -> None:
-    """Release the pages of some bytes of a mapped file. They would count as memory of this process.
+    """Let bytes `start` to `stop` of a mapped file no longer count as memory of this process.
 
-    The system keeps the pages cached, so they can be read again at once. Does nothing on Windows.
+    The system keeps them cached, so they can be read again at once. Does nothing on Windows.
     """
     if hasattr(mmap, "MADV_DONTNEED"):
         first = start - start % mmap.PAGESIZE

@@ -28,7 +28,8 @@ class SpeechPieces:
     def of(cls, pieces: list[str]) -> "SpeechPieces":
         """The vocabulary of these `pieces`, in the order in which `train` made them.
 
-        A checkpoint holds no merges. The two parts of a piece are what the merges before it make of it.
+        A checkpoint holds no merges. The merge that made a piece joined the two parts into which the earlier
+        merges split it.
         """
         ids, merges = {piece: i for i, piece in enumerate(pieces)}, []
         for piece in pieces:

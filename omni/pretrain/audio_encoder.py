@@ -83,7 +83,7 @@ class AudioStage(Stage):
         return [sample for sample, _ in loaded], [frames for _, frames in loaded]
 
     def _pieces(self) -> SpeechPieces:
-        """Those of the start, whose head is kept then; new ones if they are too many or lack a letter."""
+        """The start's, so that its CTC head is kept; new ones if those lack a letter or are too many."""
         new = SpeechPieces.train(self.texts, self.config.speech_pieces)
         if "ctc_head" not in self.before:
             return new

@@ -89,7 +89,7 @@ class ThinkerStage(Stage):
         """What `audio_encoder` hears in the samples of `clips` that have one clip and no image."""
         heard = Heard(self.config.audio_encoder, self.tok, self.config.seed)
         samples = self.usable(self.config.clips, lambda s: len(s.audios) == 1 and not s.images,
-                              'one clip and no image in "clips"')
+                              'one clip and no image in each sample of "clips"')
         self.load_media(samples, "clips", heard.add)
         return heard
 
