@@ -9,6 +9,7 @@ used that is unseen there.
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from zlib import crc32
@@ -87,8 +88,9 @@ def talk_words() -> tuple[str, ...]:
 class Sentences:
     """Draws (kind, spoken text, answer or "" to transcribe). Equal seeds give equal sentences."""
 
-    def __init__(self, seed: str, dev: bool = False):
+    def __init__(self, seed: str, dev: bool = False, without: Sequence[str] = ()):
         self.rng, self.dev, self.deck = random.Random(seed), dev, []
+        self.kinds = {kind: percent for kind, percent in KINDS.items() if kind not in without}
         self.questions = spoken_questions(random.Random(0))
         self.words = [word for word in LEXICON if word not in NOT_FREE] * 2 + list(talk_words())
 
@@ -102,7 +104,7 @@ class Sentences:
                 return kind, said, answer
 
     def any(self) -> tuple[str, str, str]:
-        return self.draw(self.rng.choices(list(KINDS), list(KINDS.values()))[0])
+        return self.draw(self.rng.choices(list(self.kinds), list(self.kinds.values()))[0])
 
     def free(self) -> tuple[str, str]:
         """Random words; each is as frequent as another, those of the held-out clips twice as much."""
@@ -201,13 +203,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--neural", action="store_true",
                         help="the neural voice: its clips to choose a model by, and --parts to train on")
+    parser.add_argument("--without", nargs="+", choices=list(KINDS), default=[], metavar="KIND",
+                        help=f"kinds of text that are not spoken: {', '.join(KINDS)}")
     args = parser.parse_args()
     sort = "joe" if args.neural else "train"
     dev = "dev_joe" if args.neural else "dev"
     make(args.out, dev, dev_clips(args.seed, args.neural), f"dev {args.seed}")
     for number in range(args.parts):
         seed = f"{sort} {args.seed} {number}"
-        sentences = Sentences(seed)
+        sentences = Sentences(seed, without=args.without)
         wanted = [(sentences.any(), NEURAL_VOICE if args.neural else draw_voice(sentences.rng))
                   for _ in range(PART)]
         make(args.out, f"{sort}_{number:03d}", wanted, seed)

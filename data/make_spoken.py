@@ -3,9 +3,8 @@
 It needs what make_fresh_speech.py needs. An encoder that hears the shipped clips alone knows some 1,000
 words, and forgets others that it knew. So short sentences of Alpaca's answers are spoken, and nearly all of
 its words in random strings, to be transcribed; and short instructions, about a quarter of them to be
-answered. Those of `alpaca/val.jsonl` are held out, to be transcribed. `shipped.jsonl` is the shipped manifest
-without the questions that the shipped Thinker should decline ("Sorry, I don't know that."): a larger one may
-know. Its clips stay where they are: "media_dir" is data/tiny/audio_text.
+answered. Those of `alpaca/val.jsonl` are held out, to be transcribed. `asked.jsonl` has the instructions
+alone.
 """
 
 import argparse
@@ -14,7 +13,7 @@ import random
 import re
 from pathlib import Path
 
-from make_fresh_speech import TINY, make
+from make_fresh_speech import make
 from more_voices import draw_voice
 from wordings import plain
 
@@ -73,10 +72,9 @@ def main() -> None:
         rng = random.Random(name)
         make(args.out, name, [(one, draw_voice(rng)) for one in chosen], f"spoken {name}")
         print(f"{args.out / name}.jsonl: {len(chosen):,} clips or fewer, those of over 5 seconds are dropped")
-    shipped = [line for line in read(TINY / "audio_text/train.jsonl")
-               if (line["kind"], line["task"]) != ("unknown", "qa")]
-    (args.out / "shipped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in shipped),
-                                            encoding="utf-8")
+    asked = [line for line in read(args.out / "train.jsonl") if line["kind"] == "instruction"]
+    (args.out / "asked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in asked),
+                                          encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,12 @@ def test_all_kinds_of_talk_are_heard(drawn):
     assert {kind for kind, *_ in drawn} == {*make_fresh_speech.KINDS}
 
 
+def test_kinds_can_be_left_out():
+    sentences = Sentences("a test", without=["unknown", "free"])
+    drawn = {kind for kind, *_ in (sentences.any() for _ in range(2000))}
+    assert drawn == {*make_fresh_speech.KINDS} - {"unknown", "free"}
+
+
 def test_a_line_has_a_plain_transcript_and_is_said_with_letters():
     lines = [line_of(("definition", "What is AI?", "A machine."), "x.ogg", "flite_awb", random.Random(seed))
              for seed in range(20)]

@@ -48,12 +48,12 @@ def test_what_is_held_out_is_not_spoken_in_training(tmp_path, monkeypatch):
                                       str(tmp_path / "out")])
     make_spoken.main()
     made = {name: make_spoken.read(tmp_path / "out" / f"{name}.jsonl")
-            for name in ("val", "train", "shipped")}
+            for name in ("val", "train", "asked")}
     assert all(line["task"] == "asr" for line in made["val"])
     said = {name: [line.get("transcript", line["messages"][1]["content"]) for line in lines]
             for name, lines in made.items()}
     assert sorted(said["val"]) == ["it flows north", "name a large river please", "the nile is long"]
     assert said["train"].count("it flies to space") == make_spoken.TAKES
     assert "the nile is long" not in said["train"]
-    assert len(made["shipped"]) == 6600 - 140, "the declined questions are left out"
+    assert {*said["asked"]} == {"why is the sky blue"}
     assert all((tmp_path / "out" / line["audios"][0]).exists() for line in made["train"] + made["val"])
