@@ -16,10 +16,11 @@ from omni.base.errors import UserError
 from omni.data.decoding import Decoder
 from omni.data.mixture import Mix
 from omni.data.sample import AUDIO, Sample, flat
+from omni.data.speech_pieces import SpeechPieces
 from omni.model.loss import ctc_frames
 from omni.train import alignment, audio_alignment, vision_alignment, word_scores
 from omni.train.alignment import align
-from omni.train.audio_alignment import transcript
+from omni.train.audio_alignment import heard, transcript
 from omni.train.features import FeatureStore
 from omni.train.vision_alignment import Pictures
 from sft_omni import main
@@ -42,10 +43,10 @@ def test_ctc_needs_a_frame_between_equal_tokens(tokens, least):
     assert ctc_frames(tokens) == least
 
 
-def aligned(toy, tmp_path, source="audio_text", key="audio_alignment_clips"):
+def aligned(toy, tmp_path, source="audio_text", key="audio_alignment_clips", **changes):
     """A toy model, the samples of a source and their features, after the alignment."""
-    model, samples = toy.model(), toy.samples(source)
-    config = build(SFTConfig, {**toy.config, key: 100}, "toy")
+    model, samples = toy.model(**changes), toy.samples(source)
+    config = build(SFTConfig, {**toy.config, key: 100, **changes}, "toy")
     decoder = Decoder(toy.collator(model).reader, 20)
     features = FeatureStore(model, decoder, 1.0, folder=str(tmp_path / "features"))
     mix = Mix(train={source: samples}, val={source: samples}, weights={source: 1.0})
@@ -53,12 +54,57 @@ def aligned(toy, tmp_path, source="audio_text", key="audio_alignment_clips"):
     return model, samples, features
 
 
+def headless(toy, tmp_path) -> dict:
+    """The change of a config whose audio encoder has no CTC head."""
+    content = checkpoint.load(toy.config["audio_ckpt"], "audio_encoder", "")
+    checkpoint.save(tmp_path / "headless.pt", "audio_encoder", {**content, "ctc_head": None})
+    return {"audio_ckpt": str(tmp_path / "headless.pt")}
+
+
+def test_frames_become_the_pieces_that_the_ctc_head_hears(toy, tmp_path, monkeypatch, capsys):
+    """Against a loop: each piece's mean embedding, by its probability; the last score is silence."""
+    monkeypatch.setattr(alignment, "MEAN_EPOCHS", 400)
+    monkeypatch.setattr(audio_alignment, "MOST_PIECES", 100)
+    model, samples, features = aligned(toy, tmp_path)
+    content = checkpoint.load(toy.config["audio_ckpt"], "audio_encoder", "")
+    pieces, table = SpeechPieces.of(content["pieces"]), model.thinker.embed_tokens.weight.detach().double()
+    weight, bias = (content["ctc_head"][name].double() for name in ("weight", "bias"))
+    texts = [pieces.text(i) for i in range(len(pieces))] + [" "]
+    for one in samples:
+        frames, wanted = features.audio(one.audios[0], 0).float(), []
+        for frame in frames.double():
+            chances = (weight @ frame + bias).softmax(0)
+            wanted.append(sum(chance * table[model.tokenizer.encode(text)].mean(0)
+                              for chance, text in zip(chances, texts, strict=True)))
+        with torch.no_grad():
+            given = model.audio_projector(frames).double()
+        torch.testing.assert_close(heard(model, toy.config["audio_ckpt"], [])(frames).double(),
+                                   torch.stack(wanted), atol=1e-5, rtol=1e-4)
+        assert torch.cosine_similarity(given, torch.stack(wanted)).min() > 0.9
+    assert f"fitted to the words of {len(samples)} clips" in capsys.readouterr().out
+
+
+def test_a_head_for_other_frames_or_of_short_pieces_is_not_used(toy, tmp_path, monkeypatch):
+    """A run may stack more frames than stage B did. A Thinker doesn't read pieces of words at once."""
+    model, texts = toy.model(), ["very low"]
+    pieces = SpeechPieces.of(checkpoint.load(toy.config["audio_ckpt"], "audio_encoder", "")["pieces"])
+    share = len(pieces.encode(*texts)) / len(model.tokenizer.encode(*texts))
+    for most, used in ((share - 0.01, False), (share, True)):
+        monkeypatch.setattr(audio_alignment, "MOST_PIECES", most)
+        assert (heard(model, toy.config["audio_ckpt"], texts) is not None) == used
+    content = checkpoint.load(toy.config["audio_ckpt"], "audio_encoder", "")
+    head = {name: tensor.repeat(1, 2) if tensor.dim() == 2 else tensor
+            for name, tensor in content["ctc_head"].items()}
+    checkpoint.save(tmp_path / "wide.pt", "audio_encoder", {**content, "ctc_head": head})
+    assert heard(model, str(tmp_path / "wide.pt"), texts) is None
+
+
 def test_frames_become_the_tokens_of_what_is_said(toy, tmp_path, monkeypatch, capsys):
-    """Greedy decoding by the nearest embeddings gives the transcripts back."""
+    """Without a CTC head, greedy decoding by the nearest embeddings gives the transcripts back."""
     monkeypatch.setattr(alignment, "EPOCHS", 800)
     monkeypatch.setattr(alignment, "MEAN_EPOCHS", 400)
     monkeypatch.setattr(audio_alignment, "DROPPED", 0.0)
-    model, samples, features = aligned(toy, tmp_path)
+    model, samples, features = aligned(toy, tmp_path, **headless(toy, tmp_path))
     table, encode = model.thinker.embed_tokens.weight.detach(), model.tokenizer.encode
     blank = encode(" ")[0]
     used = sorted({token for word in WORDS for token in encode(word)} | {blank})
@@ -79,7 +125,7 @@ def test_places_become_the_words_of_answers(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(alignment, "MEAN_EPOCHS", 400)
     monkeypatch.setattr(vision_alignment, "LEAST", 2)
     model, samples, features = aligned(toy, tmp_path, "image_text", "vision_alignment_images")
-    pictures = Pictures(model, samples, features)
+    pictures = Pictures(model, samples, features, SFTConfig)
     words, few = pictures.words, 0
     for number, (_, has) in enumerate(pictures.images):
         with torch.no_grad():
@@ -98,7 +144,7 @@ def test_the_loss_of_pictures_is_that_of_a_noisy_or(toy, tmp_path, monkeypatch):
     model, samples = toy.model(), toy.samples("image_text")
     features = FeatureStore(model, Decoder(toy.collator(model).reader, 20), 1.0, folder=str(tmp_path / "f"))
     features.add(samples, 1, "images")
-    pictures = Pictures(model, samples, features)
+    pictures = Pictures(model, samples, features, SFTConfig)
     loss = pictures.loss(model.vision_projector, [0, 3], torch.Generator())
     said = [set(model.tokenizer.encode(f" {sample.answer}")) for sample in samples]
     table = model.thinker.embed_tokens.weight.detach().double()

@@ -1,6 +1,7 @@
 """The pieces that an audio encoder's CTC head outputs, and what becomes of the head in further training."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,8 +44,8 @@ def test_the_head_of_a_start_is_kept_with_its_pieces(toy, tmp_path, capsys):
     entry = json.loads(Path(first.train).read_text().splitlines()[0])
     other = Path(first.train).with_name(f"{tmp_path.name}.jsonl")
 
-    def further(letters: str, size: int = 40) -> AudioStage:
-        other.write_text("\n".join(json.dumps({**entry, "transcript": letter}) for letter in letters))
+    def further(texts: Iterable[str], size: int | None = None) -> AudioStage:
+        other.write_text("\n".join(json.dumps({**entry, "transcript": text}) for text in texts))
         capsys.readouterr()
         return AudioStage(replace(first, arch={}, start=first.output, train=str(other), speech_pieces=size))
 
@@ -53,8 +54,10 @@ def test_the_head_of_a_start_is_kept_with_its_pieces(toy, tmp_path, capsys):
     assert torch.equal(stage.model["head"].weight, known["ctc_head"]["weight"])
     assert f"is kept, with its {len(known['pieces'])} pieces" in capsys.readouterr().out
 
-    for heard, size, why in ((f"ß{letters[0]}", 40, "its pieces lack ß"),
-                             (letters, 20, f"it has {len(known['pieces'])} pieces")):
+    pairs = [a + b for a in letters for b in letters[:3]]
+    for heard, size, why in ((f"ß{letters[0]}", None, "its pieces lack ß"),
+                             (letters, 20, f"it has {len(known['pieces'])} pieces"),
+                             (pairs, 400, f"it has {len(known['pieces'])} pieces")):
         stage = further(heard, size)
         assert stage.pieces.pieces == SpeechPieces.train(list(heard), size).pieces
         assert f"is replaced by a new one: {why}" in capsys.readouterr().out

@@ -220,8 +220,9 @@ class PretrainConfig:
     # Stage A: manifests of clips, and the encoder of stage B. The Thinker reads what that hears in them
     clips: str | list = ""
     audio_encoder: str | None = None
-    # Stages A and B: the subwords that the audio encoder outputs and the Thinker learns to read
-    speech_pieces: int = _key(192, low=30)
+    # Stages A and B: how many subwords the audio encoder outputs and the Thinker learns to read. None: those
+    # of `start`, or 192
+    speech_pieces: int | None = _key(None, low=30)
     decoder: dict = _key(factory=dict)  # Stage C: the captioning decoder, not kept afterwards
     # Stage A: a Thinker to train further, with its tokenizer. Stages B and C: an encoder, in place of `arch`
     start: str | None = None

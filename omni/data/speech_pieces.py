@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+SIZE = 192  # pieces, if no other number is given
+
 
 class SpeechPieces:
     """The small vocabulary of an audio encoder's CTC loss: a BPE over lower-case transcripts.
@@ -18,10 +20,11 @@ class SpeechPieces:
         self._bpe.decoder = decoders.ByteLevel()
 
     @classmethod
-    def train(cls, texts: Iterable[str], size: int) -> "SpeechPieces":
-        """At most `size` pieces, but all letters of the texts."""
+    def train(cls, texts: Iterable[str], size: int | None = None) -> "SpeechPieces":
+        """At most `size` pieces (SIZE if it is None), but all letters of the texts."""
         pieces = cls(models.BPE())
-        pieces._bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, show_progress=False))
+        pieces._bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size or SIZE,
+                                                                   show_progress=False))
         return pieces
 
     @classmethod

@@ -83,15 +83,16 @@ class AudioStage(Stage):
         return [sample for sample, _ in loaded], [frames for _, frames in loaded]
 
     def _pieces(self) -> SpeechPieces:
-        """The start's, so that its CTC head is kept; new ones if those lack a letter or are too many."""
-        new = SpeechPieces.train(self.texts, self.config.speech_pieces)
+        """The start's, so that its CTC head is kept; new ones if it lacks a letter or has too many or few."""
+        size = self.config.speech_pieces
+        new = SpeechPieces.train(self.texts, size)
         if "ctc_head" not in self.before:
             return new
         known = SpeechPieces.of(self.before["pieces"])
         missing = sorted(letter for letter in {*"".join(self.texts)} if not known.spells(letter))
-        if missing or len(known) > max(self.config.speech_pieces, len(new)):
+        if missing or size and not len(new) <= len(known) <= max(size, len(new)):
             why = (f"its pieces lack {' '.join(missing)}" if missing else
-                   f"it has {len(known)} pieces, speech_pieces is {self.config.speech_pieces}")
+                   f"it has {len(known)} pieces, speech_pieces is {size}")
             print(f"the CTC head of {self.config.start} is replaced by a new one: {why}")
             return new
         print(f"the CTC head of {self.config.start} is kept, with its {len(known)} pieces")

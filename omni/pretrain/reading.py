@@ -122,7 +122,7 @@ def cell_weights(boxes: np.ndarray, rng: np.random.Generator | type[Middle],
 class Speech:
     """Sentences as an audio encoder might output them: pieces repeated, lost, mistaken, between silence."""
 
-    def __init__(self, samples: Sequence[Sample], tok: Tokenizer, size: int):
+    def __init__(self, samples: Sequence[Sample], tok: Tokenizer, size: int | None):
         self.tok = tok
         texts = dict.fromkeys(s.answer for s in samples if len(s.turns) == 2)
         self.texts = [t for t in texts if 2 <= len(t.split()) <= 12 and t.split() == normalise_words(t)]

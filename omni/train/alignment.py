@@ -5,9 +5,10 @@ should give is known before: the words that are said in a clip (audio_alignment.
 picture (vision_alignment.py). This fit doesn't run the Thinker, so a clip takes some 5 ms in place of 140
 (whisper-base and SmolLM2-135M on two cores).
 
-The first fit makes the right words score best. That isn't enough, since a feature still need not resemble a
-word's embedding: for clips the cosine was 0.19, and the Thinker read nothing. So the second fit brings each
-feature to the mean of the embeddings, weighted by the probabilities that the first gives them.
+Where an encoder's CTC head tells the words, each feature is brought to the mean of their embeddings,
+weighted by probability. Else a first fit makes the right words score best, and its probabilities are the
+weights. That first fit alone isn't enough, since a feature that scores best need not resemble a word's
+embedding: for clips the cosine was 0.19, and the Thinker read nothing.
 """
 
 import copy
@@ -43,6 +44,7 @@ class Media(Protocol):
     projector: str  # of the model
     name: str
     words: WordScores
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None  # what features should become, if that is known
 
     @staticmethod
     def medium(sample: Sample) -> str:
@@ -75,7 +77,7 @@ def align(model: OmniNetwork, mix: Mix, features: FeatureStore | None, config: S
         chosen = {*spread([*dict.fromkeys(map(kind.medium, samples))], count)}
         samples = [sample for sample in samples if kind.medium(sample) in chosen]
         features.add(samples, 1, f"{kind.name} to align")
-        media, projector = kind(model, samples, features), getattr(model, kind.projector)
+        media, projector = kind(model, samples, features, config), getattr(model, kind.projector)
         if fitted:
             continue
         state, first, last = world.from_first(partial(_fit, projector, media, config.seed))
@@ -85,29 +87,33 @@ def align(model: OmniNetwork, mix: Mix, features: FeatureStore | None, config: S
 
 
 def _fit(projector: nn.Module, media: Media, seed: int) -> tuple[dict[str, torch.Tensor], float, float]:
-    """The projector's new weights, and the first fit's mean loss in its first and in its last epoch."""
-    words, rng = media.words, torch.Generator().manual_seed(seed)
+    """The projector's new weights, and the mean loss of the first fit in its first and in its last epoch."""
+    words, rng, fits = media.words, torch.Generator().manual_seed(seed), []
     device = words.embeddings.device
+    teacher = media.teacher
+    if teacher is None:
+        fits.append(_train(projector, len(media), media.loss, EPOCHS, rng))
+        scores = copy.deepcopy(projector)
+
+        def teacher(rows: torch.Tensor) -> torch.Tensor:
+            return words.means(scores(rows))
 
     def means_loss(projector: nn.Module, numbers: Sequence[int], _: torch.Generator) -> torch.Tensor:
         rows = torch.cat(media.rows(numbers)).to(device)
         with torch.no_grad():
-            wanted = words.means(teacher(rows))
+            wanted = teacher(rows)
         return F.mse_loss(projector(rows), wanted) / words.embeddings.var()
 
-    losses = _train(projector, len(media), media.loss, EPOCHS, rng)
-    teacher = copy.deepcopy(projector)
     _rescale(projector, torch.cat(media.rows(range(min(BATCH, len(media))))), words)
-    _train(projector, len(media), means_loss, MEAN_EPOCHS, rng)
-    per_epoch = len(losses) // EPOCHS
-    state = {name: weight.cpu() for name, weight in projector.state_dict().items()}
-    return state, sum(losses[:per_epoch]) / per_epoch, sum(losses[-per_epoch:]) / per_epoch
+    fits.append(_train(projector, len(media), means_loss, MEAN_EPOCHS, rng))
+    first, last = fits[0][0], fits[0][-1]
+    return {name: weight.cpu() for name, weight in projector.state_dict().items()}, first, last
 
 
 def _train(projector: nn.Module, count: int,
            loss_of: Callable[[nn.Module, Sequence[int], torch.Generator], torch.Tensor], epochs: int,
            rng: torch.Generator) -> list[float]:
-    """Train on `count` media for some epochs: the loss of each step."""
+    """Train on `count` media for some epochs: the mean loss of each epoch."""
     optimizer = optim.adamw([(projector, RATE)], 0.01, projector)
     batches, losses = -(-count // BATCH), []
     for step in progress(range(epochs * batches), desc="alignment", unit="step"):
@@ -121,7 +127,7 @@ def _train(projector: nn.Module, count: int,
         optimizer.step()
         losses.append(float(loss.detach()))
     optimizer.zero_grad()
-    return losses
+    return [sum(losses[i:i + batches]) / batches for i in range(0, len(losses), batches)]
 
 
 @torch.no_grad()

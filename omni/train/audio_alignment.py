@@ -1,23 +1,28 @@
-"""What the audio projector is fitted to: the transcripts of clips.
+"""What the audio projector is fitted to: the words that are said in clips.
 
-Connectionist temporal classification (CTC, Graves et al. 2006) finds which frame says which token.
+Connectionist temporal classification (CTC, Graves et al. 2006) finds which frame says which token of the
+transcripts. An encoder of stage B has a head that was trained so, which tells it if its pieces are words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from omni.base import checkpoint, hub
+from omni.base.config import SFTConfig
 from omni.base.errors import UserError
 from omni.data.sample import Sample
+from omni.data.speech_pieces import SpeechPieces
 from omni.model.loss import ctc_frames
 from omni.model.omni import OmniNetwork
 from omni.train.features import FeatureStore
-from omni.train.word_scores import WordScores
+from omni.train.word_scores import WordScores, blank_token
 
 DROPPED = 0.5  # share of the features that are hidden, so that the clips are not memorised
+MOST_PIECES = 1.25  # per token: a Thinker reads words at once, but must learn to read pieces of them
 
 
 def transcript(sample: Sample) -> str:
@@ -27,13 +32,39 @@ def transcript(sample: Sample) -> str:
     return sample.transcript or (sample.answer if sample.task == "asr" else "")
 
 
+def heard(model: OmniNetwork, place: str,
+          texts: Sequence[str]) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What the frames of an audio encoder should become by its CTC head: (S, width) -> (S, D).
+
+    That is the mean of the pieces' embeddings, weighted by their probabilities. A frame without a piece gets
+    the embedding of silence. None if the checkpoint at `place` has no head for frames of this width, or one
+    whose pieces are much shorter than the Thinker's tokens of these `texts`.
+    """
+    path = hub.locate(place)
+    content = {} if path.is_dir() else checkpoint.load(path, ("audio_encoder", "omni"), "")
+    head = content.get("ctc_head")
+    if head is None or head["weight"].shape[1] != model.audio_encoder.token_width:
+        return None
+    pieces, tokenizer = SpeechPieces.of(content["pieces"]), model.tokenizer
+    tokens_of_texts = sum(len(tokenizer.encode(text)) for text in texts)
+    if sum(len(pieces.encode(text)) for text in texts) > MOST_PIECES * tokens_of_texts:
+        return None
+    table = model.thinker.embed_tokens.weight.detach().float()
+    tokens = [tokenizer.encode(pieces.text(piece)) for piece in range(len(pieces))]
+    embeddings = torch.stack([table[some].mean(0) for some in (*tokens, [blank_token(tokenizer)])])
+    weight, bias = (head[name].float().to(table.device) for name in ("weight", "bias"))
+    return lambda frames: F.linear(frames, weight, bias).softmax(-1) @ embeddings
+
+
 class Clips:
     """Clips with the tokens of their transcripts. UserError if no clip has frames enough for them."""
 
     key, projector, name = "audio_alignment_clips", "audio_projector", "clips"
 
-    def __init__(self, model: OmniNetwork, samples: Sequence[Sample], features: FeatureStore):
+    def __init__(self, model: OmniNetwork, samples: Sequence[Sample], features: FeatureStore,
+                 config: SFTConfig):
         self.features = features
+        self.teacher = heard(model, config.audio_ckpt, [transcript(sample) for sample in samples])
         known = [(sample.audios[0], model.tokenizer.encode(transcript(sample))) for sample in samples]
         self.clips = [(path, tokens) for path, tokens in known if features.holds([(path, 0)])
                       and 0 < ctc_frames(tokens) <= len(features.audio(path, 0))]
