@@ -1,10 +1,9 @@
 """Speaks the texts of Alpaca: `python data/make_spoken.py`, after make_real.py.
 
-It needs what make_fresh_speech.py needs. An encoder that hears the shipped clips alone knows some 1,000
-words, and forgets others that it knew. So short sentences of Alpaca's answers are spoken, and nearly all of
-its words in random strings, to be transcribed; and short instructions, about a quarter of them to be
-answered. Those of `alpaca/val.jsonl` are held out, to be transcribed. `asked.jsonl` has the instructions
-alone.
+It needs what make_fresh_speech.py needs. An encoder that is trained on the shipped clips alone knows some
+1,000 words, and forgets others. So short sentences of Alpaca's answers are spoken, and nearly all of its
+words in random strings, to be transcribed. Its short instructions are spoken too, about a quarter of them to
+be answered; `asked.jsonl` has these alone. The texts of `alpaca/val.jsonl` are held out, to be transcribed.
 """
 
 import argparse

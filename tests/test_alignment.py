@@ -125,7 +125,7 @@ def test_places_become_the_words_of_answers(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(alignment, "MEAN_EPOCHS", 400)
     monkeypatch.setattr(vision_alignment, "LEAST", 2)
     model, samples, features = aligned(toy, tmp_path, "image_text", "vision_alignment_images")
-    pictures = Pictures(model, samples, features, SFTConfig)
+    pictures = Pictures(model, samples, features)
     words, few = pictures.words, 0
     for number, (_, has) in enumerate(pictures.images):
         with torch.no_grad():
@@ -144,7 +144,7 @@ def test_the_loss_of_pictures_is_that_of_a_noisy_or(toy, tmp_path, monkeypatch):
     model, samples = toy.model(), toy.samples("image_text")
     features = FeatureStore(model, Decoder(toy.collator(model).reader, 20), 1.0, folder=str(tmp_path / "f"))
     features.add(samples, 1, "images")
-    pictures = Pictures(model, samples, features, SFTConfig)
+    pictures = Pictures(model, samples, features)
     loss = pictures.loss(model.vision_projector, [0, 3], torch.Generator())
     said = [set(model.tokenizer.encode(f" {sample.answer}")) for sample in samples]
     table = model.thinker.embed_tokens.weight.detach().double()

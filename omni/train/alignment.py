@@ -5,10 +5,11 @@ should give is known before: the words that are said in a clip (audio_alignment.
 picture (vision_alignment.py). This fit doesn't run the Thinker, so a clip takes some 5 ms in place of 140
 (whisper-base and SmolLM2-135M on two cores).
 
-Where an encoder's CTC head tells the words, each feature is brought to the mean of their embeddings,
-weighted by probability. Else a first fit makes the right words score best, and its probabilities are the
-weights. That first fit alone isn't enough, since a feature that scores best need not resemble a word's
-embedding: for clips the cosine was 0.19, and the Thinker read nothing.
+If the audio encoder has a CTC head whose pieces are mostly words, each frame is fitted to the mean of the
+pieces' embeddings, weighted by the head's probabilities. Otherwise there are two fits. The first makes the
+right words score best. That isn't enough, since a feature need not resemble a word's embedding for that: for
+clips the cosine was 0.19, and the Thinker read nothing. So the second brings each feature to the mean of the
+embeddings, weighted by the probabilities of the first.
 """
 
 import copy
@@ -28,13 +29,14 @@ from omni.data.mixture import Mix
 from omni.data.sample import Sample, spread
 from omni.model.omni import OmniNetwork
 from omni.train import optim
-from omni.train.audio_alignment import Clips
+from omni.train.audio_alignment import Clips, heard, transcript
 from omni.train.features import FeatureStore
 from omni.train.vision_alignment import Pictures
 from omni.train.word_scores import WordScores
 
-EPOCHS, MEAN_EPOCHS = 4, 3  # of the first fit, and of the second
+EPOCHS, MEAN_EPOCHS = 4, 3  # of the fit to the right words, and of that to means of embeddings
 BATCH, RATE, WARMUP = 32, 1e-3, 50
+Teacher = Callable[[torch.Tensor], torch.Tensor]  # features (S, width) -> what they should become (S, D)
 
 
 class Media(Protocol):
@@ -44,7 +46,6 @@ class Media(Protocol):
     projector: str  # of the model
     name: str
     words: WordScores
-    teacher: Callable[[torch.Tensor], torch.Tensor] | None  # what features should become, if that is known
 
     @staticmethod
     def medium(sample: Sample) -> str:
@@ -77,20 +78,24 @@ def align(model: OmniNetwork, mix: Mix, features: FeatureStore | None, config: S
         chosen = {*spread([*dict.fromkeys(map(kind.medium, samples))], count)}
         samples = [sample for sample in samples if kind.medium(sample) in chosen]
         features.add(samples, 1, f"{kind.name} to align")
-        media, projector = kind(model, samples, features, config), getattr(model, kind.projector)
+        media, projector = kind(model, samples, features), getattr(model, kind.projector)
         if fitted:
             continue
-        state, first, last = world.from_first(partial(_fit, projector, media, config.seed))
+        teacher = heard(model, config.audio_ckpt, [*map(transcript, samples)]) if kind is Clips else None
+        state, first, last = world.from_first(partial(_fit, projector, media, teacher, config.seed))
         projector.load_state_dict(state)
         say(f"{kind.projector} fitted to the words of {len(media):,} {kind.name} in "
             f"{(time.time() - began) / 60:.1f} min: loss {first:.2f} -> {last:.2f}")
 
 
-def _fit(projector: nn.Module, media: Media, seed: int) -> tuple[dict[str, torch.Tensor], float, float]:
-    """The projector's new weights, and the mean loss of the first fit in its first and in its last epoch."""
+def _fit(projector: nn.Module, media: Media, teacher: Teacher | None,
+         seed: int) -> tuple[dict[str, torch.Tensor], float, float]:
+    """The projector's new weights, and the mean loss of the first fit in its first and in its last epoch.
+
+    Without a `teacher`, which tells what features should become, there are two fits.
+    """
     words, rng, fits = media.words, torch.Generator().manual_seed(seed), []
     device = words.embeddings.device
-    teacher = media.teacher
     if teacher is None:
         fits.append(_train(projector, len(media), media.loss, EPOCHS, rng))
         scores = copy.deepcopy(projector)

@@ -1,7 +1,8 @@
 """What the audio projector is fitted to: the words that are said in clips.
 
 Connectionist temporal classification (CTC, Graves et al. 2006) finds which frame says which token of the
-transcripts. An encoder of stage B has a head that was trained so, which tells it if its pieces are words.
+transcripts. An encoder of stage B was trained with a CTC head. If the pieces of that head are mostly whole
+words, it is used, and nothing has to be found.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +13,6 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from omni.base import checkpoint, hub
-from omni.base.config import SFTConfig
 from omni.base.errors import UserError
 from omni.data.sample import Sample
 from omni.data.speech_pieces import SpeechPieces
@@ -22,7 +22,7 @@ from omni.train.features import FeatureStore
 from omni.train.word_scores import WordScores, blank_token
 
 DROPPED = 0.5  # share of the features that are hidden, so that the clips are not memorised
-MOST_PIECES = 1.25  # per token: a Thinker reads words at once, but must learn to read pieces of them
+MOST_PIECES = 1.25  # of a head per token: a Thinker knows words, but must learn to read shorter pieces
 
 
 def transcript(sample: Sample) -> str:
@@ -34,11 +34,11 @@ def transcript(sample: Sample) -> str:
 
 def heard(model: OmniNetwork, place: str,
           texts: Sequence[str]) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """What the frames of an audio encoder should become by its CTC head: (S, width) -> (S, D).
+    """A function from an audio encoder's frames (S, width) to what its CTC head hears in them (S, D).
 
-    That is the mean of the pieces' embeddings, weighted by their probabilities. A frame without a piece gets
-    the embedding of silence. None if the checkpoint at `place` has no head for frames of this width, or one
-    whose pieces are much shorter than the Thinker's tokens of these `texts`.
+    That is the mean of the pieces' embeddings, weighted by their probabilities; CTC's blank has the embedding
+    of silence. None if the checkpoint at `place` has no head for frames of this width, or if its pieces of
+    `texts` are much shorter than the Thinker's tokens.
     """
     path = hub.locate(place)
     content = {} if path.is_dir() else checkpoint.load(path, ("audio_encoder", "omni"), "")
@@ -46,8 +46,8 @@ def heard(model: OmniNetwork, place: str,
     if head is None or head["weight"].shape[1] != model.audio_encoder.token_width:
         return None
     pieces, tokenizer = SpeechPieces.of(content["pieces"]), model.tokenizer
-    tokens_of_texts = sum(len(tokenizer.encode(text)) for text in texts)
-    if sum(len(pieces.encode(text)) for text in texts) > MOST_PIECES * tokens_of_texts:
+    count = sum(len(tokenizer.encode(text)) for text in texts)
+    if sum(len(pieces.encode(text)) for text in texts) > MOST_PIECES * count:
         return None
     table = model.thinker.embed_tokens.weight.detach().float()
     tokens = [tokenizer.encode(pieces.text(piece)) for piece in range(len(pieces))]
@@ -61,10 +61,8 @@ class Clips:
 
     key, projector, name = "audio_alignment_clips", "audio_projector", "clips"
 
-    def __init__(self, model: OmniNetwork, samples: Sequence[Sample], features: FeatureStore,
-                 config: SFTConfig):
+    def __init__(self, model: OmniNetwork, samples: Sequence[Sample], features: FeatureStore):
         self.features = features
-        self.teacher = heard(model, config.audio_ckpt, [transcript(sample) for sample in samples])
         known = [(sample.audios[0], model.tokenizer.encode(transcript(sample))) for sample in samples]
         self.clips = [(path, tokens) for path, tokens in known if features.holds([(path, 0)])
                       and 0 < ctc_frames(tokens) <= len(features.audio(path, 0))]

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from omni.base.config import SFTConfig
 from omni.base.errors import UserError
 from omni.data.sample import Sample
 from omni.model.omni import OmniNetwork
@@ -27,9 +26,8 @@ class Pictures:
     """Pictures with the tokens of their answers. UserError if no token tells pictures apart."""
 
     key, projector, name = "vision_alignment_images", "vision_projector", "images"
-    teacher = None  # what squares of patches should become isn't known
 
-    def __init__(self, model: OmniNetwork, samples: Sequence[Sample], features: FeatureStore, _: SFTConfig):
+    def __init__(self, model: OmniNetwork, samples: Sequence[Sample], features: FeatureStore):
         self.features, self.merge = features, model.vision_encoder.arch.merge
         said: dict[str, set[int]] = {}
         for sample in samples:
