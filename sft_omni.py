@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
         return dry_run(model, mix, collate, decoder, config, device)
 
     # Optimizer
-    groups = [(model.thinker, config.learning_rate), (model.audio_projector, config.projector_learning_rate),
+    audio_rate = config.audio_projector_learning_rate or config.projector_learning_rate
+    groups = [(model.thinker, config.learning_rate), (model.audio_projector, audio_rate),
               (model.vision_projector, config.projector_learning_rate),
               *((encoder, config.encoder_learning_rate) for encoder in model.encoders())]  # if not frozen
     compiled.of_run(model.thinker, config, device, world)

@@ -63,7 +63,7 @@ def headless(toy, tmp_path) -> dict:
 
 def test_frames_become_the_pieces_that_the_ctc_head_hears(toy, tmp_path, monkeypatch, capsys):
     """Against a loop: each piece's mean embedding, by its probability; the last score is silence."""
-    monkeypatch.setattr(alignment, "MEAN_EPOCHS", 400)
+    monkeypatch.setattr(alignment, "HEARD_EPOCHS", 400)
     monkeypatch.setattr(audio_alignment, "MOST_PIECES", 100)
     model, samples, features = aligned(toy, tmp_path)
     content = checkpoint.load(toy.config["audio_ckpt"], "audio_encoder", "")

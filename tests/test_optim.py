@@ -10,6 +10,7 @@ from torch import nn
 
 from omni.base.config import SCHEDULES
 from omni.train import optim
+from sft_omni import main
 
 
 def test_the_learning_rate_warms_up_then_follows_a_cosine_to_its_floor():
@@ -149,3 +150,15 @@ def test_rates_on_the_device_train_as_numbers_do_and_are_numbers_in_a_checkpoint
     assert all(kept is group["lr"] for kept, group in zip(rates, optimizers[0].param_groups, strict=True))
     found = [[group["lr"] for group in optim.content(optimizer)["param_groups"]] for optimizer in optimizers]
     assert found[0] == pytest.approx(found[1]) and all(type(rate) is float for rate in found[0])
+
+
+def test_the_audio_projector_has_a_rate_of_its_own(toy, tmp_path):
+    """Against a run in which neither projector moves."""
+    finals = []
+    for key in ("projector_learning_rate", "audio_projector_learning_rate"):
+        main(["--config", toy.write(tmp_path / key, num_epochs=1, **{key: 1e-12})])
+        finals.append(torch.load(tmp_path / key / "out" / "omni_final.pt", weights_only=True)["projectors"])
+    still, trained = finals
+    moved = {name: float((trained[name] - still[name]).abs().max()) for name in still}
+    assert max(change for name, change in moved.items() if "audio" in name) < 1e-6
+    assert min(change for name, change in moved.items() if "vision" in name) > 1e-5

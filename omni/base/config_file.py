@@ -113,7 +113,7 @@ def check_parts(config: SFTConfig, given: dict, where: str) -> None:
     chosen = {key for key, value in given.items() if value != getattr(default, key)}
     if config.system_ckpt is not None:
         for key in ("thinker_ckpt", "audio_ckpt", "vision_ckpt", "audio_window", "audio_stack",
-                    "image_merge", *ALIGNED):
+                    "audio_words_first", "image_merge", *ALIGNED):
             if key in chosen:
                 problems.append(f'"{key}" and "system_ckpt" exclude each other: the system has its own; '
                                 "remove one of them")
@@ -130,6 +130,9 @@ def check_parts(config: SFTConfig, given: dict, where: str) -> None:
         if getattr(config, key) and (part not in config.frozen or not config.feature_cache_gb):
             problems.append(f'"{key}" needs the kept features of a frozen {part} encoder: '
                             'freeze it and set "feature_cache_gb" above 0, or leave this key out')
+    if config.audio_words_first and "audio" not in config.frozen:
+        problems.append('"audio_words_first" needs a frozen audio encoder, since the CTC head is not '
+                        "trained; freeze it, or leave this key out")
     for key in ("lora_alpha", "lora_targets"):
         if key in chosen and not config.lora_rank:
             problems.append(f'"{key}" has no effect without "lora_rank"; set it, for example to 16')

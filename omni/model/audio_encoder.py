@@ -16,6 +16,7 @@ from omni.data.batch import MEL_FRAMES_PER_SECOND, MELS
 from omni.data.tokenizer import audio_tokens
 from omni.model.attention import FullLayout
 from omni.model.layers import Block, RMSNorm, Rope, init_weights, rope_table
+from omni.model.words_first import WordsFirst
 
 
 class ConvModule(nn.Module):
@@ -61,6 +62,7 @@ class AudioEncoder(nn.Module):
         self.stem_proj = nn.Linear(arch.stem_channels * (MELS >> strides), arch.width)
         self.layers = nn.ModuleList(AudioLayer(arch) for _ in range(arch.layers))
         self.norm = RMSNorm(arch.width)
+        self.words_first = WordsFirst(arch.width, arch.ctc_outputs) if arch.ctc_outputs else None
         init_weights(self, arch.layers)
         for conv in self.stem:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
@@ -86,4 +88,5 @@ class AudioEncoder(nn.Module):
         rope = rope_table(steps, self.arch.width // self.arch.heads)
         for layer in self.layers:
             x = layer(x, rope, layout)
-        return self.norm(x), lengths
+        x = self.norm(x)
+        return x if self.words_first is None else self.words_first(x, lengths), lengths

@@ -111,6 +111,8 @@ def _load_part(config: SFTConfig, key: str, name: str, made_by: str) -> Part:
     changes = {field: getattr(config, own) for own, field in CHANGES.get(name, {}).items()
                if getattr(config, own) is not None}
     if place and path.is_dir():
+        if name == "audio_encoder" and config.audio_words_first:
+            raise _headless(place)
         if name == "thinker":
             module, tokenizer, line = pretrained.load_thinker(path)
             return Part(module, line, tokenizer)
@@ -120,9 +122,30 @@ def _load_part(config: SFTConfig, key: str, name: str, made_by: str) -> Part:
     content = checkpoint.load(path, (name, "omni"),
                               f"make it: python -m omni.pretrain --config configs/{maker}.json")
     whole = content["kind"] == "omni"  # one part of a finished system
-    module, line = _build(content.get(name) if whole else content, name, place, changes)
+    part = content.get(name) if whole else content
+    if name == "audio_encoder" and config.audio_words_first:
+        part = _with_words_first(part, place)
+    module, line = _build(part, name, place, changes)
     tokenizer = _tokenizer(content, module, place) if name == "thinker" else None
     return Part(module, line, tokenizer, None if whole else content.get("projector"))
+
+
+def _with_words_first(content: object, place: str) -> object:
+    """An audio encoder's checkpoint whose encoder puts features with words first, by its CTC head."""
+    if not isinstance(content, dict) or not isinstance(content.get("arch"), dict):
+        return content  # which can't be built
+    if content["arch"].get("ctc_outputs"):
+        return content
+    head = content.get("ctc_head")
+    if head is None:
+        raise _headless(place)
+    state = content["state"] | {f"words_first.{name}": tensor for name, tensor in head.items()}
+    return {**content, "arch": {**content["arch"], "ctc_outputs": len(head["bias"])}, "state": state}
+
+
+def _headless(place: str) -> UserError:
+    return UserError(f'"audio_words_first" needs an encoder with a CTC head, and {place} has none; train it '
+                     "with stage B, or remove the key")
 
 
 def load_encoder(place: str, name: str) -> tuple[nn.Module, dict]:

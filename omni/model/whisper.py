@@ -16,6 +16,7 @@ from omni.data.tokenizer import audio_tokens
 from omni.model.attention import FullLayout
 from omni.model.encoder_layer import EncoderLayer
 from omni.model.published import arch_values, check_heads, renamed, require
+from omni.model.words_first import WordsFirst
 
 LOWEST, RANGE = -1.5, 2.0  # of Whisper's log-mel: its least value, and the least below a clip's loudest
 
@@ -39,6 +40,7 @@ class WhisperEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(arch.width, arch.heads, arch.mlp_width, F.gelu, 1e-5,
                                                  key_bias=False) for _ in range(arch.layers))
         self.layer_norm = nn.LayerNorm(arch.width, 1e-5)
+        self.words_first = WordsFirst(self.token_width, arch.ctc_outputs) if arch.ctc_outputs else None
 
     @property
     def lengths(self) -> Callable:
@@ -59,7 +61,8 @@ class WhisperEncoder(nn.Module):
             x = self._encode(mels * clip, clip)
         x = x * _until((mel_lengths + 1) // 2, x.shape[1])
         x = F.pad(x, (0, 0, 0, -x.shape[1] % self.arch.stack))
-        return x.unflatten(1, (-1, self.arch.stack)).flatten(2), self.lengths(mel_lengths)
+        x, lengths = x.unflatten(1, (-1, self.arch.stack)).flatten(2), self.lengths(mel_lengths)
+        return x if self.words_first is None else self.words_first(x, lengths), lengths
 
     def _encode(self, mels: torch.Tensor, clip: torch.Tensor | None) -> torch.Tensor:
         """(C, F, mels) -> (C, F / 2, width). `clip` (C, F, 1) is False beyond the end; None: no clip ends."""

@@ -44,6 +44,8 @@ class AudioStage(Stage):
             raise UserError(f'"head_learning_rate" has no effect with "optimizer": "{config.optimizer}"; '
                             "remove one of them")
         self.encoder = encoder = self.first_encoder(AudioEncoder, WhisperEncoder)
+        if encoder.arch.ctc_outputs:
+            raise UserError('"ctc_outputs" reorders features, and stage B needs their order; remove it')
         self.reader = MediaReader(None, encoder.arch, config.seed)
         self.varied_level = getattr(encoder.arch, "level", "clip") == "speech"
         train, self.lengths = self._clips(config.train, "training clips")

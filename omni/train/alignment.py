@@ -35,6 +35,8 @@ from omni.train.vision_alignment import Pictures
 from omni.train.word_scores import WordScores
 
 EPOCHS, MEAN_EPOCHS = 4, 3  # of the fit to the right words, and of that to means of embeddings
+HEARD_EPOCHS = 10  # of the fit to what a CTC head hears: a Thinker mistakes words whose means are inexact
+SILENCE = 0.1  # share of the features without a word that this fit takes
 BATCH, RATE, WARMUP = 32, 1e-3, 50
 Teacher = Callable[[torch.Tensor], torch.Tensor]  # features (S, width) -> what they should become (S, D)
 
@@ -95,7 +97,8 @@ def _fit(projector: nn.Module, media: Media, teacher: Teacher | None,
     Without a `teacher`, which tells what features should become, there are two fits.
     """
     words, rng, fits = media.words, torch.Generator().manual_seed(seed), []
-    device = words.embeddings.device
+    device, variance = words.embeddings.device, words.embeddings.var()
+    epochs, silence = (HEARD_EPOCHS, SILENCE) if teacher else (MEAN_EPOCHS, 1.0)
     if teacher is None:
         fits.append(_train(projector, len(media), media.loss, EPOCHS, rng))
         scores = copy.deepcopy(projector)
@@ -103,14 +106,17 @@ def _fit(projector: nn.Module, media: Media, teacher: Teacher | None,
         def teacher(rows: torch.Tensor) -> torch.Tensor:
             return words.means(scores(rows))
 
-    def means_loss(projector: nn.Module, numbers: Sequence[int], _: torch.Generator) -> torch.Tensor:
+    def means_loss(projector: nn.Module, numbers: Sequence[int], rng: torch.Generator) -> torch.Tensor:
         rows = torch.cat(media.rows(numbers)).to(device)
         with torch.no_grad():
             wanted = teacher(rows)
-        return F.mse_loss(projector(rows), wanted) / words.embeddings.var()
+        said = (wanted - words.embeddings[words.blank]).square().mean(1) > 0.01 * variance
+        kept = said | (torch.rand(len(rows), generator=rng) < silence).to(device)
+        kept[0] = True  # the mean loss of no rows is not a number
+        return F.mse_loss(projector(rows[kept]), wanted[kept]) / variance
 
     _rescale(projector, torch.cat(media.rows(range(min(BATCH, len(media))))), words)
-    fits.append(_train(projector, len(media), means_loss, MEAN_EPOCHS, rng))
+    fits.append(_train(projector, len(media), means_loss, epochs, rng))
     first, last = fits[0][0], fits[0][-1]
     return {name: weight.cpu() for name, weight in projector.state_dict().items()}, first, last
 

@@ -22,7 +22,7 @@ from omni.train.state import TrainState
 # A resume may change these only with --allow-change: the order of samples or what is trained depends on them.
 FIXED_KEYS = ("seed", "batch_size", "samples_per_epoch", "data_mix", "data_dir", "freeze_encoders",
               "freeze_thinker", "lora_rank", "lora_alpha", "lora_targets", "audio_window", "audio_stack",
-              "image_merge", *ALIGNED, "augment_takes", "max_length", "check_media")
+              "audio_words_first", "image_merge", *ALIGNED, "augment_takes", "max_length", "check_media")
 # The keys of a step checkpoint and their types.
 CHECKPOINT_KEYS = {"step": int, "sums": dict, "model": dict, "optimizer": dict, "config": dict,
                    "inputs": dict}

@@ -1,0 +1,44 @@
+"""A clip's features as a text has its words: one for each, side by side, and silence behind them."""
+
+import torch
+from torch import nn
+
+
+class WordsFirst(nn.Linear):
+    """The CTC head of an audio encoder (Graves et al. 2006), used to reorder features; it is never trained.
+
+    A language model copies a text by looking up what followed a word. Silence, and further features of the
+    same word, hide that. CTC compression (Gaido et al. 2021) drops them. Here silence moves behind the words
+    and further features become silence, so that their number is still known from a clip's length.
+    """
+
+    def __init__(self, width: int, outputs: int):
+        super().__init__(width, outputs)
+        self.requires_grad_(False)
+
+    def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Features (C, S, width) in the new order. Those beyond a clip's length (C,) stay behind it.
+
+        The head's last output is CTC's blank: silence. Of features in a row with the same other output, the
+        surest stands for the word. The others become copies of the clip's surest silence.
+        """
+        steps = torch.arange(features.shape[1], device=features.device)
+        inside = steps < lengths[:, None]  # (C, S)
+        chances = super().forward(features).float().softmax(-1).masked_fill(~inside[..., None], -1.0)
+        chance, heard = chances.max(-1)
+        spoken = inside & (heard != self.out_features - 1)
+        surest = steps == _surest(chance, heard)
+        silence = features[torch.arange(len(features)), chances[..., -1].argmax(1)]  # (C, width)
+        features = torch.where((spoken & ~surest)[..., None], silence[:, None], features)
+        order = torch.where(spoken & surest, 0, 1).masked_fill(~inside, 2).argsort(dim=1, stable=True)
+        return features.gather(1, order[..., None].expand_as(features))
+
+
+def _surest(chance: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+    """Where, among the features in a row that are `heard` as the same, the largest `chance` is: (C, S)."""
+    run = (heard[:, 1:] != heard[:, :-1]).cumsum(1)
+    run = torch.cat((torch.zeros_like(heard[:, :1]), run), 1)  # the number of each feature's row
+    best = torch.full_like(chance, -1.0).scatter_reduce(1, run, chance, "amax").gather(1, run)
+    size = chance.shape[1]
+    at = torch.arange(size, device=chance.device).expand_as(heard).masked_fill(chance < best, size)
+    return torch.full_like(heard, size).scatter_reduce(1, run, at, "amin").gather(1, run)
