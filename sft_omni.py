@@ -96,13 +96,9 @@ def main(arguments: list[str] | None = None) -> None:
         return dry_run(model, mix, collate, decoder, config, device)
 
     # Optimizer
-    audio_rate = config.audio_projector_learning_rate or config.projector_learning_rate
-    groups = [(model.thinker, config.learning_rate), (model.audio_projector, audio_rate),
-              (model.vision_projector, config.projector_learning_rate),
-              *((encoder, config.encoder_learning_rate) for encoder in model.encoders())]  # if not frozen
     compiled.of_run(model.thinker, config, device, world)
     wrapped = distributed.wrap(model, config.parallel, world, computes_in_bf16(device, config.precision))
-    optimizer = optim.adamw(groups, config.weight_decay, model)
+    optimizer = optim.of_run(model, config)
 
     # Resume
     run_dir.open(resume, args.overwrite, config)

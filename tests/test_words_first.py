@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omni.base import checkpoint
-from omni.base.config import SFTConfig
+from omni.base.config import PretrainConfig, SFTConfig
 from omni.base.config_file import load_config
 from omni.base.errors import UserError
 from omni.chat import OmniModel
 from omni.model.words_first import WordsFirst
+from omni.pretrain.audio_encoder import AudioStage
 from sft_omni import main
 
 WIDTH, OUTPUTS = 4, 3
@@ -83,6 +84,13 @@ def test_it_needs_a_frozen_encoder_with_a_ctc_head(toy, tmp_path):
         toy.model(audio_words_first=True, audio_ckpt=str(tmp_path / "headless.pt"))
     with pytest.raises(UserError, match="needs a frozen audio encoder"):
         load_config(toy.write(tmp_path, audio_words_first=True, freeze_encoders=["vision"]), SFTConfig)
+
+
+def test_stage_b_refuses_to_reorder(toy):
+    data = str(toy.root / "data" / "audio_text" / "train.jsonl")
+    with pytest.raises(UserError, match="ctc_outputs"):
+        AudioStage(PretrainConfig(stage="audio", arch={"ctc_outputs": 5}, train=data, val=data,
+                                  output="x.pt"))
 
 
 def test_the_encoder_of_a_system_keeps_its_order(toy, final):

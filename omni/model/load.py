@@ -132,15 +132,14 @@ def _load_part(config: SFTConfig, key: str, name: str, made_by: str) -> Part:
 
 def _with_words_first(content: object, place: str) -> object:
     """An audio encoder's checkpoint whose encoder puts features with words first, by its CTC head."""
-    if not isinstance(content, dict) or not isinstance(content.get("arch"), dict):
-        return content  # which can't be built
-    if content["arch"].get("ctc_outputs"):
-        return content
+    arch, state = ((content if isinstance(content, dict) else {}).get(key) for key in ("arch", "state"))
+    if not isinstance(arch, dict) or not isinstance(state, dict) or arch.get("ctc_outputs"):
+        return content  # can't be built, or does so already
     head = content.get("ctc_head")
-    if head is None:
+    if not isinstance(head, dict) or not isinstance(head.get("bias"), torch.Tensor):
         raise _headless(place)
-    state = content["state"] | {f"words_first.{name}": tensor for name, tensor in head.items()}
-    return {**content, "arch": {**content["arch"], "ctc_outputs": len(head["bias"])}, "state": state}
+    state = state | {f"words_first.{name}": tensor for name, tensor in head.items()}
+    return {**content, "arch": {**arch, "ctc_outputs": len(head["bias"])}, "state": state}
 
 
 def _headless(place: str) -> UserError:

@@ -28,8 +28,8 @@ class WordsFirst(nn.Linear):
         chance, heard = chances.max(-1)
         spoken = inside & (heard != self.out_features - 1)
         surest = steps == _surest(chance, heard)
-        silence = features[torch.arange(len(features)), chances[..., -1].argmax(1)]  # (C, width)
-        features = torch.where((spoken & ~surest)[..., None], silence[:, None], features)
+        silence = features.take_along_dim(chances[..., -1].argmax(1)[:, None, None], 1)  # (C, 1, width)
+        features = torch.where((spoken & ~surest)[..., None], silence, features)
         order = torch.where(spoken & surest, 0, 1).masked_fill(~inside, 2).argsort(dim=1, stable=True)
         return features.gather(1, order[..., None].expand_as(features))
 

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from omni.base import distributed
 from omni.base.config import SCHEDULES, PretrainConfig, SFTConfig
 from omni.base.errors import UserError
+from omni.model.omni import OmniNetwork
 
 DECAY = 0.2  # the share of a run's steps in which the rate of "wsd" falls
 
@@ -73,6 +74,15 @@ def adamw(groups: list[tuple[nn.Module, float]], weight_decay: float, root: nn.M
     if sorted(grouped) != sorted(trainable):
         raise AssertionError(f"{len(trainable)} trainable parameters, {len(grouped)} in the optimizer")
     return torch.optim.AdamW(parameter_groups, betas=(0.9, 0.98), fused=True)
+
+
+def of_run(model: OmniNetwork, config: SFTConfig) -> torch.optim.AdamW:
+    """The optimizer of a run: the rate of each part of the system. Frozen weights are in no group."""
+    audio_rate = config.audio_projector_learning_rate or config.projector_learning_rate
+    return adamw([(model.thinker, config.learning_rate), (model.audio_projector, audio_rate),
+                  (model.vision_projector, config.projector_learning_rate),
+                  *((encoder, config.encoder_learning_rate) for encoder in model.encoders())],
+                 config.weight_decay, model)
 
 
 class Update:

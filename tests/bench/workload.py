@@ -52,9 +52,7 @@ class Workload:
         return self.dataset.collate.features
 
     def optimizer(self) -> torch.optim.Optimizer:
-        c, m = self.config, self.model
-        return optim.adamw([(m.thinker, c.learning_rate), (m.audio_projector, c.projector_learning_rate),
-                            (m.vision_projector, c.projector_learning_rate)], c.weight_decay, m)
+        return optim.of_run(self.model, self.config)
 
 
 def build(config_path: str, device: torch.device, cached: bool, samples_a_source: int | None = 400,
