@@ -1,4 +1,4 @@
-"""Features that say words come before silence."""
+"""One feature for each word comes first, then silence (WordsFirst)."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ WIDTH, OUTPUTS = 4, 3
 @settings(deadline=None)
 @given(st.lists(st.lists(st.tuples(st.integers(0, OUTPUTS - 1), st.integers(1, 3)), min_size=1, max_size=9),
                 min_size=1, max_size=4))
-def test_each_word_keeps_its_surest_feature_and_silence_follows(clips):
+def test_each_word_keeps_its_most_probable_feature_and_silence_follows(clips):
     """Against a loop. A clip lists what is heard in each feature, and how surely."""
     order = WordsFirst(WIDTH, OUTPUTS)
     with torch.no_grad():

@@ -43,7 +43,7 @@ class SFTConfig:
     system_ckpt: str | None = None  # an omni_final.pt to train further, in place of the three parts
     audio_window: str | None = _key(None, choices=("clip", "30s"))  # what Whisper encodes; None: the clip
     audio_stack: int | None = _key(None, low=1, high=16)  # Whisper's frames per token; None: 4, 12.5 tokens/s
-    audio_words_first: bool = False  # moves features in which the CTC head hears a piece before silence
+    audio_words_first: bool = False  # one feature for each piece that the CTC head hears, then silence
     image_merge: int | None = _key(None, choices=(None, 1, 2, 3, 4))  # patches a side per token; None: 2 or 3
     # Data: source name -> weight, or -> {"weight": w, "train": PATH, "val": PATH, share or null, ...}
     data_mix: dict = _key(factory=lambda: {"text_only": 0.4, "image_text": 0.3, "audio_text": 0.3})
@@ -70,7 +70,7 @@ class SFTConfig:
     num_epochs: int = _key(5, low=1, high=10 ** 6)
     learning_rate: float = _key(1e-4, above=0.0, high=1.0)
     projector_learning_rate: float = _key(1e-3, above=0.0, high=1.0)
-    # None: projector_learning_rate. Lower for a projector that is fitted already, or it forgets that
+    # None: projector_learning_rate. A lower one keeps what the audio projector was first fitted to
     audio_projector_learning_rate: float | None = _key(None, above=0.0, high=1.0)
     encoder_learning_rate: float = _key(1e-5, above=0.0, high=1.0)  # with freeze_encoders: false
     warmup_steps: int = _key(100, low=0, high=10 ** 9)
@@ -148,7 +148,7 @@ class AudioArch:
     conv_kernel: int = _key(9, low=1, high=1025)  # depthwise convolution inside each layer, in frames
     frames_per_second: float = _key(12.5, choices=(12.5, 25.0))
     level: str = _key("clip", choices=("clip", "speech"))  # what a log-mel is normalised over
-    ctc_outputs: int = _key(0, low=0, high=2 ** 18)  # above 0: features with words come first (WordsFirst)
+    ctc_outputs: int = _key(0, low=0, high=2 ** 18)  # of a head that reorders (WordsFirst); 0: none
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class WhisperArch:
     positions: int = _key(1500, low=1, high=2 ** 18)  # frames, 50 per second
     window: str = _key("clip", choices=("clip", "30s"))  # "clip": its length and half a second of silence
     stack: int = _key(4, low=1, high=16)  # frames that are joined to one token
-    ctc_outputs: int = _key(0, low=0, high=2 ** 18)  # above 0: features with words come first (WordsFirst)
+    ctc_outputs: int = _key(0, low=0, high=2 ** 18)  # of a head that reorders (WordsFirst); 0: none
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def _load_part(config: SFTConfig, key: str, name: str, made_by: str) -> Part:
 
 
 def _with_words_first(content: object, place: str) -> object:
-    """An audio encoder's checkpoint whose encoder puts features with words first, by its CTC head."""
+    """An audio encoder's checkpoint, with its CTC head as a part of the encoder (WordsFirst)."""
     arch, state = ((content if isinstance(content, dict) else {}).get(key) for key in ("arch", "state"))
     if not isinstance(arch, dict) or not isinstance(state, dict) or arch.get("ctc_outputs"):
         return content  # can't be built, or does so already

@@ -1,4 +1,4 @@
-"""A clip's features as a text has its words: one for each, side by side, and silence behind them."""
+"""The order of a clip's features for a language model: one for each word, then silence."""
 
 import torch
 from torch import nn
@@ -7,9 +7,9 @@ from torch import nn
 class WordsFirst(nn.Linear):
     """The CTC head of an audio encoder (Graves et al. 2006), used to reorder features; it is never trained.
 
-    A language model copies a text by looking up what followed a word. Silence, and further features of the
-    same word, hide that. CTC compression (Gaido et al. 2021) drops them. Here silence moves behind the words
-    and further features become silence, so that their number is still known from a clip's length.
+    A language model copies a text by looking up what followed a word. Silence between the words and further
+    features of the same word hide that. CTC compression (Gaido et al. 2021) drops them. Here silence moves
+    behind the words, and further features become silence. So a clip's length still tells how many there are.
     """
 
     def __init__(self, width: int, outputs: int):
@@ -19,25 +19,28 @@ class WordsFirst(nn.Linear):
     def forward(self, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Features (C, S, width) in the new order. Those beyond a clip's length (C,) stay behind it.
 
-        The head's last output is CTC's blank: silence. Of features in a row with the same other output, the
-        surest stands for the word. The others become copies of the clip's surest silence.
+        Silence is where the head's last output, CTC's blank, is the largest. In a run of features with the
+        same other output, the most probable one is kept. The rest become copies of the most probable silence.
         """
         steps = torch.arange(features.shape[1], device=features.device)
         inside = steps < lengths[:, None]  # (C, S)
         chances = super().forward(features).float().softmax(-1).masked_fill(~inside[..., None], -1.0)
         chance, heard = chances.max(-1)
         spoken = inside & (heard != self.out_features - 1)
-        surest = steps == _surest(chance, heard)
+        word = spoken & (steps == _most_probable(chance, heard))
         silence = features.take_along_dim(chances[..., -1].argmax(1)[:, None, None], 1)  # (C, 1, width)
-        features = torch.where((spoken & ~surest)[..., None], silence, features)
-        order = torch.where(spoken & surest, 0, 1).masked_fill(~inside, 2).argsort(dim=1, stable=True)
+        features = torch.where((spoken & ~word)[..., None], silence, features)
+        order = torch.where(word, 0, 1).masked_fill(~inside, 2).argsort(dim=1, stable=True)
         return features.gather(1, order[..., None].expand_as(features))
 
 
-def _surest(chance: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
-    """Where, among the features in a row that are `heard` as the same, the largest `chance` is: (C, S)."""
+def _most_probable(chance: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+    """The index of the first feature with the largest `chance` in each feature's run of equal `heard`.
+
+    All are (C, S).
+    """
     run = (heard[:, 1:] != heard[:, :-1]).cumsum(1)
-    run = torch.cat((torch.zeros_like(heard[:, :1]), run), 1)  # the number of each feature's row
+    run = torch.cat((torch.zeros_like(heard[:, :1]), run), 1)  # the number of each feature's run
     best = torch.full_like(chance, -1.0).scatter_reduce(1, run, chance, "amax").gather(1, run)
     size = chance.shape[1]
     at = torch.arange(size, device=chance.device).expand_as(heard).masked_fill(chance < best, size)

@@ -35,8 +35,8 @@ from omni.train.vision_alignment import Pictures
 from omni.train.word_scores import WordScores
 
 EPOCHS, MEAN_EPOCHS = 4, 3  # of the fit to the right words, and of that to means of embeddings
-HEARD_EPOCHS = 10  # of the fit to what a CTC head hears: a Thinker mistakes words whose means are inexact
-SILENCE = 0.1  # share of the features without a word that this fit takes
+HEARD_EPOCHS = 10  # of the fit to what a CTC head hears; after three its loss still falls
+SILENCE = 0.1  # share of the silent features that this fit takes, since most features are silent
 BATCH, RATE, WARMUP = 32, 1e-3, 50
 Teacher = Callable[[torch.Tensor], torch.Tensor]  # features (S, width) -> what they should become (S, D)
 
@@ -112,7 +112,7 @@ def _fit(projector: nn.Module, media: Media, teacher: Teacher | None,
             wanted = teacher(rows)
         said = (wanted - words.embeddings[words.blank]).square().mean(1) > 0.01 * variance
         kept = said | (torch.rand(len(rows), generator=rng) < silence).to(device)
-        kept[0] = True  # the mean loss of no rows is not a number
+        kept[0] = True  # at least one: the mean of none is not a number
         return F.mse_loss(projector(rows[kept]), wanted[kept]) / variance
 
     _rescale(projector, torch.cat(media.rows(range(min(BATCH, len(media))))), words)
